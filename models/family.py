@@ -1,0 +1,124 @@
+"""The architectures, as data, and the one function that builds them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, replace
+from typing import Any
+
+from models.lambda_resnet import Architecture, LambdaBlocks, LambdaResNet
+
+
+def every(step: int, last: int) -> tuple[int, ...]:
+    return tuple(range(step, last + 1, step))
+
+
+DEPTHS: dict[int, tuple[int, ...]] = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+"""Blocks in c2 to c5 (ResNet-RS)."""
+
+LAMBDAS_IN_C4: dict[int, tuple[int, ...]] = {
+    50: (3,),
+    101: every(6, 18),
+    152: every(5, 30),
+    200: every(5, 30),
+    270: every(8, 48),
+    350: every(10, 60),
+    420: every(10, 80),
+}
+"""LambdaNetworks, table 18; the count from 1 is ours, the table does not say."""
+
+HYBRIDS = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
+"""c2 to c5, convolution or lambda: the 90-epoch study, on the vanilla ResNet-50."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "lambda_resnet_tiny": {"depths": (1, 1, 1), "widths": (16, 32, 64)},
+    "lambda_resnet_small": {"depths": (1, 2, 2), "widths": (16, 32, 64)},
+    "lambda_resnet_medium": {"depths": (1, 3, 3), "widths": (24, 48, 96)},
+    "lambda_resnet_cifar_14": {"depths": (1, 2, 1), "widths": (32, 64, 128), "expansion": 4, "k": 16},
+    "lambda_resnet_cifar_26": {"depths": (2, 3, 3), "widths": (48, 96, 192), "expansion": 4, "k": 16},
+}
+"""For images of 8 to 64 pixels: a stem of stride 1 and three stages. A lambda layer runs before its stride, so c3's
+first block, which would see the full image, stays a convolution; its other blocks and all of c4 are lambda."""
+
+
+def _architectures() -> dict[str, Architecture]:
+    found = {}
+    for depth, depths in DEPTHS.items():
+        last: dict[int, LambdaBlocks] = {5: "all"}
+        found[f"lambda_resnet_{depth}"] = Architecture(
+            depths=depths, lambdas={4: LAMBDAS_IN_C4[depth], **last}, se=(2, 3)
+        )
+        found[f"lambda_resnet_{depth}_c4"] = Architecture(depths=depths, lambdas={4: "all", **last}, se=(2, 3))
+        found[f"resnet_{depth}"] = Architecture(depths=depths)
+        found[f"resnet_{depth}_se"] = Architecture(depths=depths, se=(2, 3, 4, 5))
+    for letters in HYBRIDS:
+        lambdas: dict[int, LambdaBlocks] = {s: "all" for s, letter in enumerate(letters, 2) if letter == "l"}
+        found[f"hybrid_resnet_50_{letters}"] = Architecture(
+            depths=DEPTHS[50], lambdas=lambdas, stem="vanilla", shortcut="conv"
+        )
+    small: dict[str, Any] = {
+        "stem": "small",
+        "lambdas": {3: "rest", 4: "all"},
+        "expansion": 2,
+        "k": 8,
+        "r": 15,
+    }
+    for name, sizes in SMALL.items():
+        found[name] = Architecture(**{**small, "stem_width": sizes["widths"][0], **sizes})
+    return found
+
+
+ARCHITECTURES = _architectures()
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return list(ARCHITECTURES)
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> LambdaResNet:
+    """A freshly initialised network; `overrides` replace fields of its Architecture: u=4, dropout=0.2, ….
+
+    Raises ValueError for an unknown name, naming the nearest, and for overrides that do not exist or do not fit.
+    """
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0)
+        raise ValueError(f"there is no model {name!r}; the nearest are {', '.join(near)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is at least 1, not {num_classes}")
+    base = ARCHITECTURES[name]
+    return LambdaResNet(
+        replace(base, **{key: _checked(base, key, value) for key, value in overrides.items()}), num_classes
+    )
+
+
+def _checked(base: Architecture, key: str, value: Any) -> Any:
+    """`value` as the field `key` holds it; lists, as YAML gives them, become tuples."""
+    known = [f.name for f in fields(base)]
+    if key not in known:
+        raise ValueError(f"there is no model setting {key!r}; the settings are {', '.join(known)}")
+    default = 1 if key == "r" else getattr(base, key)
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or not all(type(each) is int for each in value):
+            raise ValueError(f"{key} is a list of whole numbers, not {value!r}")
+        return tuple(value)
+    if isinstance(default, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} is a mapping from stages to their lambda blocks, not {value!r}")
+        return {stage: blocks if isinstance(blocks, str) else tuple(blocks) for stage, blocks in value.items()}
+    if isinstance(default, float):
+        if type(value) not in (int, float):
+            raise ValueError(f"{key} is a number, not {value!r}")
+        return float(value)
+    if type(value) is not type(default) and not (key == "r" and value is None):
+        wanted = "a whole number" if isinstance(default, int) else "a name"
+        raise ValueError(f"{key} is {wanted}, not {value!r}")
+    return value

@@ -1,0 +1,7 @@
+"""`python -m pipeline COMMAND`; the shebang of jobs/*.yaml comes through here too."""
+
+import sys
+
+from pipeline.cli import main
+
+sys.exit(main())

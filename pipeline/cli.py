@@ -1,0 +1,256 @@
+"""The command line: `python -m pipeline COMMAND …`, also installed as `noisy-lambda`.
+
+Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1 failed
+(a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was stopped,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.cluster.contract import Cluster
+    from pipeline.config import Job
+    from pipeline.tracking.contract import Tracker
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        return command(args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to continue", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; a test pins it."""
+    top = argparse.ArgumentParser(
+        prog="noisy-lambda",
+        description="Noisy Student training of LambdaResNets, from shards to a speed-accuracy plot.",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_job(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = add(name, command, text)
+        sub.add_argument("job", metavar="JOB", help="a job file, such as jobs/noisy_student.yaml")
+        sub.add_argument(
+            "settings",
+            metavar="key=value",
+            nargs="*",
+            help="settings over the job file's, such as seed=1 or teacher.lr=0.2",
+        )
+        return sub
+
+    run_ = add_job("run", run, "run every stage of a job that is not done")
+    run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
+    add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    add_job("status", status, "show how far a job is, also while it runs")
+    submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
+    submit_.add_argument(
+        "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
+    )
+    submit_.add_argument(
+        "--working-dir", help="folder to upload as the job's working directory (default: none, the head's own)"
+    )
+    submit_.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    clean_ = add_job("clean", clean, "list the stage folders that a job no longer uses")
+    clean_.add_argument("--yes", action="store_true", help="delete them")
+    ui_ = add_job("ui", ui, "open MLflow on a job's run")
+    ui_.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
+    export_ = add("export", export, "write a trained stage as safetensors, model.yaml and ONNX")
+    export_.add_argument("stage_dir", metavar="STAGE_DIR", help="a folder with model.safetensors and model.yaml")
+    export_.add_argument("--out", help="where to write (default: STAGE_DIR/export)")
+    _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
+    return top
+
+
+def _add_prepare(sub: argparse.ArgumentParser) -> None:
+    kinds = sub.add_subparsers(metavar="WHAT", required=True, dest="what")
+    digits = kinds.add_parser("digits", help="scikit-learn's handwritten digits: labelled, unlabelled, val, test")
+    digits.add_argument("--seed", type=int, default=0, help="draws the labelled images (default: 0)")
+    digits.add_argument("--labels-per-class", type=int, default=5, help="(default: 5)")
+    folder = kinds.add_parser("folder", help="a folder of class sub-folders, or of unlabelled images")
+    folder.add_argument("source", metavar="DIR")
+    table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
+    table.add_argument("source", metavar="FILE")
+    table.add_argument("--image", default="path", help="column of image paths (default: path)")
+    table.add_argument("--label", default="label", help="column of class names or indices (default: label)")
+    for kind in (digits, folder, table):
+        kind.add_argument("--out", required=True, help="folder for the shards")
+    for kind in (folder, table):
+        kind.add_argument("--split", default="labelled", help="first part of the shard names (default: labelled)")
+        kind.add_argument("--unlabelled", action="store_true", help="write no labels")
+        kind.add_argument("--seed", type=int, default=0, help="draws the order of the images (default: 0)")
+        kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")
+        kind.add_argument("--shard-bytes", type=int, default=1 << 30, help="most bytes in a shard (default: 1 GiB)")
+        kind.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+
+
+def _load(args: argparse.Namespace) -> Job:
+    from pipeline import config
+
+    return config.load(args.job, args.settings)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pipeline import runner
+    from pipeline.plan import stages_of
+    from pipeline.screen import Screen, results_table
+    from pipeline.tracking import ui as mlflow_ui
+
+    job = _load(args)
+    console = _console()
+    screen = Screen(console, job.output, job.name, [stage.name for stage in stages_of(job)])
+    signal.signal(signal.SIGTERM, _interrupt)
+    cluster, tracker = _cluster(job), _tracker(job, screen.warn)
+    try:
+        summary = runner.run(job, cluster, tracker, screen, refreeze=args.refreeze)
+    finally:
+        tracker.close()
+        cluster.close()
+    console.print()
+    console.print(results_table(summary))
+    console.print(f"\nreport   {summary['report']}", soft_wrap=True)
+    if job.tracking.enabled:
+        console.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)
+    if screen.nothing_ran:
+        console.print("all is done; nothing had to run")
+    print(json.dumps(summary), flush=True)
+    return 0
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _cluster(job: Job) -> Cluster:
+    if job.cluster == "inline":
+        from pipeline.cluster.inline import Inline
+
+        return Inline()
+    from pipeline.cluster.on_ray import OnRay
+
+    return OnRay(job.cluster)
+
+
+def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:
+    if not job.tracking.enabled:
+        from pipeline.tracking.contract import NullTracker
+
+        return NullTracker()
+    from pipeline.tracking.to_mlflow import MlflowTracker
+
+    return MlflowTracker(job.output, uri=job.tracking.uri, warn=warn)
+
+
+def plan(args: argparse.Namespace) -> int:
+    from pipeline.plan_view import plan_table
+
+    _console().print(plan_table(_load(args)))
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    from pipeline.plan_view import status_table
+
+    _console().print(status_table(_load(args)))
+    return 0
+
+
+def submit(args: argparse.Namespace) -> int:
+    from pipeline.cluster.submit import submit as submit_job
+
+    _load(args)  # a mistake in the job is cheaper to meet here
+    return submit_job(
+        args.job, args.settings, address=args.address, working_dir=args.working_dir, follow=not args.no_wait
+    )
+
+
+def clean(args: argparse.Namespace) -> int:
+    from pipeline import runner, storage
+
+    job = _load(args)
+    with storage.lock(job.output):
+        sizes = runner.unreachable(job)
+        for name, size in sizes.items():
+            print(f"{size / 2**20:10.1f} MiB  {name}")
+            if args.yes:
+                storage.remove(storage.join(job.output, name))
+    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {len(sizes)} folders that this job does not use"
+    print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them" if sizes else "nothing to clean")
+    return 0
+
+
+def ui(args: argparse.Namespace) -> int:
+    from pipeline.tracking import ui as mlflow_ui
+
+    job = _load(args)
+    return mlflow_ui.ui(job.output, job.tracking.uri, args.port)
+
+
+def export(args: argparse.Namespace) -> int:
+    from pipeline.stages.export import export as export_stage
+
+    for path in export_stage(args.stage_dir, args.out):
+        print(path)
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    from pipeline.screen import bar
+
+    with bar(_console(), "writing shards") as progress:
+        if args.what == "digits":
+            from pipeline.data.prepare_digits import digits
+
+            counts = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)[
+                "images"
+            ]
+        else:
+            counts = _prepare_files(args, progress)
+    print(", ".join(f"{number:,} {name}" for name, number in counts.items()), f"in {args.out}")
+    return 0
+
+
+def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
+    from pipeline.data import prepare as shards_of
+
+    options: dict[str, Any] = {
+        "split": args.split,
+        "shard_bytes": args.shard_bytes,
+        "shard_samples": args.shard_images,
+        "seed": args.seed,
+        "workers": args.processes,
+        "progress": progress,
+    }
+    if args.what == "folder":
+        return shards_of.folder(args.source, args.out, labelled=not args.unlabelled, **options)
+    label = None if args.unlabelled else args.label
+    return shards_of.table(args.source, args.out, image=args.image, label=label, **options)

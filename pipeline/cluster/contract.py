@@ -1,0 +1,70 @@
+"""What a cluster does for the stages: `map` over units and `fit` a training loop. Two back ends, one contract.
+
+inline   everything in this process, no Ray
+on_ray   the same on an embedded, a running or a remote Ray
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+Unit = TypeVar("Unit")
+Value = TypeVar("Value")
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker needs. `workers` None: as many as fit (Ray) or one (inline)."""
+
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Value]):
+    """How one unit ended: `value`, or `error` (the last exception's text) after `attempts` tries."""
+
+    name: str
+    value: Value | None
+    error: str | None
+    attempts: int
+
+
+class Cluster(Protocol):
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[Unit], Value]],
+        units: Sequence[tuple[str, Unit]],
+        *,
+        resources: Resources,
+        attempts: int = 3,
+    ) -> Iterator[Outcome[Value]]:
+        """Run every (name, unit) once; yield outcomes as they finish, in any order, one for each unit.
+
+        `make_worker` runs once in each worker process (load the model there) and returns the function that
+        handles a unit. A unit whose function raises, or whose worker dies, is tried again, after a death alone on
+        its worker, at most `attempts` times in all, then reported with its error; other units are not touched.
+        A `UserError` raised by a unit is not retried. Units must be idempotent.
+        """
+        ...
+
+    def fit(
+        self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+    ) -> dict[str, Any]:
+        """Run `loop(spec)` on every training worker (torch.distributed set up where there are several) and
+        return rank 0's result. The loop checkpoints itself into `folder` and resumes from there: a worker that
+        dies has all of them started again, at most three times. A `UserError` in the loop is raised here as it is.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One phrase for people: 'inline', 'embedded Ray', 'Ray at HOST:PORT'."""
+        ...
+
+    def close(self) -> None:
+        """Release what was started; nothing is started before the first `map` or `fit`."""
+        ...

@@ -1,0 +1,71 @@
+"""The cluster contract on Ray: embedded in this process's session, or a cluster that is already running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.cluster import session
+from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
+
+PATIENCE_SECONDS = 180.0
+
+
+class OnRay:
+    """`address`: 'auto' (RAY_ADDRESS where it is set, else embedded), 'embedded', 'HOST:PORT' or 'ray://HOST:PORT'.
+
+    `cpus` and `gpus` size an embedded Ray (default: what the machine has). `patience`: how long, in seconds, work
+    that finds no place on a running cluster waits before it ends in a ClusterError.
+    """
+
+    def __init__(
+        self,
+        address: str = "auto",
+        *,
+        cpus: int | None = None,
+        gpus: int | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.patience = patience
+        self._session = session.Session(session.resolve(address), cpus, gpus)
+
+    def map(
+        self,
+        make_worker: Callable[[], Callable[[Unit], Value]],
+        units: Sequence[tuple[str, Unit]],
+        *,
+        resources: Resources,
+        attempts: int = 3,
+    ) -> Iterator[Outcome[Value]]:
+        if not units:
+            return
+        from pipeline.cluster import pool
+
+        self._session.start()
+        fit = pool.room(resources)
+        if fit == 0 and self._session.embedded:
+            raise pool.nothing_fits(resources, 1, 0)
+        # A running cluster may grow: what does not fit yet may wait, as long as one worker has found a place.
+        workers = resources.workers or max(fit, 1)
+        if self._session.embedded:
+            workers = min(workers, fit)
+        yield from pool.Pool(make_worker, units, resources, attempts, workers, self.patience).outcomes()
+
+    def fit(
+        self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+    ) -> dict[str, Any]:
+        from pipeline.cluster import pool, training
+
+        if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
+            return training.fit_here(loop, spec)
+        self._session.start()
+        workers = resources.workers or max(pool.room(resources), 1)
+        if self._session.embedded and pool.room(resources) < workers:
+            raise pool.nothing_fits(resources, workers, 0)
+        return training.fit_on_workers(loop, spec, resources, workers, folder, self.patience)
+
+    def describe(self) -> str:
+        return "embedded Ray" if self._session.embedded else f"Ray at {self._session.address}"
+
+    def close(self) -> None:
+        self._session.close()

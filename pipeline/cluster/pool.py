@@ -1,0 +1,223 @@
+"""`map` on Ray: one actor per worker, a pull loop, and a ledger of who died while doing what.
+
+An actor has up to two units in flight, so that it never waits for the driver. When it dies, the unit it was
+working on is charged with a try and both are tried again alone on an actor, where the guilty one shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import errors
+from pipeline.cluster.contract import Outcome, Resources
+from pipeline.cluster.inline import Try, attempt, check_names, last_line
+from pipeline.errors import ClusterError, UserError
+
+DIED = "its worker process died (killed, out of memory, or its machine was lost)"
+LOAD_DEATHS = 3  # workers in a row that die before they can take a unit
+
+
+class Worker:
+    """Runs in the actor's process."""
+
+    def place(self) -> None:
+        """Answers as soon as the cluster has found a place."""
+
+    def load(self, make_worker: Callable[[], Callable[[Any], Any]]) -> tuple[str, str] | None:
+        """Make the function that handles units; a UserError comes back as (class name, text)."""
+        try:
+            self.function = make_worker()
+        except UserError as error:
+            return type(error).__name__, str(error)
+        return None
+
+    def run(self, unit: Any) -> Try:
+        return attempt(self.function, unit)
+
+
+@dataclass
+class _Task:
+    name: str
+    unit: Any
+    tries: int = 0
+
+
+@dataclass
+class _Slot:
+    """One actor and what it was given, oldest first."""
+
+    actor: Any
+    placing: Any
+    loading: Any
+    placed: bool = False
+    loaded: bool = False
+    solo: bool = False  # its unit was in flight when an actor died: nothing beside it
+    flight: dict[Any, _Task] = field(default_factory=dict)
+
+    def waits_for(self) -> list[Any]:
+        if not self.placed:
+            return [self.placing]
+        if not self.loaded:
+            return [self.loading]
+        return list(self.flight)
+
+
+class Pool:
+    def __init__(
+        self,
+        make_worker: Callable[[], Callable[[Any], Any]],
+        units: Sequence[tuple[str, Any]],
+        resources: Resources,
+        attempts: int,
+        workers: int,
+        patience: float,
+    ) -> None:
+        import ray
+
+        check_names(units)
+        self.ray = ray
+        self.resources, self.attempts, self.patience = resources, attempts, patience
+        self.queue = deque(_Task(name, unit) for name, unit in units)
+        self.alone: deque[_Task] = deque()
+        self.left = len(units)
+        self.load_deaths = 0
+        self.make_worker = ray.put(make_worker)
+        self.actor_class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(Worker)
+        self.slots = [self._new_slot() for _ in range(min(workers, len(units)))]
+
+    def outcomes(self) -> Iterator[Outcome[Any]]:
+        """One outcome for each unit, as they finish."""
+        unplaced_since = time.monotonic()
+        try:
+            while self.left:
+                self._hand_out()
+                waited = {ref: slot for slot in self.slots for ref in slot.waits_for()}
+                ready, _ = self.ray.wait(list(waited), num_returns=1, timeout=1.0)
+                for ref in ready:
+                    for outcome in self._take(waited[ref], ref):
+                        self.left -= 1
+                        yield outcome
+                if any(slot.placed for slot in self.slots):
+                    unplaced_since = time.monotonic()
+                elif time.monotonic() - unplaced_since > self.patience:
+                    raise nothing_fits(self.resources, 1, self.patience)
+        finally:
+            for slot in self.slots:
+                self._kill(slot)
+
+    def _new_slot(self) -> _Slot:
+        actor = self.actor_class.remote()
+        return _Slot(actor, actor.place.remote(), actor.load.remote(self.make_worker))
+
+    def _kill(self, slot: _Slot) -> None:
+        with contextlib.suppress(Exception):  # dead already, or the cluster is gone
+            self.ray.kill(slot.actor)
+
+    def _hand_out(self) -> None:
+        idle = [slot for slot in self.slots if slot.loaded and not slot.flight]
+        for slot in idle:
+            slot.solo = bool(self.alone)
+            if self.alone:
+                self._send(slot, self.alone.popleft())
+            elif self.queue:
+                self._send(slot, self.queue.popleft())
+        for slot in self.slots:
+            # Near the end a unit waits for whichever worker is free first.
+            if slot.loaded and not slot.solo and len(slot.flight) == 1 and len(self.queue) > len(self.slots):
+                self._send(slot, self.queue.popleft())
+
+    def _send(self, slot: _Slot, task: _Task) -> None:
+        slot.flight[slot.actor.run.remote(task.unit)] = task
+
+    def _take(self, slot: _Slot, ref: Any) -> Iterator[Outcome[Any]]:
+        from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+
+        try:
+            answer = self.ray.get(ref)
+        except RuntimeEnvSetupError as error:
+            raise ClusterError(f"Ray cannot prepare its workers: {last_line(error)[:300]}") from error
+        except RayTaskError as error:
+            if ref not in slot.flight:
+                raise  # a bug in make_worker
+            answer = Try(error=last_line(error.cause or error))
+        except RayError:
+            yield from self._bury(slot)
+            return
+        if ref == slot.placing:
+            slot.placed = True
+        elif ref == slot.loading:
+            if answer is not None:
+                name, text = answer
+                raise getattr(errors, name)(text)
+            slot.loaded, self.load_deaths = True, 0
+        else:
+            yield from self._settle(slot.flight.pop(ref), answer)
+
+    def _settle(self, task: _Task, answer: Try) -> Iterator[Outcome[Any]]:
+        task.tries += 1
+        if answer.error is None or answer.final or task.tries >= self.attempts:
+            yield Outcome(task.name, answer.value, answer.error, task.tries)
+        else:
+            self.queue.append(task)
+
+    def _bury(self, slot: _Slot) -> Iterator[Outcome[Any]]:
+        """Replace a dead actor. Units are handled in order: the first without an answer was being worked on."""
+        if not slot.loaded:
+            self.load_deaths += 1
+            if self.load_deaths >= LOAD_DEATHS:
+                raise ClusterError(
+                    f"{LOAD_DEATHS} workers in a row died before they could start (killed, or out of memory); give "
+                    "each more memory or use fewer workers"
+                )
+        answered = self.ray.wait(list(slot.flight), num_returns=len(slot.flight), timeout=0)[0] if slot.flight else []
+        lost = []
+        for ref, task in slot.flight.items():
+            try:
+                answer = self.ray.get(ref) if ref in answered else None
+            except self.ray.exceptions.RayError:
+                answer = None
+            if answer is None:
+                lost.append(task)
+            else:
+                yield from self._settle(task, answer)
+        if lost:
+            lost[0].tries += 1
+            if lost[0].tries >= self.attempts:
+                yield Outcome(lost[0].name, None, DIED, lost[0].tries)
+                lost = lost[1:]
+        self.alone.extend(lost)
+        self._kill(slot)
+        self.slots[self.slots.index(slot)] = self._new_slot()
+
+
+def room(resources: Resources, workers: int | None = None) -> int:
+    """How many such workers the cluster's nodes can hold, whoever uses them now; at most `workers`."""
+    import ray
+
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+    held = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            fits = [has.get(kind, 0.0) / amount for kind, amount in wanted.items() if amount > 0]
+            held += int(min(fits, default=has.get("CPU", 1.0)) + 1e-6)
+    return held if workers is None else min(held, workers)
+
+
+def nothing_fits(resources: Resources, workers: int, waited: float) -> ClusterError:
+    """The error for workers that found no place."""
+    import ray
+
+    has = ray.cluster_resources()
+    many = f"{workers} workers with" if workers > 1 else "a worker with"
+    after = f" in {waited:.0f} s" if waited else ""
+    return ClusterError(
+        f"no room{after} for {many} {resources.cpus:g} CPU and {resources.gpus:g} GPU each: the cluster has "
+        f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU in all on {len(ray.nodes())} node(s); "
+        "ask for fewer workers or less for each, or wait until others have left"
+    )

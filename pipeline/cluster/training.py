@@ -1,0 +1,137 @@
+"""`fit` on Ray: Ray Train V2 places the workers, restarts them and carries the process group.
+
+It never sees a checkpoint: the loop writes its own and resumes from them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import errors, storage
+from pipeline.cluster.contract import Resources
+from pipeline.cluster.inline import last_line
+from pipeline.cluster.pool import nothing_fits
+from pipeline.cluster.session import environment
+from pipeline.errors import ClusterError, UserError
+
+RESTARTS = 3
+START_TRIES = 3  # a worker group that finds no place is tried again while nodes are replaced
+
+
+def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]:
+    """Ray Train's local mode: the loop in this process, without the 12 s that a worker group takes to start."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        lambda: loop(spec),
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(storage_path=tempfile.gettempdir()),  # never written; the default is in the home
+    )
+    return trainer.fit().return_value
+
+
+def fit_on_workers(
+    loop: Callable[[Any], dict[str, Any]],
+    spec: Any,
+    resources: Resources,
+    workers: int,
+    folder: str,
+    patience: float,
+) -> dict[str, Any]:
+    """The loop on `workers` Ray actors; rank 0's result."""
+    import ray.train
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    name = f"noisy-lambda-{uuid.uuid4().hex[:12]}"  # a name used before would make Ray resume that run
+    note = storage.join(folder, f".tmp-{name}.json")
+    start = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience / START_TRIES)}
+    with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(start):
+        trainer = TorchTrainer(
+            lambda: _on_one_rank(loop, spec, note),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=scratch,  # only the controller, which runs beside the driver, writes there
+                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=START_TRIES - 1),
+                logging_config=LoggingConfig("CRITICAL"),
+            ),
+        )
+        try:
+            answer = _interruptible(trainer.fit).return_value
+        except ray.train.TrainingFailedError as error:
+            answer = storage.read_json(note) if storage.exists(note) else None
+            if answer is None:
+                raise _explain(error, resources, workers, folder, patience) from error
+        finally:
+            storage.remove(note)
+    if "user_error" in answer:
+        kind, text = answer["user_error"]
+        raise getattr(errors, kind)(text)
+    return answer["result"]
+
+
+def _on_one_rank(loop: Callable[[Any], dict[str, Any]], spec: Any, note: str) -> dict[str, Any]:
+    """Run in a training worker. Ray would repeat a loop that raised; a user's error it shall only report.
+
+    The other ranks may wait for this one inside a collective. So it leaves a note and raises: Ray tears the group
+    down and starts it again, and there every rank reads the note and ends.
+    """
+    import torch.distributed
+
+    if storage.exists(note):
+        return storage.read_json(note)
+    try:
+        return {"result": loop(spec)}
+    except UserError as error:
+        answer = {"user_error": [type(error).__name__, str(error)]}
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            storage.write_json(note, answer)
+            raise
+        return answer
+
+
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Call on a thread of its own: on the main one Ray would take Ctrl-C, and answer it by waiting."""
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["value"] = function()
+        except BaseException as error:
+            done["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in done:
+        raise done["error"]
+    return done["value"]
+
+
+def _explain(error: Exception, resources: Resources, workers: int, folder: str, patience: float) -> Exception:
+    """A worker group that found no place or kept dying is the cluster's; an exception in the loop is a bug."""
+    from ray.exceptions import RayActorError
+
+    failures = getattr(error, "worker_failures", None)
+    if failures is None:
+        if "Timeout" in type(getattr(error, "controller_failure", error)).__name__:
+            return nothing_fits(resources, workers, patience)
+        return ClusterError(f"Ray cannot start {workers} training workers: {last_line(error)[:300]}")
+    died = any(isinstance(failure, RayActorError) for failure in failures.values())
+    if not died:  # otherwise what the other ranks raised only follows from it
+        return RuntimeError(f"training in {storage.redact(folder)} failed {RESTARTS + 1} times; {error}")
+    return ClusterError(
+        f"training in {storage.redact(folder)} was given up after its workers died {RESTARTS + 1} times (killed, out "
+        "of memory, or machines were lost); run the job again to continue from the last checkpoint"
+    )

@@ -1,0 +1,107 @@
+"""The frozen list of shards of a source: what a run works on, though the folder may grow meanwhile.
+
+`corpus-<first 8 hex of the fingerprint>.json` in the output folder holds names and sizes, which make the
+fingerprint, and under `uses` which source and pattern stand for it. The use with the highest sequence number
+is the current one.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.shards import Shard
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    fingerprint: str  # sha256 over names and sizes, 64 hex digits
+    shards: list[Shard]
+    changes: list[str]  # one line per way in which today's listing differs from the frozen one
+
+
+def fingerprint(shards: list[Shard]) -> str:
+    listed = [[shard.name, shard.size] for shard in shards]
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
+
+
+def freeze(
+    output: str,
+    shards: list[Shard],
+    source: str,
+    pattern: str | list[str],
+    *,
+    refreeze: bool = False,
+    write: bool = True,
+) -> Corpus:
+    """The frozen corpus of this source and pattern; frozen now, from `shards`, at first use or by `refreeze`.
+
+    Where today's listing differs, the frozen shards are used and `changes` says what is different; a frozen
+    shard that is missing or has another size is a DataError. `write=False` (for plan) writes nothing.
+    """
+    texts = [storage.redact(text) for text in ([pattern] if isinstance(pattern, str) else pattern)]
+    records = _records(output)
+    uses = [
+        (use["sequence"], record)
+        for record in records
+        for use in record["uses"]
+        if use["source"] == source and use["pattern"] == texts
+    ]
+    if uses:
+        frozen = max(uses, key=lambda use: use[0])[1]
+        if frozen["fingerprint"] == fingerprint(shards):
+            return Corpus(frozen["fingerprint"], shards, [])
+        if not refreeze:
+            return _compare(frozen, shards, source)
+    found = fingerprint(shards)
+    if write:
+        _write(output, records, found, shards, source, texts)
+    return Corpus(found, shards, [])
+
+
+def _records(output: str) -> list[dict[str, Any]]:
+    names = fnmatch.filter(storage.listdir(output), "corpus-*.json")
+    return [storage.read_json(storage.join(output, name)) for name in names]
+
+
+def _write(
+    output: str, records: list[dict[str, Any]], found: str, shards: list[Shard], source: str, texts: list[str]
+) -> None:
+    sequence = 1 + max((use["sequence"] for record in records for use in record["uses"]), default=0)
+    # Two sources may hold the same names and sizes: they share the file, each with its own use.
+    record = next((record for record in records if record["fingerprint"] == found), None) or {
+        "format": 1,
+        "fingerprint": found,
+        "uses": [],
+        "shards": [[shard.name, shard.size] for shard in shards],
+    }
+    stamps = [shard.stamp for shard in shards]
+    record["uses"].append({"source": source, "pattern": texts, "sequence": sequence, "stamps": stamps})
+    storage.write_json(storage.join(output, f"corpus-{found[:8]}.json"), record)
+
+
+def _compare(frozen: dict[str, Any], shards: list[Shard], source: str) -> Corpus:
+    now = {shard.name: shard for shard in shards}
+    sizes = {str(name): int(size) for name, size in frozen["shards"]}
+    missing = [name for name in sizes if name not in now]
+    resized = [name for name, size in sizes.items() if name in now and now[name].size != size]
+    if missing or resized:
+        found = [f"missing: {_some(missing)}"] if missing else []
+        found += [f"{name} has {now[name].size} bytes instead of {sizes[name]}" for name in resized[:3]]
+        found += [f"and {len(resized) - 3} more of another size"] if len(resized) > 3 else []
+        raise DataError(
+            f"source '{source}': shards differ from the corpus frozen at first use ({'; '.join(found)}); "
+            "bring them back, or go on with what is there by --refreeze"
+        )
+    new = [shard.name for shard in shards if shard.name not in sizes]
+    change = f"source '{source}': {len(new)} new shards are not used ({_some(new)}); --refreeze takes them in"
+    return Corpus(frozen["fingerprint"], [now[name] for name in sizes], [change])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

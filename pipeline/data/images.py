@@ -1,0 +1,177 @@
+"""Bytes -> picture -> uint8 array -> normalised batch; one view for labelling and evaluation."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:  # decoding processes start seconds sooner without it
+    import torch
+
+STATUSES = ("ok", "empty", "truncated", "not_an_image", "too_large", "unreadable", "skipped")
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# Nothing else may be opened: EPS would start Ghostscript, and obscure decoders are where the holes are.
+WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "PPM", "TIFF")
+Image.init()
+FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # AVIF depends on how Pillow was built
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+ORIENTATION = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Images between half the limit and the limit are within what we allow; the filter is set once because
+# `catch_warnings` is not safe in decoding threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+class BadImage(Exception):
+    """Bytes that give no picture; `status` is one of STATUSES, `detail` a short text for people."""
+
+    def __init__(self, status: str, detail: str) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status = status
+        self.detail = detail
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """The (first) picture in `data` as RGB, upright. Raises BadImage, never anything else.
+
+    Alpha is dropped, 16-bit grey is scaled to 8. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long
+    as its shorter side keeps that many pixels, which is several times faster for large photos.
+    """
+    if not data:
+        raise BadImage("empty", "0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > min(max_pixels, MAX_PIXELS):
+            raise BadImage("too_large", f"{width}x{height} pixels, more than {max_pixels}")
+        if at_least is not None and image.format in ("JPEG", "MPO"):
+            image.draft(None, (at_least, at_least))
+        image.load()
+        return _to_rgb(_upright(image))
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage("too_large", f"more than {min(max_pixels, MAX_PIXELS)} pixels") from None
+    except UnidentifiedImageError:
+        if data.startswith(MAGIC) or data[8:12] in (b"WEBP", b"avif", b"avis"):
+            raise BadImage("unreadable", "begins like an image, but its header is damaged") from None
+        raise BadImage("not_an_image", f"begins with {data[:12]!r}") from None
+    except Exception as error:  # damaged data makes decoders raise anything: SyntaxError, struct.error, …
+        text = f"{type(error).__name__}: {error}"[:200]
+        cut = "truncated" in text.lower() or _webp_cut(data)
+        raise BadImage("truncated" if cut else "unreadable", text) from None
+
+
+def _webp_cut(data: bytes) -> bool:
+    """Pillow does not say why a WebP fails; the file itself tells how long it should be."""
+    return data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data is no reason to lose a good picture
+        return image
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":  # through RGBA: a transparent entry keeps its colour, as alpha does elsewhere
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture becomes a network's input in labelling and evaluation.
+
+    The shorter side is resized to round(size / crop), then the centre size x size is cut out. mean and std
+    are per channel, of pixel values in 0..1.
+    """
+
+    size: int
+    crop: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            allowed = ", ".join(INTERPOLATIONS)
+            raise ConfigError(f"interpolation '{self.interpolation}' is unknown; allowed are {allowed}")
+        if self.size < 1 or not 0 < self.crop <= 1:
+            raise ConfigError(
+                f"a view of size {self.size} and crop {self.crop} is impossible; size is at least 1, "
+                "crop above 0 and at most 1"
+            )
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the shorter side before the crop."""
+        return round(self.size / self.crop)
+
+    @property
+    def at_least(self) -> int:
+        """What `decode` must keep of a JPEG: twice the pixels that the resampling needs at least."""
+        return 2 * self.resize
+
+
+def to_array(image: Image.Image, view: View) -> np.ndarray:
+    """uint8 [3, size, size] of an RGB picture."""
+    width, height = image.size
+    shorter = min(width, height)
+    wide, high = int(view.resize * width / shorter), int(view.resize * height / shorter)
+    left, top = round((wide - view.size) / 2), round((high - view.size) / 2)
+    if (wide, high) == (width, height):
+        image = image.crop((left, top, left + view.size, top + view.size))
+    else:
+        # Resizing just the part that stays is quicker, and a 1 x 100,000 picture never becomes a giant.
+        right, bottom = (left + view.size) * width / wide, (top + view.size) * height / high
+        box = (left * width / wide, top * height / high, min(right, width), min(bottom, height))
+        image = image.resize((view.size, view.size), INTERPOLATIONS[view.interpolation], box=box)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def load(data: bytes, view: View, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Bytes of an image file -> uint8 [3, size, size], in labelling and evaluation alike. Raises BadImage."""
+    return to_array(decode(data, max_pixels=max_pixels, at_least=view.at_least), view)
+
+
+def normalise(batch: torch.Tensor, view: View, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """uint8 [b, 3, s, s] -> (x / 255 - mean) / std on the batch's device, computed in float32, given as `dtype`."""
+    import torch
+
+    mean = torch.tensor(view.mean, device=batch.device).view(1, -1, 1, 1)
+    std = torch.tensor(view.std, device=batch.device).view(1, -1, 1, 1)
+    return batch.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype or torch.float32)

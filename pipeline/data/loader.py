@@ -1,0 +1,237 @@
+"""Batches for one rank: the order's samples, read by (shard, offset, size), decoded, augmented, collated as uint8.
+
+A batch is a pure function of (sources, augment, seed, step, rank, world): `TrainingData[step]`, a map-style data set
+over global steps, without memory that matters. `batches` runs it ahead of training in worker processes. The process
+that calls it keeps its random generators as they are, also with `workers=0`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import storage
+from pipeline.data import images, labels, order, shards
+from pipeline.data.augment import Augment, seeded_view, undisturbed
+from pipeline.data.rows import Rows, TrainingShard, load_rows
+from pipeline.errors import DataError
+
+ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process
+KEPT_BYTES = 256 << 20  # decoded small images kept in memory, per process
+KEPT_PIXELS = 128 * 128  # a larger image is not kept: few would fit
+SOURCE_CODES = {"labelled": 0, "pseudo": 1}
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """`per_step` images of this source make up each global step; name: `labelled` or `pseudo`."""
+
+    name: str
+    shards: tuple[TrainingShard, ...]
+    per_step: int
+    segments: int = order.SEGMENTS
+    window: int = 8
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """How targets are made: label smoothing where the label is hard, temperature where it is soft.
+
+    Hard labels are the labelled source's, and with `hard_pseudo` the pseudo source's most probable classes too.
+    """
+
+    smoothing: float = 0.0
+    temperature: float = 1.0
+    hard_pseudo: bool = False
+
+
+class TrainingData(Dataset):
+    """data[step] is this rank's part of a global step; see `batches` for what it holds."""
+
+    def __init__(
+        self,
+        sources: Sequence[TrainingSource],
+        *,
+        augment: Augment,
+        classes: int,
+        soft: SoftTargets,
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.sources, self.augment, self.classes, self.soft = tuple(sources), augment, classes, soft
+        self.seed, self.rank, self.world = seed, rank, world
+        self.orders = [
+            order.Source(
+                source.name,
+                np.array([shard.count for shard in source.shards], np.int64),
+                seed,
+                source.segments,
+                source.window,
+            )
+            for source in sources
+        ]
+        self._rows: OrderedDict[tuple[int, int], Rows] = OrderedDict()
+        self._rows_bytes = 0
+        self._kept: dict[tuple[int, int, int], Image.Image] = {}
+        self._kept_bytes = 0
+
+    def samples(self, step: int) -> list[tuple[order.Batch, np.ndarray]]:
+        """Of every source, this rank's samples of a step and their augmentation seeds uint64 [b]."""
+        found = []
+        for source, ordered in zip(self.sources, self.orders, strict=True):
+            part = order.share(source.per_step, self.rank, self.world)
+            batch = order.batch(ordered, step, source.per_step, part)
+            found.append((batch, order.sample_seed(self.seed, source.name, batch.epoch, batch.position)))
+        return found
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        samples = self.samples(step)
+        total = sum(len(batch.shard) for batch, _ in samples)
+        pictures = np.empty((total, 3, self.augment.size, self.augment.size), np.uint8)
+        targets = np.empty((total, self.classes), np.float32)
+        hard, code = np.full(total, -1, np.int64), np.empty(total, np.uint8)
+        start = 0
+        with undisturbed():
+            for number, (batch, seeds) in enumerate(samples):
+                rows = self._find(number, batch)
+                here = slice(start, start + len(rows))
+                start = here.stop
+                code[here] = SOURCE_CODES[self.sources[number].name]
+                targets[here], hard[here] = self._targets(number, rows)
+                for place, shard, (of_shard, row), seed in zip(
+                    range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), strict=True
+                ):
+                    image = self._image(number, shard, of_shard, row)
+                    pictures[place] = seeded_view(image, self.augment, seed)
+        return {
+            "step": step, "images": torch.from_numpy(pictures), "targets": torch.from_numpy(targets),
+            "hard": torch.from_numpy(hard), "source": torch.from_numpy(code),
+        }  # fmt: skip
+
+    def rows(self, number: int, shard: int) -> Rows:
+        """The rows of one shard of one source, from memory where they were used lately."""
+        key = (number, shard)
+        if key in self._rows:
+            self._rows.move_to_end(key)
+            return self._rows[key]
+        rows = load_rows(self.sources[number].shards[shard], soft=self._is_soft(number))
+        self._rows[key] = rows
+        self._rows_bytes += rows.nbytes
+        while self._rows_bytes > ROWS_BYTES and len(self._rows) > 1:
+            self._rows_bytes -= self._rows.popitem(last=False)[1].nbytes
+        return rows
+
+    def _is_soft(self, number: int) -> bool:
+        return self.sources[number].name == "pseudo" and not self.soft.hard_pseudo
+
+    def _find(self, number: int, batch: order.Batch) -> list[tuple[Rows, int]]:
+        found = []
+        for shard, slot in zip(batch.shard.tolist(), batch.slot.tolist(), strict=True):
+            rows = self.rows(number, shard)
+            found.append((rows, int(rows.row_of_slot[slot])))
+        return found
+
+    def _targets(self, number: int, rows: list[tuple[Rows, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """(targets float32 [b, classes], hard labels int64 [b], -1 where soft)."""
+        if self._is_soft(number) and rows:
+            classes = np.stack([of.classes[row] for of, row in rows])
+            probs = np.stack([of.probs[row] for of, row in rows])
+            targets = labels.spread_targets(classes, probs, self.classes, temperature=self.soft.temperature)
+            return targets, np.full(len(rows), -1, np.int64)
+        hard = np.array([of.label[row] for of, row in rows], np.int64)
+        smoothing = self.soft.smoothing
+        targets = np.full((len(rows), self.classes), smoothing / self.classes, np.float32)
+        targets[np.arange(len(rows)), hard] += 1 - smoothing
+        return targets, hard
+
+    def _image(self, number: int, shard: int, rows: Rows, row: int) -> Image.Image:
+        key = (number, shard, row)
+        if key in self._kept:
+            return self._kept[key]
+        path = self.sources[number].shards[shard].path
+        try:
+            image = images.decode(shards.read_at(path, int(rows.offset[row]), int(rows.size[row])))
+        except OSError as error:
+            raise DataError(
+                f"cannot read image {rows.index[row]} of {storage.redact(path)} ({type(error).__name__}: {error}); "
+                "bring the shard back or make it readable on every worker, and run again"
+            ) from error
+        except images.BadImage as error:
+            raise DataError(
+                f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and no "
+                f"longer is ({error}); restore that shard, or delete the stages that read it and run again"
+            ) from error
+        # Every epoch reads every image once: what is kept is never worth replacing by another.
+        nbytes = 4 * image.width * image.height + 500
+        if image.width * image.height <= KEPT_PIXELS and self._kept_bytes + nbytes <= KEPT_BYTES:
+            self._kept[key] = image
+            self._kept_bytes += nbytes
+        return image
+
+
+def batches(
+    sources: Sequence[TrainingSource],
+    *,
+    augment: Augment,
+    classes: int,
+    soft: SoftTargets,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """This rank's part of the global steps start_step … stop_step-1, in order.
+
+    Each is {'step': int, 'images': uint8 [b, 3, size, size], 'targets': float32 [b, classes],
+    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first.
+    `workers` processes read ahead (0: none); `start_method`: fork, spawn or forkserver (None: the platform's).
+    DataError for a source without images, and for an image or row that cannot be read when its step comes.
+    """
+    data = TrainingData(sources, augment=augment, classes=classes, soft=soft, seed=seed, rank=rank, world=world)
+    ahead = DataLoader(
+        _Reporting(data),
+        batch_size=None,
+        sampler=range(start_step, stop_step),
+        num_workers=workers,
+        collate_fn=_same,
+        generator=torch.Generator(),  # or the loader would draw its workers' seed from torch's global one
+        pin_memory=pin_memory,
+        multiprocessing_context=start_method if workers else None,
+    )
+    return _raising(ahead)
+
+
+class _Reporting(Dataset):
+    """Gives a DataError as an item: raised in a worker, it would come back as a traceback."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def __getitem__(self, step: int) -> dict[str, Any] | DataError:
+        try:
+            return self.data[step]
+        except DataError as error:
+            return error
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _raising(ahead: DataLoader) -> Iterator[dict[str, Any]]:
+    for item in ahead:
+        if isinstance(item, DataError):
+            raise item
+        yield item

@@ -1,0 +1,204 @@
+"""Which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
+
+The contract is DESIGN.md, "The order of training data". A source's shards, permuted once by its seed, are laid end
+to end and cut into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
+epoch is element p÷S of segment p mod S, so consecutive positions come from all segments. A segment is made of pieces
+(the parts of shards it covers). In every epoch its pieces are permuted, `window` of them in a row form a block, and
+the samples inside a block are permuted: a block is what must be within reach at one time.
+
+All randomness is one hash, so that it is the same in any language and in any version of numpy:
+
+    mix(x)        = the output of splitmix64 at state x:  z = x + 0x9E3779B97F4A7C15
+                    z = (z ^ z>>30) · 0xBF58476D1CE4E5B9;  z = (z ^ z>>27) · 0x94D049BB133111EB;  z ^ z>>31  (mod 2⁶⁴)
+    chain(k1,k2…) = h = 0; for each key: h = mix(h ^ key)
+    name          = blake2b, 8 bytes, of the UTF-8 source name, read as a little-endian integer
+    shards        sorted by mix(chain(seed, name, 1) ^ shard)
+    pieces        sorted by mix(chain(seed, name, 2, epoch, segment) ^ piece)          piece = its rank in the segment
+    samples       sorted by mix(chain(seed, name, 3, epoch, segment, block) ^ i)       i = its rank in the block
+    augmentation  mix(mix(chain(seed, name, 4) ^ epoch) ^ position)
+
+mix is a bijection, so no two hashes of one sort are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+MASK = (1 << 64) - 1
+SHARDS, PIECES, SAMPLES, AUGMENTATION = 1, 2, 3, 4
+SEGMENTS = 64
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's output function, elementwise on uint64."""
+    z = x + np.uint64(GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
+    return z ^ (z >> np.uint64(31))
+
+
+def chain(*keys: int) -> int:
+    """One 64-bit hash of some integers, in their order."""
+    h = 0
+    for key in keys:
+        z = ((h ^ (key & MASK)) + GOLDEN) & MASK
+        z = (z ^ (z >> 30)) * FIRST & MASK
+        z = (z ^ (z >> 27)) * SECOND & MASK
+        h = z ^ (z >> 31)
+    return h
+
+
+def name_key(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def permutation(length: int, *keys: int) -> np.ndarray:
+    """0 … length-1 sorted by mix(chain(keys) ^ i); int64."""
+    return np.argsort(mix(np.arange(length, dtype=np.uint64) ^ np.uint64(chain(*keys))), kind="stable")
+
+
+def segments_for(shards: int) -> int:
+    """The number of segments a stage fixes at its start: 64 unless there are fewer shards."""
+    return max(1, min(SEGMENTS, shards))
+
+
+def share(n: int, rank: int, world: int) -> slice:
+    """Rank's part of a batch of n: [⌊rank·n/world⌋, ⌊(rank+1)·n/world⌋)."""
+    return slice(rank * n // world, (rank + 1) * n // world)
+
+
+def sample_seed(seed: int, source_name: str, epoch: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The 64-bit augmentation seed of every (epoch, position) of a source; uint64, of the inputs' shape."""
+    key = np.uint64(chain(seed, name_key(source_name), AUGMENTATION))
+    return mix(mix(np.asarray(epoch, np.uint64) ^ key) ^ np.asarray(position, np.uint64))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step, sorted by segment; all int64 [b].
+
+    shard: an index into Source.counts; slot: 0 … counts[shard]-1 (a shard's copies laid end to end in index order).
+    """
+
+    epoch: np.ndarray
+    position: np.ndarray
+    shard: np.ndarray
+    slot: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One set of shards with its own order and epochs; `counts` are samples per shard, copies included.
+
+    Each segment keeps the permutation of its latest block (4 bytes a sample), because steps walk through a
+    block one after another; what has been used is forgotten, and any step can be asked for at any time.
+    """
+
+    name: str
+    counts: np.ndarray
+    seed: int
+    segments: int = SEGMENTS
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if self.total == 0:
+            raise DataError(
+                f"the {self.name} source holds no image in its {len(self.counts)} shards, so there is "
+                "nothing to train on; check the shard pattern, or lower the selection's threshold"
+            )
+
+    @cached_property
+    def total(self) -> int:
+        """Samples of one epoch, N."""
+        return int(np.sum(self.counts, dtype=np.int64))
+
+    @cached_property
+    def cut(self) -> list[_Segment]:
+        """The segments: min(`segments`, N) of them."""
+        order = permutation(len(self.counts), self.seed, name_key(self.name), SHARDS)
+        ends = np.cumsum(np.asarray(self.counts, np.int64)[order])
+        number = min(self.segments, self.total)
+        length, longer = divmod(self.total, number)
+        borders = [s * length + min(s, longer) for s in range(number + 1)]
+        return [self._segment(s, borders[s], borders[s + 1], order, ends) for s in range(number)]
+
+    def _segment(self, number: int, start: int, stop: int, order: np.ndarray, ends: np.ndarray) -> _Segment:
+        among = slice(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left") + 1)
+        shard, end = order[among], ends[among]
+        begin = end - np.asarray(self.counts, np.int64)[shard]
+        low = np.maximum(begin, start) - begin
+        length = np.minimum(end, stop) - begin - low
+        full = length > 0  # an empty shard gives no piece
+        return _Segment((self.seed, name_key(self.name)), number, self.window, shard[full], low[full], length[full])
+
+
+class _Segment:
+    """The pieces of one segment, and its orders in different epochs."""
+
+    def __init__(
+        self, keys: tuple[int, int], number: int, window: int, shard: np.ndarray, low: np.ndarray, length: np.ndarray
+    ) -> None:
+        self.keys, self.number, self.window = keys, number, window
+        self.shard, self.low, self.length = shard, low, length
+        self.epoch = self.block = -1
+
+    def enter_epoch(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        seed, name = self.keys
+        self.order = permutation(len(self.shard), seed, name, PIECES, epoch, self.number)
+        self.ends = np.cumsum(self.length[self.order])
+        self.block_ends = np.append(self.ends[self.window - 1 : -1 : self.window], self.ends[-1])
+        self.epoch, self.block = epoch, -1
+
+    def enter_block(self, block: int) -> None:
+        if block == self.block:
+            return
+        seed, name = self.keys
+        self.block_start = int(self.block_ends[block - 1]) if block else 0
+        length = int(self.block_ends[block]) - self.block_start
+        order = permutation(length, seed, name, SAMPLES, self.epoch, self.number, block)
+        self.inside = order.astype(np.uint32 if length < 1 << 32 else np.int64)
+        self.block = block
+
+    def take(self, epoch: int, element: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, slot) of the given elements of this segment in one epoch."""
+        self.enter_epoch(epoch)
+        at = np.empty(len(element), np.int64)  # places in the epoch's sequence of pieces
+        in_block = np.searchsorted(self.block_ends, element, "right")
+        for block in np.unique(in_block):
+            self.enter_block(int(block))
+            here = in_block == block
+            at[here] = self.inside[element[here] - self.block_start]
+            at[here] += self.block_start
+        piece = np.searchsorted(self.ends, at, "right")
+        which = self.order[piece]
+        return self.shard[which], self.low[which] + at - (self.ends[piece] - self.length[which])
+
+
+def batch(source: Source, step: int, size: int, part: slice = slice(None)) -> Batch:
+    """The `size` samples of one global step, or only a `part` of them (see `share`).
+
+    Global positions step·size … (step+1)·size-1 run on from one epoch into the next, sorted by segment; only
+    the segments of `part` are permuted, so a rank holds the blocks of its own segments.
+    """
+    number = len(source.cut)
+    epoch, position = np.divmod(step * size + np.arange(size, dtype=np.int64), source.total)
+    segment = position % number
+    chosen = np.argsort(segment, kind="stable")[part]
+    epoch, position, segment = epoch[chosen], position[chosen], segment[chosen]
+    shard, slot = np.empty((2, len(chosen)), np.int64)
+    turns = np.flatnonzero(np.diff(segment) | np.diff(epoch)) + 1
+    for start, stop in zip([0, *turns], [*turns, len(chosen)], strict=True):
+        if start < stop:
+            shard[start:stop], slot[start:stop] = source.cut[segment[start]].take(
+                int(epoch[start]), position[start:stop] // number
+            )
+    return Batch(epoch, position, shard, slot)

@@ -1,0 +1,209 @@
+"""Write prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import fnmatch
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from pipeline import storage
+from pipeline.data import images
+from pipeline.data.classes import CLASSES_NAME, read_classes, write_classes
+from pipeline.errors import DataError
+
+BAD_NAME = "bad_files.txt"
+IN_PROCESS = 1000  # fewer files than this are done before processes have started
+Progress = Callable[[int, int], None]  # (files done, files in all)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to be: the image is in `data`, or else in the file `path`."""
+
+    key: str
+    suffix: str
+    label: int | None
+    path: str = ""
+    data: bytes = b""
+
+
+@dataclass
+class Written:
+    shards: int = 0
+    images: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+
+
+def split_shards(sizes: list[int], max_bytes: int, max_samples: int) -> list[range]:
+    """Consecutive samples per shard: at most `max_samples`, at most `max_bytes` of images (but at least one)."""
+    shards: list[range] = []
+    start = filled = 0
+    for number, size in enumerate(sizes):
+        if number > start and (filled + size > max_bytes or number - start == max_samples):
+            shards.append(range(start, number))
+            start, filled = number, 0
+        filled += size
+    return [*shards, range(start, len(sizes))] if sizes else []
+
+
+def write_split(
+    out: str, split: str, shards: list[list[Item]], *, workers: int | None = None, progress: Progress | None = None
+) -> Written:
+    """Write `<split>-000.tar` and so on, a process per shard, and the bad files to bad_files.txt.
+
+    Shards that are there already must be equal to what would be written. Raises DataError, before anything is
+    written where another shard of the split lies in `out`.
+    """
+    total = sum(map(len, shards))
+    names = [f"{split}-{number:03d}.tar" for number in range(len(shards))]
+    present = set(fnmatch.filter(storage.listdir(out), f"{split}-*.tar"))
+    if stale := sorted(present - set(names)):
+        raise DataError(
+            f"{storage.redact(out)} already holds other shards of '{split}', such as {stale[0]}; "
+            "remove them or choose another folder"
+        )
+    storage.make_folder(out)
+    # Shards that are there are compared first, so that a wrong folder is refused before it is written to.
+    order = sorted(range(len(shards)), key=lambda number: names[number] not in present)
+    units = [(shards[number], storage.join(out, names[number])) for number in order]
+    written = Written(shards=len(shards))
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    count = min(len(shards), workers or os.cpu_count() or 1)
+    results: dict[str, Written] = {}
+    if count <= 1 or total < IN_PROCESS:
+        for items, target in units:
+            results[target] = write_shard(items, target, step)
+    else:
+        # Fresh processes: forking one that runs threads (Ray, torch, a progress bar) can hang.
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            compared = [unit for unit, number in zip(units, order, strict=True) if names[number] in present]
+            for batch in (compared, units[len(compared) :]):
+                futures = {pool.submit(write_shard, items, target): (items, target) for items, target in batch}
+                for future in as_completed(futures):
+                    items, target = futures[future]
+                    results[target] = future.result()
+                    step(len(items))
+    for name in names:
+        one = results[storage.join(out, name)]
+        written.images += one.images
+        written.bad += one.bad
+    _list_bad(out, split, written.bad)
+    if written.images == 0:
+        for name in set(names) - present:
+            storage.remove(storage.join(out, name))
+        raise DataError(
+            f"none of the {total} files is a readable image: {written.bad[0][0]} is {written.bad[0][1]}, for "
+            f"instance; see {storage.redact(storage.join(out, BAD_NAME))}"
+        )
+    return written
+
+
+def write_shard(items: list[Item], target: str, step: Callable[[int], None] | None = None) -> Written:
+    """Write one shard, or compare it with the one that is there. Raises DataError where they differ."""
+    if not storage.exists(target):
+        with storage.writing(target) as temporary:
+            return _build(items, temporary, step)
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = storage.join(folder, "shard.tar")
+        written = _build(items, temporary, step)
+        with storage.open_read(temporary) as new, storage.open_read(target) as old:
+            if not _equal(new, old):
+                raise DataError(
+                    f"{storage.redact(target)} already exists and holds something else than this input gives; "
+                    "remove it or choose another folder"
+                )
+    return written
+
+
+def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> Written:
+    import webdataset
+
+    written = Written(shards=1)
+    settings = {"encoder": False, "compress": False, "mtime": 0, "user": "", "group": "", "format": "PAX_FORMAT"}
+    with ExitStack() as stack:
+        file = stack.enter_context(Path(path).open("wb"))
+        # One ShardWriter per shard, because the shards were drawn up beforehand, one per process.
+        writer = webdataset.ShardWriter(
+            "%d", maxcount=len(items) + 1, maxsize=1 << 62, opener=lambda _: file, verbose=0, **settings
+        )
+        stack.callback(writer.close)
+        for item in items:
+            try:
+                sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: item.data or _read(item.path)}
+            except images.BadImage as bad:
+                written.bad.append((item.path, str(bad)))
+            else:
+                if item.label is not None:
+                    sample["cls"] = str(item.label).encode()
+                writer.write(sample)
+                written.images += 1
+            if step is not None:
+                step(1)
+    return written
+
+
+def _read(path: str) -> bytes:
+    """The bytes of an image file, decoded once (at a small scale) to see that they are whole."""
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise images.BadImage("unreadable", error.strerror or str(error)) from error
+    images.decode(data, at_least=1)
+    return data
+
+
+def _equal(one: IO[bytes], other: IO[bytes]) -> bool:
+    while True:
+        ours, theirs = one.read(1 << 20), other.read(1 << 20)
+        if ours != theirs:
+            return False
+        if not ours:
+            return True
+
+
+def _list_bad(out: str, split: str, bad: list[tuple[str, str]]) -> None:
+    """Lines "split, path, reason", tab-separated; those of other splits in the same folder stay."""
+    path = storage.join(out, BAD_NAME)
+    old = storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
+    kept = [line for line in old if line.split("\t")[0] != split]
+    new = [f"{split}\t{_printable(name)}\t{_printable(reason)}" for name, reason in bad]
+    if old != kept + new:
+        storage.write_bytes(path, "".join(f"{line}\n" for line in kept + new).encode())
+
+
+def _printable(text: str) -> str:
+    """Undecodable bytes and control characters of file names escaped."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def agree_on_classes(out: str, names: list[str]) -> list[str]:
+    """The class list of `out`: the one it has, if it covers `names`, else `names`. Raises DataError."""
+    if not storage.exists(storage.join(out, CLASSES_NAME)):
+        return names
+    known = read_classes(out)
+    if strange := sorted(set(names) - set(known)):
+        raise DataError(
+            f"{storage.redact(out)}/{CLASSES_NAME} has no class {strange[0]!r}, which this input holds; prepare the "
+            "split with all classes first, or choose another folder"
+        )
+    return known
+
+
+def save_classes(out: str, names: list[str]) -> None:
+    if not storage.exists(storage.join(out, CLASSES_NAME)):
+        write_classes(out, names)

@@ -1,0 +1,259 @@
+"""Shards and the samples in them: find the tars, walk one, read a piece of one.
+
+A shard is an uncompressed tar, known by its name and size. A sample is a maximal run of consecutive regular
+members with the same folder and base name up to the first dot, holding at least one image member; it is known
+by its shard and its index, because keys are unique only inside a tar and sometimes not even there.
+
+Links, devices, folders and hidden files (`.DS_Store`, the `._name.jpg` of macOS; WebDataset ignores them too)
+are skipped as if they were not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.data.listing import Listing, Pattern, parse
+from pipeline.data.members import Damage, Member, Tar
+from pipeline.errors import DataError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "ppm", "tif", "tiff")
+TEXT_SUFFIXES = ("cls", "json")
+MAX_IMAGE = 256 << 20  # bytes of an image member that are ever read into memory
+MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str  # path relative to the fixed prefix of its source's pattern
+    path: str  # local path or URL
+    size: int
+    stamp: str  # mtime in ns, or ETag
+    source: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`offset` and `size`: where the image member's data lies; `texts`: the same of `.cls` and `.json`.
+
+    `status` is `ok`; `truncated`: the file ends inside the image (`size` is what is there); `too_large`: more
+    than MAX_IMAGE bytes; `unreadable`: a sparse member. Images of the last three are not read.
+    """
+
+    index: int
+    key: str
+    offset: int
+    size: int
+    suffix: str
+    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    status: str = "ok"
+
+
+@dataclass
+class Scan:
+    samples: list[Sample]
+    without_image: int  # runs that hold no image
+    cut: str | None  # why the archive stops early, where it does
+
+
+def find_shards(pattern: str | list[str], source: str, root: str | None = None) -> list[Shard]:
+    """The shards of a pattern or a list of them, sorted by name. `root` is where relative patterns start.
+
+    The names of a list are relative to the deepest folder that all its patterns share. Raises DataError.
+    """
+    texts = [pattern] if isinstance(pattern, str) else list(pattern)
+    where = f"source '{source}'"
+    for text in [*texts, root or ""]:
+        if text.startswith("pipe:"):
+            raise DataError(
+                f"{where}: 'pipe:' is refused, because it would run a command: {text[:60]!r}; "
+                "give local paths or URLs such as s3:// or https://"
+            )
+    if not texts:
+        raise DataError(f"{where}: the list of shard patterns is empty; name at least one")
+    patterns = [parse(text, root) for text in texts]
+    listing = Listing()
+    shards: dict[str, Shard] = {}
+    for one, prefix in zip(patterns, _prefixes(patterns), strict=True):
+        found, missing = listing.match(one)
+        if not found:
+            raise DataError(f"{where}: {_nothing_found(one, listing)}")
+        if missing:
+            raise DataError(
+                f"{where}: {len(missing)} shards of the pattern {storage.redact(one.text)} are missing, "
+                f"such as {storage.redact(missing[0])}; add them or narrow the pattern"
+            )
+        for path, entry in found.items():
+            shard = Shard(path.removesuffix(one.query)[len(prefix) + 1 :], path, entry.size, entry.stamp, source)
+            shown = storage.redact(path)
+            if entry.size == 0:
+                raise DataError(f"{where}: shard {shown} is empty (0 bytes); remove it or copy it again")
+            if shard.name in shards:
+                raise DataError(
+                    f"{where}: two shards are named {shard.name}: {storage.redact(shards[shard.name].path)} "
+                    f"and {shown}; a shard is known by its name, so no two patterns may match the same"
+                )
+            shards[shard.name] = shard
+    return [shards[name] for name in sorted(shards)]
+
+
+def _prefixes(patterns: list[Pattern]) -> list[str]:
+    """The folder that the names of each pattern are relative to: the one shared by all, if any is."""
+    folders = [pattern.prefix.split("/") for pattern in patterns]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    # Local paths always share "", the root; URLs share something only from the bucket or host on.
+    if shared < (3 if storage.is_url(patterns[0].prefix) else 1):
+        return [pattern.prefix for pattern in patterns]
+    return ["/".join(folders[0][:shared])] * len(patterns)
+
+
+def _nothing_found(pattern: Pattern, listing: Listing) -> str:
+    folder, shown = pattern.prefix, storage.redact(pattern.prefix) or "/"
+    names = sorted(listing.folder(folder)) if not folder.startswith("http") else []
+    if names:
+        holds = f"the folder {shown} holds {len(names)} entries such as {', '.join(names[:4])}"
+    elif not folder.startswith("http") and storage.exists(folder or "/"):
+        holds = f"the folder {shown} is empty"
+    else:
+        holds = f"there is nothing at {shown}"
+    return (
+        f"no shard matches {storage.redact(pattern.text)}; {holds}; correct the pattern or the root it "
+        "starts from (shards are uncompressed .tar files)"
+    )
+
+
+class Reader:
+    """One sequential pass over a shard: iterate, then look at `without_image` and `cut`.
+
+    Yields (sample, image bytes); the bytes are empty where the status is not `ok`, or with `images=False`,
+    which seeks over the data. Memory is bounded by one image. Raises DataError where the file is no tar.
+    """
+
+    def __init__(self, path: str, images: bool = True) -> None:
+        self.path = path
+        self.images = images
+        self.without_image = 0
+        self.cut: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
+        self.without_image, self.cut = 0, None
+        index = 0
+        with storage.open_read(self.path) as file:
+            for run, data in self._runs(Tar(file)):
+                if run.image is None:
+                    self.without_image += 1
+                    continue
+                yield run.sample(index), data
+                index += 1
+
+    def _runs(self, tar: Tar) -> Iterator[tuple[_Run, bytes]]:
+        run: _Run | None = None
+        data = b""
+        while (member := self._next(tar)) is not None:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            if not member.regular or not stem:
+                continue
+            key = f"{folder}/{stem}" if folder else stem if "/" not in member.name else f"/{stem}"
+            if run is None or run.key != key:
+                if run is not None:
+                    yield run, data
+                run, data = _Run(key), b""
+            if run.add(member, extension.rpartition(".")[2].lower()) and self.images and run.status == "ok":
+                data = tar.read(member)
+        if run is not None:
+            yield run, data
+
+    def _next(self, tar: Tar) -> Member | None:
+        try:
+            return tar.next()
+        except Damage as damage:
+            if damage.at == 0:
+                raise DataError(
+                    f"shard {storage.redact(self.path)} is not an uncompressed tar: {damage}; "
+                    "shards are plain .tar files, without gzip or zstd around them"
+                ) from None
+            self.cut = str(damage)
+            return None
+
+
+@dataclass
+class _Run:
+    key: str
+    image: Member | None = None
+    suffix: str = ""
+    status: str = "ok"
+    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, member: Member, suffix: str) -> bool:
+        """Take the member in; True where it is the run's image."""
+        whole = member.plain and member.present == member.size
+        if suffix in TEXT_SUFFIXES and suffix not in self.texts and whole and member.size <= MAX_TEXT:
+            self.texts[suffix] = (member.offset, member.size)
+        if suffix not in IMAGE_SUFFIXES or self.image is not None:
+            return False
+        self.image, self.suffix = member, suffix
+        if member.present < member.size:
+            self.status = "truncated"
+        elif member.size > MAX_IMAGE:
+            self.status = "too_large"
+        elif not member.plain:
+            self.status = "unreadable"
+        return True
+
+    def sample(self, index: int) -> Sample:
+        assert self.image is not None
+        size = min(self.image.present, 2**31 - 1)  # int32 in every table
+        return Sample(index, self.key, self.image.offset, size, self.suffix, self.texts, self.status)
+
+
+def scan(path: str) -> Scan:
+    """The samples of a shard from its headers alone, seeking over the data."""
+    reader = Reader(path, images=False)
+    samples = [sample for sample, _ in reader]
+    return Scan(samples, reader.without_image, reader.cut)
+
+
+def stream(path: str) -> Reader:
+    """The same samples as `scan`, each with its image bytes."""
+    return Reader(path)
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; DataError where the file does not hold them."""
+    if storage.is_url(path):
+        fs, inner = storage.filesystem(path)
+        data = bytes(fs.cat_file(inner, start=offset, end=offset + size))
+    else:
+        with Path(path).open("rb", buffering=0) as file:
+            data = _pread(file.fileno(), offset, size)
+    if len(data) < size:
+        raise DataError(
+            f"shard {storage.redact(path)} has no {size} bytes at {offset}: it changed since it was indexed; "
+            "bring the indexed file back, or start a new output"
+        )
+    return data
+
+
+def _pread(handle: int, offset: int, size: int) -> bytes:
+    data = os.pread(handle, size, offset)
+    while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def read_texts(path: str, samples: list[Sample], suffix: str) -> Iterator[bytes | None]:
+    """The `.cls` or `.json` text of each sample, None where it has none; the shard is opened once."""
+    with storage.open_read(path) as file:
+        for sample in samples:
+            if suffix not in sample.texts:
+                yield None
+                continue
+            offset, size = sample.texts[suffix]
+            file.seek(offset)
+            yield file.read(size)

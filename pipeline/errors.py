@@ -1,0 +1,40 @@
+"""The errors a user can meet. Each is one sentence: what, where, found, allowed, next step; exit status 2.
+
+UserError
+├── ConfigError     a job file or a command-line setting
+├── DataError       shards, images, labels, selections
+├── WeightsError    checkpoints and model files
+├── OutputError     the output folder: not writable, in use, not shared by the workers
+├── ClusterError    the cluster cannot be reached, or work on it failed for good
+└── TrainingError   training cannot go on: loss is not finite, too few images for the step
+
+Everything else is a bug and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A mistake or misfortune that the user can mend; its text is shown without a traceback."""
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class WeightsError(UserError):
+    pass
+
+
+class OutputError(UserError):
+    pass
+
+
+class ClusterError(UserError):
+    pass
+
+
+class TrainingError(UserError):
+    pass

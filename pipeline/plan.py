@@ -1,0 +1,200 @@
+"""Which stages a job has, what each depends on, and where each lives: `<output>/<stage>-<fingerprint8>/`.
+
+    prepare? ─ index ─ gen0-teacher ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-label ─ … ─ evaluate ─ report
+
+A stage's fingerprint hashes its identity settings and what goes into it: the frozen corpora, the class list, the
+sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs are done.
+This module imports neither torch nor ray: a rerun of a finished job reads a few JSON files and ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Job, Train, identity_of
+from pipeline.data import corpus, shards
+from pipeline.data.classes import read_classes
+from pipeline.errors import DataError, WeightsError
+
+FORMAT = 1  # raise when a stage's files change their meaning
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a job. `kind` is its module in pipeline.stages; `generation` counts from 0, the teacher."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage, as its done.json has it. `output` is the identity of what it made for those after it, `info`
+    small facts, `metrics`, `artifacts` (names in the folder) and `model` (whether it holds weights) what trackers want."""
+
+    name: str
+    folder: str
+    fingerprint: str
+    output: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Sequence[str] = ()
+    model: bool = False
+
+
+def stages_of(job: Job) -> list[Stage]:
+    """The stages of a job in the order in which they run."""
+    stages = [Stage("prepare", "prepare", ())] if job.prepare.dataset else []
+    data = tuple(stage.name for stage in stages)
+    stages.append(Stage("index", "index", data))
+    stages.append(Stage("gen0-teacher", "adopt" if job.teacher.checkpoint else "train", ("index",)))
+    trained = ["gen0-teacher"]
+    for number in range(1, len(job.generations) + 1):
+        label, select, student = (f"gen{number}-{kind}" for kind in ("label", "select", "student"))
+        stages.append(Stage(label, "label", (trained[-1],), number))
+        stages.append(Stage(select, "select", ("index", label), number))
+        stages.append(Stage(student, "train", ("index", label, select, trained[-1]), number))
+        trained.append(student)
+    stages.append(Stage("evaluate", "evaluate", ("index", *trained)))
+    stages.append(Stage("report", "report", tuple(stage.name for stage in stages if stage.kind != "prepare")))
+    return stages
+
+
+def training_of(job: Job, stage: Stage) -> Train:
+    """The settings of a training stage: the teacher's or its generation's student's."""
+    return job.generations[stage.generation - 1].student if stage.generation else job.teacher
+
+
+class Sources:
+    """The job's shards and classes, looked up when first asked for (after `prepare`), frozen at first use."""
+
+    def __init__(self, job: Job, root: str, refreeze: bool = False, write: bool = True) -> None:
+        self.job, self.root, self.refreeze, self.write = job, root, refreeze, write
+        self.changes: list[str] = []
+        self.found: dict[str, corpus.Corpus] = {}
+
+    def __getitem__(self, source: str) -> corpus.Corpus:
+        """The frozen corpus of 'labelled', 'unlabelled', 'validation' or 'test'."""
+        if source not in self.found:
+            pattern = getattr(self.job.data, source)
+            if not pattern:
+                raise DataError(
+                    f"data.{source} is not set, but the job has {len(self.job.generations)} generations; "
+                    f"set it to the pattern of the {source} shards"
+                )
+            listing = shards.find_shards(pattern, source, self.root)
+            where = pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
+            frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
+            self.changes += frozen.changes
+            self.found[source] = frozen
+        return self.found[source]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in index order."""
+        path = self.job.data.classes
+        path = path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
+        return read_classes(path)
+
+
+def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources) -> dict[str, Any]:
+    """Everything that decides what a stage computes; its needs must be done."""
+    made = {name: done[name].output for name in stage.needs}
+    match stage.kind:
+        case "prepare":
+            return {"settings": identity_of(job.prepare), "seed": job.seed}
+        case "index":
+            corpora = {name: sources[name].fingerprint for name in ("labelled", "validation", "test")}
+            return {"corpora": corpora, "classes": sources.classes}
+        case "adopt":
+            return {
+                "weights": _checkpoint_sha256(job),
+                "settings": identity_of(job.teacher),
+                "classes": sources.classes,
+            }
+        case "train":
+            settings = identity_of(training_of(job, stage))
+            given: dict[str, Any] = {
+                "settings": settings,
+                "seed": job.seed,
+                "generation": stage.generation,
+                "labelled": sources["labelled"].fingerprint,
+                "classes": sources.classes,
+            }
+            if stage.generation:
+                given["selection"] = done[f"gen{stage.generation}-select"].output
+            if settings["init"] == "teacher":
+                given["initial"] = done[stage.needs[-1]].output
+            return given
+        case "label":
+            settings = identity_of(job.generations[stage.generation - 1].label)
+            return {
+                "settings": settings,
+                "teacher": made[stage.needs[0]],
+                "corpus": sources["unlabelled"].fingerprint,
+                "classes": sources.classes,
+            }
+        case "select":
+            # Copies of held-out images are dropped, so these corpora decide too.
+            held_out = [sources["validation"].fingerprint, sources["test"].fingerprint]
+            settings = identity_of(job.generations[stage.generation - 1].select)
+            return {"settings": settings, "labels": made[stage.needs[-1]], "held_out": held_out}
+        case "evaluate":
+            return {
+                "settings": identity_of(job.evaluate),
+                "models": [made[name] for name in stage.needs if name != "index"],
+                "test": sources["test"].fingerprint,
+                "classes": sources.classes,
+            }
+        case _:
+            return {"made": made, "name": job.name}
+
+
+def fingerprint(kind: str, inputs: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of a stage's kind, inputs and format version."""
+    text = json.dumps({"format": FORMAT, "kind": kind, "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_of(job: Job, stage: Stage, print_: str) -> str:
+    return storage.join(job.output, f"{stage.name}-{print_[:8]}")
+
+
+def read_done(folder: str) -> Done | None:
+    """What a finished stage left, or None where it has not finished."""
+    try:
+        record = storage.read_json(storage.join(folder, DONE))
+    except FileNotFoundError:
+        return None
+    return Done(folder=folder, **record)
+
+
+def write_done(done: Done) -> None:
+    """Mark a stage as finished: the last file that it writes."""
+    record = {key: value for key, value in asdict(done).items() if key != "folder"}
+    storage.write_json(storage.join(done.folder, DONE), record)
+
+
+def data_root(job: Job, done: Mapping[str, Done]) -> str:
+    return job.data.root or done["prepare"].folder
+
+
+def _checkpoint_sha256(job: Job) -> str:
+    path = str(job.teacher.checkpoint)
+    if not path.endswith(".safetensors"):
+        path = storage.join(path, "model.safetensors")
+    if not storage.exists(path):
+        raise WeightsError(
+            f"teacher.checkpoint: there is nothing at {storage.redact(path)}; name a stage folder with model.safetensors "
+            "and model.yaml, or a .safetensors file"
+        )
+    return storage.sha256(path)

@@ -1,0 +1,100 @@
+"""Tables for `plan` and `status`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import runner, storage
+from pipeline.config import Job
+from pipeline.errors import UserError
+from pipeline.plan import Sources, Stage, data_root, read_done, stages_of, training_of
+from pipeline.screen import PROGRESS
+
+RIGHT = ("shards", "GiB", "done", "rate", "left")
+FREE = ("what", "latest", "pattern")  # columns that may wrap
+SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
+
+
+def plan_table(job: Job) -> Group:
+    """Shards of every source, and what is done or would run of every stage."""
+    found = runner.look(job)
+    table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
+    for look in found:
+        shown = storage.name(look.folder) if look.folder else f"{look.stage.name}-…"
+        state = "done" if look.done else "blocked" if look.problem else "will run"
+        what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage)
+        table.add_row(look.stage.name, state, shown, escape(what))
+    prepared = job.data.root is not None or bool(found[0].done)
+    return Group(_shards_table(job, found) if prepared else "shards: written by the first stage", "", table)
+
+
+def _shards_table(job: Job, found: list[runner.Look]) -> Table:
+    done = {look.stage.name: look.done for look in found if look.done}
+    sources = Sources(job, data_root(job, done), write=False)
+    table = _table("", "source", "pattern", "shards", "GiB")
+    for name in ("labelled", "unlabelled", "validation", "test"):
+        pattern = getattr(job.data, name)
+        if not pattern or (name == "unlabelled" and not job.generations):
+            continue
+        try:
+            shards = sources[name].shards
+            table.add_row(name, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
+        except UserError as error:
+            table.add_row(name, escape(pattern), "none", "", escape(str(error)))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=column not in FREE)
+    return table
+
+
+def _what(job: Job, stage: Stage) -> str:
+    if stage.kind != "train":
+        return ""
+    train = training_of(job, stage)
+    noise = f"{train.model} at {train.resolution} pixels, {train.duration}, batch {train.batch}"
+    pseudo = f" + {round(train.unlabelled_ratio * train.batch)} pseudo-labelled" if stage.generation else ""
+    return f"{noise}{pseudo}, {job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+
+
+def status_table(job: Job) -> Group:
+    """How far every stage is, from progress.json, the label files' counts and done.json; starts nothing."""
+    try:
+        progress = storage.read_json(storage.join(job.output, PROGRESS))
+    except FileNotFoundError:
+        return Group(f"{job.name} has not run in {storage.redact(job.output)}")
+    age = time.time() - progress["time"]
+    state = progress["state"]
+    if state == "running" and age > SILENT_SECONDS:
+        state = f"killed (silent for {age:.0f} s); run the same command to continue"
+    table = _table(f"{job.name}: {state}", "stage", "state", "done", "rate", "left", "latest")
+    for stage in stages_of(job):
+        facts = progress["stages"].get(stage.name, {})
+        finished = read_done(facts["folder"]) if "folder" in facts else None
+        step, total = facts.get("step"), facts.get("total")
+        running = facts.get("state") == "running" and not finished
+        table.add_row(
+            stage.name,
+            "done" if finished else facts.get("state", "missing"),
+            f"{step:,}/{total:,}" if step is not None and total else "",
+            f"{facts['rate']:,.1f}/s" if running and facts.get("rate") else "",
+            f"{facts['eta']:,.0f} s" if running and facts.get("eta") is not None else "",
+            escape(str(finished.info.get("line", ""))) if finished else escape(_latest(facts.get("latest", {}))),
+        )
+        for reason, count in (finished.info.get("bad") or {} if finished else {}).items():
+            table.add_row("", "", f"{count:,}", "", "", f"bad samples: {escape(reason)}")
+    return Group(table)
+
+
+def _latest(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )

@@ -1,0 +1,175 @@
+"""Run a job: each stage that is not done, in order, each into its own folder, `done.json` last.
+
+Nothing that is done is done again, nothing is overwritten, and a run that dies anywhere is continued by running the
+same command. Ray and MLflow are started only when a stage has to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import plan, storage
+from pipeline.cluster.contract import Cluster
+from pipeline.config import Job, execution_of, to_plain
+from pipeline.errors import UserError
+from pipeline.plan import Done, Sources, Stage
+from pipeline.screen import Screen
+from pipeline.stages.context import Context, Result
+from pipeline.tracking.contract import StageRecord, Tracker
+
+STAGE_FOLDER = re.compile(r"(prepare|index|evaluate|report|gen\d+-(?:teacher|label|select|student))-[0-9a-f]{8}")
+
+
+def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
+    """Bring every stage of the job to its end and return the report's summary."""
+    with storage.lock(job.output):
+        storage.sweep(job.output)
+        _write_job(job)
+        tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
+        try:
+            done = _run_stages(job, cluster, tracker, screen, refreeze)
+            summary: dict[str, Any] = storage.read_json(storage.join(done["report"].folder, "summary.json"))
+        except BaseException as error:
+            failed = isinstance(error, Exception)
+            screen.write("failed" if failed else "stopped")
+            tracker.end_job("failed" if failed else "killed", {}, ())
+            raise
+        screen.write("finished")
+        tracker.end_job("finished", {"gain_points": summary["gain_points"]}, ())
+        return summary
+
+
+def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, refreeze: bool) -> dict[str, Done]:
+    done: dict[str, Done] = {}
+    sources = Sources(job, job.data.root or "", refreeze)
+    token = ""
+    for stage in plan.stages_of(job):
+        sources.root = sources.root or (plan.data_root(job, done) if done else "")
+        inputs = plan.inputs_of(job, stage, done, sources)
+        while sources.changes:
+            screen.warn(sources.changes.pop(0))
+        print_ = plan.fingerprint(stage.kind, inputs)
+        folder = plan.folder_of(job, stage, print_)
+        record = StageRecord(
+            stage.name, folder, flatten(inputs), {k: str(v) for k, v in execution_of(job.workers).items()}
+        )
+        finished = plan.read_done(folder)
+        if finished:
+            screen.line(stage.name, "done before", str(finished.info.get("line", "")))
+            screen.note(stage.name, folder=folder, state="done before")
+        else:
+            token = token or storage.write_token(job.output)
+            needs = {name: done[name] for name in stage.needs}
+            context = Context(job, stage, folder, print_, needs, sources, cluster, screen.warn, token)
+            finished = _run_stage(context, record, tracker, screen)
+        artifacts = [storage.join(folder, name) for name in finished.artifacts]
+        tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
+        done[stage.name] = finished
+    return done
+
+
+def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: Screen) -> Done:
+    stage, folder = context.stage, context.folder
+    started = time.monotonic()
+    storage.make_folder(folder)
+    tracker.start_stage(record)
+    work: Callable[[Context], Result] = importlib.import_module(f"pipeline.stages.{stage.kind}").run
+    try:
+        with screen.following(stage.name, folder):
+            result = work(context)
+    except BaseException as error:
+        state = "failed" if isinstance(error, Exception) else "killed"
+        screen.line(stage.name, "failed", folder)
+        screen.note(stage.name, state="failed")
+        tracker.end_stage(record, state, {}, ())
+        raise
+    seconds = time.monotonic() - started
+    info = {**result.info, "seconds": round(seconds, 3)}
+    done = Done(
+        stage.name,
+        folder,
+        context.fingerprint,
+        result.output or context.fingerprint,
+        info,
+        result.metrics,
+        result.artifacts,
+        result.model,
+    )
+    plan.write_done(done)
+    screen.line(stage.name, "finished", f"{seconds:6.1f} s  {info.get('line', '')}")
+    screen.note(stage.name, state="finished", seconds=seconds)
+    screen.nothing_ran = False
+    return done
+
+
+@dataclass(frozen=True)
+class Look:
+    """A stage as it stands. `folder` is None while its inputs are not done, or where a `problem` hides them."""
+
+    stage: Stage
+    folder: str | None
+    done: Done | None
+    problem: str = ""
+
+
+def look(job: Job) -> list[Look]:
+    """How every stage stands, without starting or writing anything."""
+    done: dict[str, Done] = {}
+    found: list[Look] = []
+    sources = Sources(job, job.data.root or "", write=False)
+    for stage in plan.stages_of(job):
+        folder, finished, problem = None, None, ""
+        if all(name in done for name in stage.needs):
+            try:
+                sources.root = sources.root or (plan.data_root(job, done) if done else "")
+                print_ = plan.fingerprint(stage.kind, plan.inputs_of(job, stage, done, sources))
+            except UserError as error:
+                problem = str(error)
+            else:
+                folder = plan.folder_of(job, stage, print_)
+                finished = plan.read_done(folder)
+        if finished:
+            done[stage.name] = finished
+        found.append(Look(stage, folder, finished, problem))
+    return found
+
+
+def unreachable(job: Job) -> dict[str, int]:
+    """{stage folder that the job as it stands does not use: bytes}."""
+    found = look(job)
+    used = {storage.name(look.folder) for look in found if look.folder}
+    # While the inputs of a stage are not done, any of its folders may still be the one.
+    undecided = {look.stage.name for look in found if not look.folder}
+    sizes: dict[str, int] = {}
+    for name in storage.listdir(job.output):
+        match = STAGE_FOLDER.fullmatch(name)
+        if match and name not in used and match[1] not in undecided:
+            sizes[name] = sum(storage.walk(storage.join(job.output, name)).values())
+    return sizes
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as 'a.b.0.c' -> value."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list) and any(isinstance(entry, (Mapping, list)) for entry in value):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _write_job(job: Job) -> None:
+    import yaml
+
+    plain = to_plain(job)
+    plain["data"] = {k: storage.redact(v) if isinstance(v, str) else v for k, v in plain["data"].items()}
+    storage.write_bytes(storage.join(job.output, "job.yaml"), yaml.safe_dump(plain, sort_keys=False).encode())

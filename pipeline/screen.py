@@ -1,0 +1,167 @@
+"""What a person sees of a run: a line per stage, a bar inside it, and `progress.json` for `status`.
+
+The bar and progress.json follow the stage's journal, so they are the same whether the stage works in this process
+or on a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.tracking import journal
+
+PROGRESS = "progress.json"
+FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
+MARKS = {"done before": "·", "finished": "✓", "running": "▸", "failed": "✗"}
+RESERVED = ("step", "total", "time", "kind")
+
+
+class Screen:
+    """One run's view. `console` writes to standard output; stages are shown in the order in which they are met."""
+
+    def __init__(self, console: Console, output: str, job: str, names: Sequence[str]) -> None:
+        self.console, self.output, self.names = console, output, names
+        self.width = max(len(name) for name in names)
+        self.nothing_ran = True
+        self.state: dict[str, Any] = {
+            "job": job,
+            "state": "running",
+            "pid": os.getpid(),
+            "time": time.time(),
+            "stages": {},
+        }
+
+    def line(self, name: str, state: str, detail: str = "") -> None:
+        text = f"{MARKS[state]} {name:<{self.width}}  {state:<11}  {detail}"
+        self.console.print(escape(text.rstrip()), highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]! {escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Record facts of a stage in progress.json."""
+        self.state["stages"].setdefault(name, {}).update(facts)
+        self.write()
+
+    def write(self, state: str | None = None) -> None:
+        self.state["time"] = time.time()
+        if state:
+            self.state["state"] = state
+        with contextlib.suppress(Exception):  # a view must never stop the work it shows
+            storage.write_json(storage.join(self.output, PROGRESS), self.state)
+
+    @contextlib.contextmanager
+    def following(self, name: str, folder: str) -> Iterator[None]:
+        """Show the journal in `folder` as it grows."""
+        quiet = not self.console.is_terminal
+        columns = [
+            TextColumn(f"▸ {name:<{self.width}}  running    "),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
+        if quiet:
+            self.line(name, "running")
+        started, stop = time.time(), threading.Event()
+        self.note(name, folder=folder, state="running", started=started)
+        with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress:
+            task = progress.add_task("", total=None, facts="")
+
+            def follow() -> None:
+                position, written = 0, time.monotonic()
+                while True:
+                    ending = stop.wait(FOLLOW_SECONDS)
+                    with contextlib.suppress(Exception):
+                        records, position = journal.read(folder, position)
+                        for record in records:
+                            self._show(name, record, started)
+                        if records:
+                            progress.update(
+                                task, completed=records[-1]["step"], total=records[-1]["total"], facts=_facts(records)
+                            )
+                    if ending:
+                        return
+                    if time.monotonic() - written > WRITE_SECONDS:
+                        written = time.monotonic()
+                        self.write()
+
+            thread = threading.Thread(target=follow, daemon=True, name="screen")
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+
+    def _show(self, name: str, record: Mapping[str, Any], started: float) -> None:
+        facts = self.state["stages"].setdefault(name, {})
+        step, total = record["step"], record["total"]
+        first_step, first_time = facts.setdefault("first", [step, started])
+        rate = (step - first_step) / max(record["time"] - first_time, 1e-6)
+        facts.update(step=step, total=total, rate=rate, eta=(total - step) / rate if total and rate > 0 else None)
+        facts.setdefault("latest", {}).update({k: v for k, v in record.items() if k not in RESERVED})
+
+
+def _facts(records: Sequence[Mapping[str, Any]]) -> str:
+    latest: dict[str, Any] = {}
+    for record in records:
+        latest.update(record)
+    shown = []
+    if isinstance(latest.get("loss"), float):
+        shown.append(f"loss {latest['loss']:.3f}")
+    if isinstance(latest.get("images_per_second"), (int, float)):
+        shown.append(f"{latest['images_per_second']:,.0f} images/s")
+    return "  ".join(shown)
+
+
+@contextlib.contextmanager
+def bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; what it yields takes (done, total)."""
+    columns = [
+        TextColumn(text),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Teacher and students side by side."""
+    table = Table(title="test split", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "model", "top-1", "top-5", "parameters", "images/s", "gain"):
+        table.add_column(column, justify="left" if column in ("stage", "model") else "right")
+    for row in summary["stages"]:
+        gain = 100 * (row["top1"] - summary["stages"][0]["top1"])
+        table.add_row(
+            row["stage"],
+            escape(row["model"]),
+            percent(row["top1"]),
+            percent(row["top5"]),
+            f"{row['parameters']:,}",
+            f"{row['images_per_second']:,.0f}",
+            "" if row is summary["stages"][0] else f"{gain:+.2f}",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""What the pipeline does, a file a stage: each has `run(context) -> Result`."""

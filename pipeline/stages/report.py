@@ -1,0 +1,223 @@
+"""The end of a job: its numbers in summary.json, and everything worth seeing on one page.
+
+report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "model", "top1", "top5", "parameters",
+                                        "images_per_second"}, …], "gain_points", "report"}
+report-1a2b3c4d/index.html             self-contained: opens from anywhere
+report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png
+report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-contact.png  …
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.plan import Done
+from pipeline.stages import report_labels, report_page, report_plots
+from pipeline.stages.context import Context, Result
+from pipeline.stages.report_contact import contact_sheet
+from pipeline.stages.report_labels import Found
+from pipeline.stages.report_page import Page, Picture, Section
+from pipeline.stages.report_plots import Curve, Model
+from pipeline.tracking import journal
+from pipeline.tracking.journal import Journal
+
+SUMMARY, PAGE, TABLE = "summary.json", "index.html", "speed_accuracy.csv"
+STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "parameters", "images_per_second")
+ROLL = 400  # points of a learning curve; more are averaged in equal groups
+
+
+def run(context: Context) -> Result:
+    evaluation = storage.read_json(storage.join(context.needs["evaluate"].folder, "evaluate.json"))
+    fields = [field.name for field in dataclasses.fields(Model)]
+    models = [Model(**{name: row[name] for name in fields}) for row in evaluation["models"]]
+    summary = _summary(context, models)
+
+    # ---- pictures and facts -----------------------------------------------------------------------------------------
+    generations = context.job.generations
+    shards = len(context.sources["unlabelled"].shards) if generations else 0
+    total = shards * len(generations) + 1
+    with context.journal() as log:
+        sections = []
+        for number in range(1, len(generations) + 1):
+            read = functools.partial(_progress, log, (number - 1) * shards, total)
+            sections.append(_generation(context, models, number, read))
+        overview = _overview(models, evaluation["images"], context.needs)
+        page = Page(
+            context.job.name,
+            evaluation["images"],
+            models,
+            overview,
+            sections,
+            _stages(context),
+            command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, 'job.yaml'))}",
+        )
+
+        # ---- files --------------------------------------------------------------------------------------------------
+        pictures = [*overview, *(picture for section in sections for picture in section.pictures)]
+        files = {picture.name: picture.png for picture in pictures}
+        files |= {TABLE: _table(models), PAGE: report_page.render(page)}
+        for name, data in files.items():
+            storage.write_bytes(storage.join(context.folder, name), data)
+        storage.write_json(storage.join(context.folder, SUMMARY), summary)
+        log.log(total, total)
+    metrics = {"gain_points": summary["gain_points"], "top1": models[-1].top1, "top5": models[-1].top5}
+    return Result({"line": summary["report"]}, metrics=metrics, artifacts=[SUMMARY, *files])
+
+
+def _progress(log: Journal, before: int, total: int, number: int) -> None:
+    log.log(before + number, total)
+
+
+def _summary(context: Context, models: Sequence[Model]) -> dict[str, Any]:
+    return {
+        "job": context.job.name,
+        "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
+        "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
+        "report": storage.redact(storage.join(context.folder, PAGE)),
+    }
+
+
+def _table(models: Sequence[Model]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Model)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(model) for model in models)
+    return out.getvalue().encode()
+
+
+def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -> list[Picture]:
+    pictures = [
+        Picture(
+            "accuracy_by_generation.png",
+            report_plots.accuracy_by_generation(models, images),
+            "Top-1 accuracy by generation",
+            f"Top-1 on the {images:,} test images; the whiskers are one standard error.",
+        ),
+        Picture(
+            "speed_accuracy.png",
+            report_plots.speed_accuracy(models),
+            "Accuracy over inference speed",
+            f"Up is more accurate, right is faster: inference in {models[0].dtype}, measured side by side.",
+        ),
+    ]
+    validation, loss = [], []
+    for model in models:
+        records = journal.read(needs[model.stage].folder)[0]
+        validation += _curve(model, records, "validation", "top1")
+        loss += _curve(model, records, "train", "loss")
+    if validation and loss:
+        caption = (
+            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students is "
+            "measured against soft labels too."
+        )
+        png = report_plots.learning_curves(validation, loss)
+        pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
+    return pictures
+
+
+def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
+    """One curve, or none where nothing was recorded (a teacher that was not trained here)."""
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if record.get("kind") == kind and isinstance(record.get(name), (int, float))
+    ]
+    group = -(-len(points) // ROLL)
+    groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
+    steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
+    return [Curve(model.label, model.generation, steps, values)] if points else []
+
+
+def _generation(context: Context, models: Sequence[Model], number: int, progress: Callable[[int], None]) -> Section:
+    label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
+    settings = context.job.generations[number - 1].select
+    corpus, names = context.sources["unlabelled"].shards, context.sources.classes
+    chosen = storage.read_json(storage.join(select, SUMMARY))
+    kept = chosen["kept_per_class"]
+    found = report_labels.scan(label, select, corpus, report_labels.shown_classes(kept), progress)
+    rows = report_labels.contact_rows(found, label, corpus, names, kept)
+    teacher, student = models[number - 1].label, models[number].label
+    who = teacher if number > 1 else "the teacher"
+    wanted = f"; the dashed line is the {settings.per_class:,} wanted of each" if settings.per_class else ""
+    pictures = [
+        Picture(
+            f"gen{number}-confidence.png",
+            report_plots.confidence(
+                chosen["histogram"], chosen["kept_histogram"], chosen["confident"], settings.threshold, number
+            ),
+            f"Histogram of the confidence of generation {number}'s labels",
+            f"How sure {who} was of its label for each unlabelled image, and which images were kept.",
+        ),
+        Picture(
+            f"gen{number}-classes.png",
+            report_plots.classes(
+                names, chosen["available"], kept, chosen["copies_per_class"], settings.per_class, number
+            ),
+            f"Samples per class before and after balancing in generation {number}",
+            f"Images at or above the threshold by the label that {who} gave, and what {student} learns from{wanted}.",
+        ),
+    ]
+    if rows:
+        classes = sum(count > 0 for count in kept)
+        some = "Each class" if len(rows) == classes else f"{len(rows)} of {classes:,} classes"
+        pictures.append(
+            Picture(
+                f"gen{number}-contact.png",
+                contact_sheet(rows, number),
+                f"Contact sheet of generation {number}'s kept images",
+                f"{some} as {who} labelled it, with the confidence: look for mistakes on the right.",
+            )
+        )
+    facts = _facts(found, chosen, settings, len(corpus))
+    return Section(number, teacher, student, facts, pictures, *_bad(found))
+
+
+def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) -> dict[str, str]:
+    labelled = chosen["labelled"]
+    share = f" ({100 * chosen['confident'] / labelled:.0f} %)" if labelled else ""
+    facts = {"unlabelled images": f"{sum(found.statuses.values()):,}", "shards": f"{shards:,}"}
+    bad = [
+        f"{number:,} {status.replace('_', ' ')}" for status, number in found.statuses.most_common() if status != "ok"
+    ]
+    facts["bad samples"] = ", ".join(bad) or "none"
+    if found.missing:
+        facts["shards without labels"] = f"{len(found.missing):,}"
+    facts[f"confidence ≥ {settings.threshold:g}"] = f"{chosen['confident']:,}{share}"
+    if chosen["excluded"]:
+        facts["copies of held-out images"] = f"{chosen['excluded']:,} dropped"
+    facts["kept"] = f"{chosen['kept']:,}"
+    if settings.per_class:
+        facts["kept, with copies"] = f"{chosen['copies']:,}"
+        facts["wanted per class"] = f"{settings.per_class:,}"
+    if chosen["empty"]:
+        facts["classes without an image"] = f"{len(chosen['empty']):,}"
+    return facts
+
+
+def _bad(found: Found) -> tuple[list[tuple[str, str, str]], str]:
+    """What is wrong with which shards and samples, and a title that says how many there are."""
+    samples = sum(found.statuses.values()) - found.statuses["ok"]
+    listed = [(shard, "all", why) for shard, why in found.missing] + [
+        (shard, "its end", why) for shard, why in found.damaged
+    ]
+    title = ", ".join(
+        f"{number:,} bad {name}{'s' if number > 1 else ''}"
+        for number, name in ((len(listed), "shard"), (samples, "sample"))
+        if number
+    )
+    listed = listed[: report_labels.BAD_SHOWN] + found.bad
+    return listed, title if len(listed) >= samples else f"{title}: the first of them"
+
+
+def _stages(context: Context) -> list[tuple[str, str, str, str]]:
+    done = [
+        (stage.name, storage.name(stage.folder), stage.fingerprint, f"{stage.info['seconds']:,.1f}")
+        for stage in context.needs.values()
+    ]
+    return [*done, (context.stage.name, storage.name(context.folder), context.fingerprint, "")]

@@ -1,0 +1,231 @@
+"""index.html: the report on one self-contained page: pictures inside, no scripts, nothing fetched.
+
+Whatever comes from data or settings goes through `text`: control characters stripped, HTML escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.stages.report_plots import Model
+from pipeline.stages.report_style import clean, colour, short
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2733; --muted: #66727f; --line: #e3e8ed; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7f9; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 44px 24px 64px; }
+header p { margin: 0; color: var(--muted); }
+h1 { margin: 0 0 4px; font-size: 30px; line-height: 1.2; letter-spacing: -.015em; overflow-wrap: anywhere; }
+h2 { margin: 52px 0 4px; font-size: 22px; letter-spacing: -.01em; }
+h2 small { font-size: 15px; font-weight: 400; color: var(--muted); letter-spacing: 0; margin-left: 8px; }
+h2 i { display: inline-block; width: 14px; height: 14px; border-radius: 4px; margin-right: 9px; }
+p.lead { margin: 0 0 16px; color: var(--muted); max-width: 80ch; }
+.card, figure { background: #fff; border: 1px solid var(--line); border-radius: 12px; }
+.headline { display: flex; flex-wrap: wrap; gap: 16px; margin: 24px 0 16px; }
+.headline div { flex: 1 1 190px; padding: 18px 22px 14px; }
+.headline .wide { flex-grow: 2; }
+.headline b { display: block; font-size: 34px; line-height: 1.15; letter-spacing: -.02em; white-space: nowrap; }
+.headline span { color: var(--muted); font-size: 14px; }
+.headline .arrow { color: #a3aeb9; font-weight: 400; padding: 0 8px; }
+.scroll { overflow-x: auto; padding: 8px 22px; }
+table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-size: 13px; font-weight: 600; color: var(--muted); }
+th, td { padding: 9px 0 9px 18px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { padding-left: 0; }
+tbody tr:last-child td { border-bottom: 0; }
+.number { text-align: right; }
+.dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 9px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; align-items: stretch; }
+figure { margin: 16px 0 0; padding: 18px 16px 12px; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figcaption { color: var(--muted); font-size: 14px; padding: 8px 6px 0; }
+dl { display: flex; flex-wrap: wrap; gap: 12px 44px; margin: 16px 0 0; padding: 16px 22px; }
+dt { color: var(--muted); font-size: 13px; }
+dd { margin: 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+details { margin-top: 16px; padding: 12px 22px; }
+summary { cursor: pointer; font-weight: 600; }
+code { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; overflow-wrap: anywhere; }
+pre { margin: 0; padding: 16px 22px; white-space: pre-wrap; }
+footer { margin-top: 40px; color: var(--muted); font-size: 13px; }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG for the page. `alt` and `caption` are plain text."""
+
+    name: str
+    png: bytes
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One generation: what its labelling and selection did, in facts and pictures."""
+
+    generation: int
+    teacher: str
+    student: str
+    facts: Mapping[str, str]
+    pictures: Sequence[Picture]  # two side by side, then full width
+    bad: Sequence[tuple[str, str, str]] = ()  # (shard, key, what is wrong)
+    bad_title: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    job: str
+    images: int  # of the test split
+    models: Sequence[Model]
+    overview: Sequence[Picture]  # two side by side, then full width
+    sections: Sequence[Section]
+    stages: Sequence[tuple[str, str, str, str]]  # (stage, folder name, fingerprint, seconds)
+    notes: Sequence[str] = field(default_factory=tuple)
+    command: str = ""
+
+
+def text(value: str) -> str:
+    """Data as it may stand in the page."""
+    return html.escape(clean(value), quote=True)
+
+
+def render(page: Page) -> bytes:
+    """The page as UTF-8."""
+    body = [
+        f"<header><h1>{text(page.job)}</h1><p>{_subtitle(page)}</p></header>",
+        _headline(page),
+        _results(page),
+        _pictures(page.overview),
+        *(_section(section) for section in page.sections),
+        _reproduce(page),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{text(page.job)}: noisy student report</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    ).encode()
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _subtitle(page: Page) -> str:
+    students = len(page.models) - 1
+    if not students:
+        return f"A teacher without students, tested on {page.images:,} images that nothing was trained or tuned on."
+    return (
+        f"Noisy Student training in {students} generation{'s' if students > 1 else ''}, tested on {page.images:,} images that "
+        "nothing was trained or tuned on."
+    )
+
+
+def _headline(page: Page) -> str:
+    teacher, last = page.models[0], page.models[-1]
+    cards = []
+    if len(page.models) > 1:
+        gain = 100 * (last.top1 - teacher.top1)
+        cards.append(
+            f'<div class="card wide"><b><span style="all:unset;color:{colour(0)}">{percent(teacher.top1)}</span><span '
+            f'class="arrow" style="font-size:inherit">→</span><span style="all:unset;color:{colour(last.generation)}">'
+            f"{percent(last.top1)}</span></b><span>top-1 accuracy, teacher → {last.label}</span></div>"
+        )
+        cards.append(_card(f"{gain:+.1f}", "points over the teacher"))
+    else:
+        cards.append(_card(percent(teacher.top1), "top-1 accuracy of the teacher"))
+    cards.append(_card(f"{last.images_per_second:,.0f}", f"images/s, {last.label}"))
+    cards.append(_card(short(last.parameters), f"parameters, {last.label}"))
+    return f'<div class="headline">{"".join(cards)}</div>'
+
+
+def _card(number: str, meaning: str) -> str:
+    return f'<div class="card"><b>{number}</b><span>{meaning}</span></div>'
+
+
+def _results(page: Page) -> str:
+    teacher = page.models[0]
+    rows = []
+    for model in page.models:
+        gain = f"{100 * (model.top1 - teacher.top1):+.1f}" if model is not teacher else ""
+        cells = (
+            percent(model.top1),
+            percent(model.top5),
+            gain,
+            f"{model.parameters:,}",
+            f"{model.images_per_second:,.0f}",
+            f"{model.size} px",
+        )
+        rows.append(
+            f'<tr><td><span class="dot" style="background:{colour(model.generation)}"></span>{model.label}</td>'
+            f"<td><code>{text(model.model)}</code></td>{_cells(cells)}</tr>"
+        )
+    head = "".join(
+        f'<th class="number">{name}</th>' for name in ("top-1", "top-5", "gain", "parameters", "images/s", "image size")
+    )
+    return (
+        f'<div class="card scroll"><table><thead><tr><th>stage</th><th>model</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cells(values: Sequence[str]) -> str:
+    return "".join(f'<td class="number">{value}</td>' for value in values)
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    pair = f'<div class="pair">{"".join(map(_figure, pictures[:2]))}</div>' if pictures else ""
+    return pair + "".join(map(_figure, pictures[2:]))
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode()
+    width = int.from_bytes(picture.png[16:20], "big") // 2  # from the PNG's header: two pixels for each of the page's
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text(picture.alt)}" width="{width}">'
+        f"<figcaption>{text(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _section(section: Section) -> str:
+    facts = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in section.facts.items())
+    bad = ""
+    if section.bad:
+        rows = "".join(
+            f"<tr><td><code>{text(shard)}</code></td><td><code>{text(key)}</code></td><td>{text(why)}</td></tr>"
+            for shard, key, why in section.bad
+        )
+        bad = (
+            f'<details class="card"><summary>{text(section.bad_title)}</summary><table><tr><th>shard</th><th>sample</th>'
+            f"<th>what is wrong</th></tr>{rows}</table></details>"
+        )
+    return (
+        f'<section><h2><i style="background:{colour(section.generation)}"></i>Generation {section.generation}'
+        f"<small>{section.teacher} labels, {section.student} learns</small></h2>"
+        f'<dl class="card">{facts}</dl>{_pictures(section.pictures)}{bad}</section>'
+    )
+
+
+def _reproduce(page: Page) -> str:
+    rows = "".join(
+        f"<tr><td>{text(stage)}</td><td><code>{text(folder)}</code></td><td><code>{text(print_)}</code></td>"
+        f'<td class="number">{text(seconds)}</td></tr>'
+        for stage, folder, print_, seconds in page.stages
+    )
+    notes = "".join(f'<p class="lead">{text(note)}</p>' for note in page.notes)
+    return (
+        f'<section><h2>How to reproduce</h2><p class="lead">Every setting of the job stands in job.yaml in the run folder; '
+        "a stage's fingerprint covers all that decides what it computes, so equal fingerprints mean equal work. "
+        f'What is done is not done again; a new output starts from nothing.</p>{notes}<div class="card"><pre><code>'
+        f"{text(page.command)}</code></pre></div>"
+        f'<div class="card scroll" style="margin-top:16px"><table><thead><tr><th>stage</th><th>folder</th><th>fingerprint</th>'
+        f'<th class="number">seconds</th></tr></thead><tbody>{rows}</tbody></table></div></section>'
+    )

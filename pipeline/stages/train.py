@@ -1,0 +1,177 @@
+"""Train a teacher or a student: resolve the settings into a TrainSpec and hand it to the one training loop.
+
+gen0-teacher-1a2b3c4d/   checkpoints/  model.safetensors  model.yaml  metrics.jsonl  result.json  done.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import config, storage, weights
+from pipeline.config import Train
+from pipeline.data import augment, labels, order
+from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.errors import ConfigError, DataError
+from pipeline.plan import training_of
+from pipeline.screen import percent
+from pipeline.stages import index
+from pipeline.stages.context import Context, Result
+from pipeline.stages.select import SUMMARY
+from pipeline.train.loop import TrainSpec
+from pipeline.train.loop import run as train
+
+SEEDS_PER_JOB = 1000  # every generation has its own order and noise
+
+
+def run(context: Context) -> Result:
+    settings, classes = training_of(context.job, context.stage), context.sources.classes
+    spec = make_spec(context, settings)
+    parameters = weights.parameter_count(weights.build_model(spec.model, spec.classes, spec.overrides))
+    if context.stage.generation:
+        teacher = context.needs[context.stage.needs[-1]].info["parameters"]
+        if parameters < teacher:
+            context.warn(
+                f"{context.stage.name} has {parameters:,} parameters, its teacher {teacher:,}: "
+                "Noisy Student wants a student at least as large"
+            )
+    result = context.fit(train, spec)
+    weights.write_card(context.folder, card_of(settings, classes))
+    made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
+    metrics: dict[str, float] = {key: float(result[key]) for key in ("top1", "top5", "loss") if key in result}
+    line = f"{settings.model}, {spec.steps:,} steps, validation top-1 {percent(metrics.get('top1', float('nan')))}"
+    return Result(
+        {"model": settings.model, "parameters": parameters, "steps": spec.steps, "validation": metrics, "line": line},
+        output=made,
+        metrics=metrics | {"parameters": float(parameters)},
+        model=True,
+    )
+
+
+def make_spec(context: Context, settings: Train) -> TrainSpec:
+    """The TrainSpec of a training stage: epochs become steps, patterns become shards with counts."""
+    job, stage = context.job, context.stage
+    labelled = indexed_shards(context, "labelled")
+    images = sum(shard.count for shard in labelled)
+    sources = [_source("labelled", labelled, settings.batch, settings)]
+    if stage.generation:
+        selected = selected_shards(context)
+        kept = sum(shard.count for shard in selected)
+        if not kept:
+            raise DataError(
+                f"{stage.name}: the selection keeps no image (threshold {job.generations[stage.generation - 1].select.threshold}); "
+                "lower generations[].select.threshold, or train a better teacher"
+            )
+        sources.append(_source("pseudo", selected, round(settings.unlabelled_ratio * settings.batch), settings))
+    sources = [source for source in sources if source.per_step]
+    per_epoch = images / settings.batch
+    steps = config.steps(settings.duration, per_epoch)
+    if steps < 1:
+        raise ConfigError(
+            f"{stage.name}: duration {settings.duration} is less than one step of {settings.batch} images "
+            f"({images} labelled images); lengthen it or lower batch"
+        )
+    per_step = sum(source.per_step for source in sources)
+    teacher = context.needs[stage.needs[-1]].folder if stage.generation else ""
+    return TrainSpec(
+        folder=context.folder,
+        model=settings.model,
+        classes=len(context.sources.classes),
+        overrides=architecture_overrides(settings),
+        pretrained=settings.pretrained,
+        init=storage.join(teacher, weights.WEIGHTS) if settings.init == "teacher" and teacher else None,
+        sources=tuple(sources),
+        augment=augment_of(settings),
+        validation=tuple(indexed_shards(context, "validation")),
+        view=card_of(settings, []).view(),
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        warmup=min(config.steps(settings.warmup, per_epoch), steps // 2),
+        lr=settings.lr * per_step / settings.lr_images if settings.lr_images else settings.lr,
+        seed=job.seed * SEEDS_PER_JOB + stage.generation,
+        optimizer=settings.optimizer,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        pseudo_weight=settings.pseudo_weight,
+        soft=SoftTargets(
+            smoothing=settings.label_smoothing, temperature=settings.temperature, hard_pseudo=settings.labels == "hard"
+        ),
+        ema=settings.ema,
+        evaluate_every=config.steps(settings.evaluate_every, per_epoch),
+        checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
+        keep=settings.keep,
+        compile=settings.compile,
+        workers=job.workers.loader,
+        threads=job.workers.threads or None,
+    )
+
+
+def _source(name: str, shards: Sequence[TrainingShard], per_step: int, settings: Train) -> TrainingSource:
+    segments = min(settings.segments, order.segments_for(len(shards)))
+    return TrainingSource(name, tuple(shards), per_step, segments, settings.window)
+
+
+def indexed_shards(context: Context, source: str) -> list[TrainingShard]:
+    """The labelled, validation or test shards with their index files."""
+    folder = context.needs["index"].folder
+    counts = storage.read_json(storage.join(folder, index.SHARDS))[source]
+    return [
+        TrainingShard(shard.path, index.rows_path(folder, source, shard.name), None, counts[shard.name])
+        for shard in context.sources[source].shards
+    ]
+
+
+def selected_shards(context: Context) -> list[TrainingShard]:
+    """The unlabelled shards of which the selection keeps something, with their label and selection files."""
+    label, select = (context.needs[f"gen{context.stage.generation}-{kind}"].folder for kind in ("label", "select"))
+    counts = storage.read_json(storage.join(select, SUMMARY))["shards"]
+    return [
+        TrainingShard(
+            shard.path,
+            storage.join(label, labels.file_name(shard.name)),
+            storage.join(select, labels.file_name(shard.name)),
+            counts[shard.name],
+        )
+        for shard in context.sources["unlabelled"].shards
+        if counts.get(shard.name)
+    ]
+
+
+def card_of(settings: Train, classes: list[str]) -> weights.Card:
+    """What model.yaml will say of a model trained with these settings."""
+    return weights.Card(
+        settings.model,
+        classes,
+        settings.resolution,
+        settings.crop,
+        settings.interpolation,
+        list(settings.mean),
+        list(settings.std),
+        architecture_overrides(settings),
+    )
+
+
+def augment_of(settings: Train) -> augment.Augment:
+    """The training view of these settings."""
+    affine = settings.affine
+    moved = augment.Affine(affine.degrees, affine.translate, _pair(affine.scale, "affine.scale"), affine.shear)
+    return augment.Augment(
+        size=settings.resolution, policy=settings.augment, ops=tuple(settings.augment_ops), scale=_pair(settings.crop_scale, "crop_scale"),
+        ratio=_pair(settings.crop_ratio, "crop_ratio"), flip=settings.flip, affine=None if moved == augment.Affine() else moved,
+        interpolation=settings.interpolation, mean=(settings.mean[0], settings.mean[1], settings.mean[2]))  # fmt: skip
+
+
+def _pair(values: list[float], name: str) -> tuple[float, float]:
+    if len(values) != 2:
+        raise ConfigError(f"{name} is {values}; it takes two numbers, the least and the greatest")
+    return values[0], values[1]
+
+
+def architecture_overrides(settings: Train) -> dict[str, Any]:
+    """`overrides` with dropout and stochastic depth under the names that ours and timm's architectures use."""
+    timm = settings.model.startswith("timm/")
+    noise = {
+        "drop_rate" if timm else "dropout": settings.dropout,
+        "drop_path_rate" if timm else "stochastic_depth": settings.stochastic_depth,
+    }
+    return {**settings.overrides, **{name: rate for name, rate in noise.items() if rate}}

@@ -1,0 +1,67 @@
+"""What a tracker does for the runner. The journals in the stage folders are the truth; a tracker only mirrors them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage as a tracker sees it. `folder` holds the journal; the tracker keeps its run ids there too."""
+
+    name: str  # "gen1-student"
+    folder: str
+    params: Mapping[str, Any] = field(default_factory=dict)  # identity settings, flat
+    tags: Mapping[str, str] = field(default_factory=dict)  # execution settings of this attempt, flat
+
+
+class Tracker(Protocol):
+    """None of these raises or blocks for long, whatever the tracking server does."""
+
+    def start_job(self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+
+    def start_stage(self, stage: StageRecord) -> None: ...
+
+    def end_stage(
+        self,
+        stage: StageRecord,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[str],
+        model: str | None = None,
+    ) -> None:
+        """`status`: finished or failed. `artifacts`: files or folders to log. `model`: a stage folder whose
+        weights and model.yaml are registered."""
+
+    def end_job(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None: ...
+
+    def close(self) -> None:
+        """Send what is still to be sent, for at most a few seconds."""
+
+
+class NullTracker:
+    """Tracks nothing: `tracking.enabled: false`."""
+
+    def start_job(self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        pass
+
+    def start_stage(self, stage: StageRecord) -> None:
+        pass
+
+    def end_stage(
+        self,
+        stage: StageRecord,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[str],
+        model: str | None = None,
+    ) -> None:
+        pass
+
+    def end_job(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,89 @@
+"""Which worker of how many this process is, and the few things workers say to each other.
+
+The same loop runs alone, under torchrun and inside Ray Train: `join` finds out where it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker (`rank` of `size`) and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all workers, in place. Every worker calls it."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: int) -> int:
+        """Rank 0's value. Every worker calls it."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=self.device)
+        torch.distributed.broadcast(tensor, 0)
+        return int(tensor.item())
+
+
+@contextlib.contextmanager
+def join() -> Iterator[World]:
+    """The world of this process: torch.distributed's where that is set up (Ray Train), else that of
+    torchrun's environment, set up here and torn down at the end, else one worker alone."""
+    distributed = torch.distributed
+    if distributed.is_initialized():
+        on_gpu = "nccl" in distributed.get_backend() and torch.cuda.is_available()
+        yield World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+        try:
+            yield World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
+        finally:
+            distributed.destroy_process_group()
+    else:
+        yield World(0, 1, _device(torch.cuda.is_available()))
+
+
+def _device(on_gpu: bool) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of dropout and stochastic depth in one step of one worker."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def average_buffers(world: World, *modules: torch.nn.Module) -> None:
+    """Replace floating-point buffers (batch norm's running statistics) by their mean over the workers.
+
+    Running statistics and their EMA are linear in what each worker saw, so it does not matter how often this
+    happens; training itself never reads them.
+    """
+    if world.size == 1:
+        return
+    buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = world.sum(torch.cat([b.reshape(-1) for b in buffers])) / world.size
+    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))

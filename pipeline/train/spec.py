@@ -1,0 +1,84 @@
+"""What a training run is: plain data, so that it can be sent to workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.data.augment import Augment
+from pipeline.data.images import View
+from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One training run of a teacher, a student or a fine-tune."""
+
+    folder: str
+    """The stage folder: checkpoints, journal and final weights (local path or fsspec URL)."""
+
+    # What is trained.
+    model: str
+    classes: int
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the architecture, dropout and stochastic depth among them."""
+    init: str | None = None
+    """A .safetensors file to start from; None: new weights."""
+    pretrained: bool = False
+    """Start from timm's published weights."""
+    seed: int = 0
+
+    # On what.
+    sources: tuple[TrainingSource, ...]
+    """`labelled` and, for a student, `pseudo`; `per_step` is their images in one global step."""
+    augment: Augment
+    view: View
+    """Of validation; its mean and std are those of training too."""
+    soft: SoftTargets = field(default_factory=SoftTargets)
+    """Label smoothing, temperature, hard pseudo-labels."""
+    validation: tuple[TrainingShard, ...]
+    """Empty: no validation."""
+
+    # For how long, and how fast.
+    steps: int
+    steps_per_epoch: float
+    """An epoch is one pass over the labelled images; only what is shown depends on it."""
+    lr: float
+    """Peak, absolute: already scaled with the images of a step."""
+    warmup: int = 0
+    """Steps."""
+    schedule: str = "cosine"
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 4e-5
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    pseudo_weight: float = 1.0
+    ema: float = 0.9999
+
+    # How it is carried out; the result does not depend on it, up to rounding.
+    validation_batch: int = 256
+    evaluate_every: int = 0
+    """Steps; 0: at the end only."""
+    checkpoint_every: int = 500
+    """Steps; 0: at the end only."""
+    keep: int = 2
+    log_every: int = 10
+    """Steps; reading the loss waits for the device."""
+    workers: int = 0
+    """Image loading processes of each training worker."""
+    threads: int | None = None
+    """Compute threads of each training worker; None: torch's choice."""
+    precision: str = "auto"
+    """auto (bfloat16 where the GPU has it, else float32), float32 or bfloat16."""
+    channels_last: bool = True
+    compile: bool = False
+
+    @property
+    def images_per_step(self) -> int:
+        return sum(source.per_step for source in self.sources)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {"model": self.model, "classes": self.classes, "overrides": self.overrides}

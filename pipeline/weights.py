@@ -1,0 +1,149 @@
+"""Models as files: `model.safetensors` (weights) beside `model.yaml` (what they are). Nothing is ever unpickled.
+
+model.yaml names the architecture, its overrides, the classes in index order and the test view (size, crop,
+interpolation, mean, std): all that is needed to build the model and to feed it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline import storage
+from pipeline.data.images import View
+from pipeline.errors import ConfigError, WeightsError
+
+WEIGHTS, CARD = "model.safetensors", "model.yaml"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What model.yaml says. `mean` and `std` per channel in 0..1 units; `size` in pixels per side."""
+
+    architecture: str
+    classes: list[str]
+    size: int
+    crop: float
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def view(self) -> View:
+        return View(self.size, self.crop, self.interpolation, tuple(self.mean), tuple(self.std))
+
+
+def build_model(
+    name: str, num_classes: int, overrides: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The architecture with new weights: one of ours, or timm's under timm/<name>. ConfigError for an unknown name."""
+    overrides = dict(overrides or {})
+    if name.startswith("timm/"):
+        return _build_timm(name.removeprefix("timm/"), num_classes, overrides, pretrained)
+    import models
+
+    if pretrained:
+        raise ConfigError(
+            f"model '{name}' has no published weights; set pretrained: false, or name a timm/<name> model"
+        )
+    try:
+        return models.create_model(name, num_classes=num_classes, **overrides)
+    except ValueError as error:
+        raise ConfigError(f"model '{name}': {error}") from error
+
+
+def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
+        raise ConfigError(
+            f"timm has no model '{name}'; did you mean {', '.join(close) or 'one of timm.list_models()'}?"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **overrides)
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"model 'timm/{name}' does not take {overrides}: {str(error).splitlines()[0]}") from error
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def save_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a state dict as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    # Contiguous copies: safetensors refuses strided and shared storage, and channels-last weights are strided.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with storage.writing(path) as temporary:
+        save_file(plain, temporary)
+
+
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """The state dict of a .safetensors file."""
+    from safetensors.torch import load
+
+    try:
+        return load(storage.read_bytes(path))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"no weights at {storage.redact(path)}; name a stage folder with {WEIGHTS} or a .safetensors file"
+        ) from error
+    except Exception as error:  # safetensors has its own error types for each kind of damage
+        raise WeightsError(f"{storage.redact(path)} is not a safetensors file: {error}") from error
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Put a state dict into a model; a WeightsError names the parameter, the expected and the found shape."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise WeightsError(
+            f"{storage.redact(source)} does not fit the model: {'; '.join(problems[:3])}{more}; "
+            "name the architecture that the weights were trained with"
+        )
+    model.load_state_dict(state)
+
+
+def write_card(folder: str, card: Card) -> None:
+    import yaml
+
+    text = yaml.safe_dump(dataclasses.asdict(card), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(folder, CARD), text.encode())
+
+
+def read_card(folder: str) -> Card:
+    import yaml
+
+    path = storage.join(folder, CARD)
+    try:
+        return Card(**yaml.safe_load(storage.read_bytes(path)))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{storage.redact(folder)} has no {CARD}; name a folder that a training stage wrote"
+        ) from error
+    except (TypeError, yaml.YAMLError) as error:
+        raise WeightsError(f"{storage.redact(path)} is not a model card: {error}") from error
+
+
+def load_model(folder: str) -> tuple[nn.Module, Card]:
+    """The trained model of a stage folder, in eval mode on the CPU, and its card."""
+    card = read_card(folder)
+    model = build_model(card.architecture, len(card.classes), card.overrides)
+    path = storage.join(folder, WEIGHTS)
+    load_state(model, read_state(path), path)
+    return model.eval(), card

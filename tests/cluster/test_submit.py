@@ -1,0 +1,143 @@
+"""A running cluster: joined through RAY_ADDRESS, and given jobs through `submit`. Starts a real head."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.submit import submit
+from pipeline.errors import ClusterError, ConfigError
+from tests.cluster.head import Head, ray_head
+from tests.cluster.test_on_ray import run_python
+
+PIPELINE = """\
+import os, sys, time
+print("arguments", sys.argv[1:], flush=True)
+print("in", os.getcwd(), flush=True)
+if "do=fail" in sys.argv:
+    sys.exit(2)
+if "do=wait" in sys.argv:
+    time.sleep(300)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in the small: a package `pipeline` that tells how it was called, and a job."""
+    root = tmp_path_factory.mktemp("tree")
+    (root / "pipeline").mkdir()
+    (root / "pipeline" / "__main__.py").write_text(PIPELINE)
+    (root / "jobs").mkdir()
+    (root / "jobs" / "a b.yaml").write_text("name: x\n")
+    (root / "runs").mkdir()
+    (root / "runs" / "big").write_text("not to be uploaded")
+    return root
+
+
+@pytest.fixture(scope="module")
+def head(tree: Path) -> Iterator[Head]:
+    with ray_head(tree) as head, pytest.MonkeyPatch.context() as patch:
+        for name, value in head.env.items():
+            if name.startswith("RAY_"):
+                patch.setenv(name, value)
+        yield head
+
+
+def test_no_cluster_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClusterError, match=r"^no Ray cluster takes jobs at http://127.0.0.1:1 "):
+        submit("jobs/x.yaml", [], "http://127.0.0.1:1", None)
+
+
+@pytest.mark.slow
+def test_a_job_outside_the_working_directory_is_refused(head: Head, tree: Path) -> None:
+    with pytest.raises(ConfigError, match="is not inside the working directory"):
+        submit("/elsewhere/x.yaml", [], None, str(tree))
+
+
+@pytest.mark.slow
+def test_a_job_runs_where_the_head_was_started_with_its_arguments_intact(
+    head: Head, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("jobs/a b.yaml", ["a.b=[1, 'x']", "c=$HOME"], None, None) == 0
+    out = capfd.readouterr().out
+    assert """arguments ['run', 'jobs/a b.yaml', "a.b=[1, 'x']", 'c=$HOME']""" in out
+    assert f"in {tree.resolve()}\n" in out
+
+
+@pytest.mark.slow
+def test_an_uploaded_job_runs_in_rays_cache_and_its_failure_shows(
+    head: Head, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(str(tree / "jobs" / "a b.yaml"), ["do=fail"], head.dashboard, str(tree)) == 1
+    captured = capfd.readouterr()
+    assert "arguments ['run', 'jobs/a b.yaml', 'do=fail']" in captured.out
+    assert "working_dir_files" in captured.out
+    assert "exit code 2" in captured.err and "INFO" not in captured.err
+
+
+@pytest.mark.slow
+def test_a_stopped_job_is_told_from_a_finished_one(head: Head, capfd: pytest.CaptureFixture[str]) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(head.dashboard)
+    before = {job.submission_id for job in client.list_jobs()}
+
+    def stop_when_it_runs() -> None:
+        while True:
+            for job in client.list_jobs():
+                if job.submission_id not in before and job.status == JobStatus.RUNNING:
+                    client.stop_job(job.submission_id)
+                    return
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=stop_when_it_runs)
+    thread.start()
+    assert submit("jobs/a b.yaml", ["do=wait"], None, None) == 3
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_not_followed_goes_on(head: Head) -> None:
+    assert submit("jobs/a b.yaml", [], None, None, follow=False) == 0
+
+
+@pytest.mark.slow
+def test_a_running_cluster_gets_our_code_and_says_when_it_has_no_room(head: Head, tmp_path: Path) -> None:
+    """From another folder, so that nothing but what we send makes `pipeline` importable there."""
+    result = run_python(
+        f"""
+        from pipeline.cluster.contract import Resources
+        from pipeline.cluster.on_ray import OnRay
+        from pipeline.errors import ClusterError
+
+        def make():
+            from pipeline.cluster import contract
+            return lambda unit: ("py_modules" in contract.__file__, unit)
+
+        cluster = OnRay("auto", patience=5)
+        print(cluster.describe())
+        for outcome in cluster.map(make, [("a", 1)], resources=Resources()):
+            print(outcome.value)
+        try:
+            list(cluster.map(make, [("a", 1)], resources=Resources(cpus=64)))
+        except ClusterError as error:
+            print(str(error))
+        try:
+            cluster.fit(dict, {{}}, resources=Resources(workers=3), folder={str(tmp_path)!r})
+        except ClusterError as error:
+            print(str(error))
+        cluster.close()
+        """,
+        cwd=tmp_path,
+        **{name: value for name, value in head.env.items() if name.startswith("RAY_")},
+        RAY_ADDRESS=head.address,
+    )
+    lines = result.stdout.splitlines()
+    assert result.stderr == "" and result.returncode == 0
+    assert lines[:2] == [f"Ray at {head.address}", "(True, 1)"]
+    assert lines[2].startswith("no room in 5 s for a worker with 64 CPU and 0 GPU each: the cluster has 2 CPU")
+    assert lines[3].startswith("no room in 5 s for 3 workers with 1 CPU")

@@ -1,0 +1,111 @@
+"""What the cluster tests run in workers; importable there by name, like the stages' own code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, WeightsError
+
+
+@dataclass(frozen=True)
+class Unit:
+    number: int
+    act: str = ""  # what to do instead of only answering
+    folder: str = ""  # where tries are recorded
+
+
+def tried(unit: Unit) -> int:
+    """How often this unit has been tried, this try included; known across processes."""
+    folder = Path(unit.folder)
+    (folder / f"{unit.number}-{time.monotonic_ns()}-{os.getpid()}").touch()
+    return len(list(folder.glob(f"{unit.number}-*")))
+
+
+def make_worker() -> Callable[[Unit], int]:
+    here = {"handled": 0}
+
+    def handle(unit: Unit) -> int:
+        here["handled"] += 1
+        tries = tried(unit) if unit.folder else 1
+        if unit.act == "raise" or (unit.act == "raise once" and tries == 1):
+            raise ValueError(f"unit {unit.number} is bad")
+        if unit.act == "user error":
+            raise DataError(f"shard {unit.number} is missing; check `data.root`")
+        if unit.act == "kill" or (unit.act == "kill once" and tries == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return unit.number**2
+
+    return handle
+
+
+def make_worker_of(text: str) -> Callable[[], Callable[[Unit], int]]:
+    """A make_worker that fails: with a user's error, or by dying."""
+
+    def make() -> Callable[[Unit], int]:
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise WeightsError(text)
+
+    return make
+
+
+def make_counter() -> Callable[[Unit], tuple[int, int]]:
+    """Answers (process, how many units this worker has handled)."""
+    calls: list[Unit] = []
+
+    def handle(unit: Unit) -> tuple[int, int]:
+        calls.append(unit)
+        return os.getpid(), len(calls)
+
+    return handle
+
+
+@dataclass(frozen=True)
+class Training:
+    folder: str
+    steps: int = 3
+    act: str = ""
+    rank: int = 0  # the rank that acts
+
+
+def loop(spec: Training) -> dict[str, Any]:
+    """A training loop in the small: sums ranks at each step, checkpoints itself, resumes."""
+    import torch
+    import torch.distributed as dist
+
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    folder = Path(spec.folder)
+    (folder / f"start-{rank}-{time.monotonic_ns()}").touch()
+    saved = folder / "step"
+    start = int(saved.read_text()) if saved.exists() else 0
+    for step in range(start, spec.steps):
+        total = torch.tensor(float(rank + 1))
+        if world > 1:
+            dist.all_reduce(total)
+        marker = folder / "acted"
+        if step == 1 and rank == spec.rank and spec.act:
+            if spec.act == "user error":
+                raise DataError("labels of shard 7 are missing; run `label` first")
+            if spec.act == "raise":
+                raise ValueError("a bug")
+            if spec.act == "kill once" and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 0:
+            saved.write_text(str(step + 1))
+        if world > 1:
+            dist.barrier()
+    return {
+        "rank": rank,
+        "world": world,
+        "backend": dist.get_backend() if world > 1 else None,
+        "started_at": start,
+        "process": os.getpid(),
+    }

@@ -1,0 +1,156 @@
+"""The training view: a pure function of image, settings and seed that leaves every generator alone.
+
+Run: pytest tests/data/test_augment.py
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data import augment as module
+from pipeline.data.augment import Affine, Augment, crop_box, matrix, seeded_view, train_view, undisturbed
+from pipeline.errors import ConfigError
+
+PAPER = "rand-m15-mmax15-n2-p1"
+
+
+def picture(width=40, height=30):
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x * y) % 256], 2).astype(np.uint8))
+
+
+def states():
+    return random.getstate(), [str(part) for part in np.random.get_state()], torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"policy": PAPER}, {"policy": "rand-m9-n3-mstd0.5-inc1", "interpolation": "random"},
+    {"affine": Affine(10, 0.1, (0.8, 1.2), 10)}, {"policy": "rand-m5-tweights"},
+])  # fmt: skip
+def test_a_view_depends_on_the_seed_alone(settings):
+    augment = Augment(size=16, **settings)
+    views = [train_view(picture(), augment, seed) for seed in range(30)]
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    before = states()
+    again = [train_view(picture(), augment, seed) for seed in range(30)]
+    assert states() == before
+    assert all(np.array_equal(a, b) for a, b in zip(views, again, strict=True))
+    assert len({view.tobytes() for view in views}) == 30
+    assert views[0].shape == (3, 16, 16)
+    assert views[0].dtype == np.uint8
+
+
+def test_views_do_not_depend_on_those_before_them():
+    augment = Augment(size=16, policy=PAPER)
+    with undisturbed():
+        forward = [seeded_view(picture(), augment, seed) for seed in range(10)]
+        backward = [seeded_view(picture(), augment, seed) for seed in reversed(range(10))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
+
+
+def test_all_64_bits_of_the_seed_count():
+    augment = Augment(size=8)
+    assert not np.array_equal(train_view(picture(), augment, 5), train_view(picture(), augment, 5 + (1 << 63)))
+
+
+def test_without_noise_the_image_comes_through():
+    image = picture(16, 16)
+    view = train_view(image, Augment(size=16, scale=(1, 1), ratio=(1, 1), flip=0), 0)
+    assert np.array_equal(view, np.asarray(image).transpose(2, 0, 1))
+
+
+def test_flip_happens_as_often_as_asked():
+    image = picture(16, 16)
+    augment = Augment(size=16, scale=(1, 1), ratio=(1, 1), flip=0.25)
+    flipped = [
+        not np.array_equal(train_view(image, augment, seed), np.asarray(image).transpose(2, 0, 1))
+        for seed in range(400)
+    ]
+    assert 0.18 < np.mean(flipped) < 0.32
+
+
+def test_crops_are_inside_and_as_torchvision_draws_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    augment, rng = Augment(size=8), random.Random(0)
+    boxes = [crop_box((400, 300), augment, rng) for _ in range(2000)]
+    assert all(0 <= l < r <= 400 and 0 <= t < b <= 300 for l, t, r, b in boxes)  # noqa: E741
+    torch.manual_seed(0)
+    theirs = [RandomResizedCrop.get_params(torch.empty(3, 300, 400), [0.08, 1], [3 / 4, 4 / 3]) for _ in range(2000)]
+    ours = np.array([(t, l, b - t, r - l) for l, t, r, b in boxes])  # noqa: E741
+    for quantile in (0.1, 0.5, 0.9):
+        gap = np.quantile(ours, quantile, axis=0) - np.quantile(theirs, quantile, axis=0)
+        assert np.abs(gap).max() < 16  # pixels of 300
+
+
+def test_a_crop_that_cannot_fit_is_the_largest_within_the_ratio():
+    assert crop_box((400, 10), Augment(size=8, scale=(1, 1)), random.Random(0)) == (193, 0, 206, 10)
+    assert crop_box((10, 400), Augment(size=8, scale=(1, 1)), random.Random(0)) == (0, 193, 10, 206)
+
+
+def test_the_paper_policy_is_applied_in_full():
+    """Both operations fire on every image, at magnitude 15: timm alone would clip to 10 and skip half."""
+    policy = module._policy(Augment(size=8, policy=PAPER))
+    assert policy.num_layers == 2
+    assert {(op.prob, op.magnitude, op.magnitude_max) for op in policy.ops} == {(1.0, 15, 15)}
+    rotate = next(op for op in policy.ops if op.name == "Rotate")
+    seen = []
+    rotate.aug_fn = lambda image, degrees, **_: seen.append(abs(degrees)) or image
+    with undisturbed():
+        rotate(picture())
+    assert seen == [45.0]  # 15 of 10 × 30°
+    module._policy.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["", "-inc1", "-t3aw", "-tweights"])
+@pytest.mark.parametrize("magnitude", [0, 1, 10, 15, 30])
+def test_every_operation_works_at_every_magnitude(kind, magnitude):
+    policy = module._policy(Augment(size=8, policy=f"rand-m{magnitude}-mmax{magnitude or 10}-p1{kind}"))
+    with undisturbed():
+        for op in policy.ops:
+            assert op(picture()).size == (40, 30)
+
+
+def test_ops_restrict_the_policy():
+    policy = module._policy(Augment(size=8, policy=PAPER, ops=("Rotate", "ShearX")))
+    assert [op.name for op in policy.ops] == ["Rotate", "ShearX"]
+
+
+def test_the_fill_is_the_mean_colour():
+    augment = Augment(
+        size=16, policy="rand-m10-n1-p1", ops=("TranslateXRel",), scale=(1, 1), ratio=(1, 1), flip=0, mean=(1, 0, 0.5)
+    )
+    view = train_view(Image.new("RGB", (16, 16), "blue"), augment, 0)
+    assert {tuple(p) for p in view.reshape(3, -1).T.tolist()} >= {(255, 0, 128)}
+
+
+def test_an_affine_map_keeps_the_centre_and_turns_about_it():
+    rng = random.Random(3)
+    for _ in range(20):
+        a, b, c, d, e, f = matrix(Affine(90, 0, (0.5, 2), 20), 16, rng)
+        assert (a * 8 + b * 8 + c, d * 8 + e * 8 + f) == pytest.approx((8, 8))
+    a, b, _, d, e, _ = matrix(Affine(scale=(2, 2)), 16, rng)
+    assert (a, b, d, e) == pytest.approx((0.5, 0, 0, 0.5))  # magnified twice: half a step in the image
+
+
+@pytest.mark.parametrize(("settings", "text"), [
+    ({"policy": "rand-m9-x2"}, "rand-m9-x2"),
+    ({"policy": "randm9"}, "randm9"),
+    ({"policy": "rand-nine"}, "rand-nine"),
+    ({"policy": "augmix-m3"}, "augmix"),
+    ({"policy": "rand-m9", "ops": ("Rotat",)}, "Rotat'.*Rotate"),
+    ({"ops": ("Rotate",)}, "without an augment.policy"),
+    ({"interpolation": "cubic"}, "bilinear, bicubic, random"),
+    ({"scale": (0.5, 0.1)}, "augment.scale"),
+    ({"scale": (0.5, 1.1)}, "at most 1"),
+    ({"ratio": (0, 1)}, "augment.ratio"),
+    ({"flip": 2}, "augment.flip"),
+])  # fmt: skip
+def test_mistakes_are_named_at_construction(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        Augment(size=16, **settings)

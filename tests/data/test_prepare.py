@@ -1,0 +1,299 @@
+"""Prepared shards: the right images with the right labels, the same bytes every time, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image
+from tars import picture
+
+from pipeline.data import images, prepare
+from pipeline.data.prepare_write import split_shards
+from pipeline.data.shards import read_texts, scan, stream
+from pipeline.errors import ConfigError, DataError
+
+
+def sums(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def content(folder: Path, split: str) -> list[tuple[str, bytes | None, bytes]]:
+    """(key, .cls text, image bytes) of all samples of a split."""
+    found = []
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        reader = stream(str(path))
+        pairs = list(reader)
+        assert reader.cut is None and reader.without_image == 0
+        texts = read_texts(str(path), [sample for sample, _ in pairs], "cls")
+        found += [(sample.key, text, data) for (sample, data), text in zip(pairs, texts, strict=True)]
+    return found
+
+
+# Digits
+
+
+def test_digits(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    result = prepare.digits(str(tmp_path), seed=3, progress=lambda done, total: steps.append((done, total)))
+    assert result == {
+        "images": {"labelled": 50, "unlabelled": 1107, "val": 190, "test": 450},
+        "unlabelled_shards": 6,
+        "classes": 10,
+    }
+    assert steps == [(done, 1797) for done in range(1, 1798)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "classes.json",
+        "labelled-000.tar",
+        "test-000.tar",
+        *[f"unlabelled-{number:03d}.tar" for number in range(6)],
+        "val-000.tar",
+    ]
+    assert json.loads((tmp_path / "classes.json").read_text())[:2] == ["zero", "one"]
+
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    keys: list[str] = []
+    for split, per_class in {"labelled": 5, "val": 19, "test": 45, "unlabelled": None}.items():
+        samples = content(tmp_path, split)
+        keys += [key for key, _, _ in samples]
+        for key, text, image in samples:
+            pixels = np.asarray(images.decode(image))[..., 0].astype(float)
+            assert np.array_equal(np.rint(pixels * 16 / 255), data.images[int(key)])
+            assert text == (None if per_class is None else str(data.target[int(key)]).encode())
+        if per_class is not None:
+            counts = np.bincount([int(text or b"-1") for _, text, _ in samples])
+            assert counts.tolist() == [per_class] * 10
+            assert len({text for _, text, _ in samples[:12]}) > 2  # classes do not lie together
+    assert sorted(keys) == [f"{number:04d}" for number in range(1797)]
+
+
+def test_digits_by_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        prepare.digits(str(tmp_path / name), seed=seed)
+    one, again, other = (sums(tmp_path / name) for name in ("a", "again", "b"))
+    assert one == again
+    assert all((one[name] == other[name]) == (name in ("test-000.tar", "val-000.tar", "classes.json")) for name in one)
+
+
+def test_digits_settings(tmp_path: Path) -> None:
+    result = prepare.digits(str(tmp_path), seed=0, labels_per_class=2, test=103, validation=60, shard_samples=1000)
+    assert result["images"] == {"labelled": 20, "unlabelled": 1614, "val": 60, "test": 103}
+    assert result["unlabelled_shards"] == 2
+    with pytest.raises(ConfigError, match=r"200 labels per class.*lower one of them"):
+        prepare.digits(str(tmp_path / "x"), seed=0, labels_per_class=200)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_other_shards_is_refused(tmp_path: Path) -> None:
+    prepare.digits(str(tmp_path), seed=0)
+    before = sums(tmp_path)
+    with pytest.raises(DataError, match=r"labelled-000\.tar already exists and holds something else"):
+        prepare.digits(str(tmp_path), seed=1)
+    with pytest.raises(DataError, match=r"already holds other shards of 'unlabelled', such as unlabelled-002\.tar"):
+        prepare.digits(str(tmp_path), seed=0, shard_samples=600)
+    (tmp_path / "unlabelled-003.tar").unlink()  # as if it had been killed
+    prepare.digits(str(tmp_path), seed=0)
+    assert sums(tmp_path) == before
+
+
+def test_webdataset_reads_them(tmp_path: Path) -> None:
+    import webdataset
+
+    prepare.digits(str(tmp_path), seed=0)
+    theirs = webdataset.WebDataset(str(tmp_path / "labelled-000.tar"), shardshuffle=False)
+    found = [(sample["__key__"], sample["cls"], sample["png"]) for sample in theirs]
+    assert found == content(tmp_path, "labelled")
+
+
+# Folders
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes; dots, spaces, capitals and other alphabets in names; two bad files and some that are none."""
+    source = tmp_path / "photos"
+    for number in range(30):
+        name = [f"{number}.png", f"v1.{number} x.PNG", f"ü{number}.jpeg"][number % 3]
+        path = source / ["cat", "dog", "eel"][number % 3] / ("deep" if number % 2 else "") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, file_format="JPEG" if name.endswith("jpeg") else "PNG"))
+    (source / "cat" / "cut.png").write_bytes(picture(99, 200, 200)[:300])
+    (source / "dog" / "page\t.jpg").write_bytes(b"<html>")
+    (source / "dog" / "notes.txt").write_text("no image")
+    (source / "dog" / "._0.png").write_bytes(b"macOS")
+    return source
+
+
+def test_folder(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "out"
+    steps: list[tuple[int, int]] = []
+    result = prepare.folder(
+        str(photos), str(out), shard_samples=12, progress=lambda done, total: steps.append((done, total))
+    )
+    assert result == {"shards": 3, "images": 30, "bad": 2, "classes": 3}
+    assert steps[-1] == (32, 32)
+    samples = content(out, "labelled")
+    assert len({key for key, _, _ in samples}) == 30 and all("." not in key for key, _, _ in samples)
+    originals = {path.read_bytes(): path for path in photos.rglob("*") if path.is_file()}
+    for key, text, data in samples:
+        path = originals[data]  # byte for byte
+        assert ["cat", "dog", "eel"][int(text or b"-1")] == path.relative_to(photos).parts[0]
+        assert scan(str(out / "labelled-000.tar")).samples[0].suffix in ("png", "jpeg")
+        assert key.isascii()
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog", "eel"]
+    bad = sorted(line.split("\t") for line in (out / "bad_files.txt").read_text().splitlines())
+    assert [(split, Path(name).name) for split, name, _ in bad] == [
+        ("labelled", "cut.png"),
+        ("labelled", "page\\t.jpg"),
+    ]
+    assert bad[0][2].startswith("truncated") and bad[1][2].startswith("not_an_image")
+
+
+@pytest.mark.slow  # every process imports webdataset, and so torch
+def test_the_same_bytes_from_one_process_and_from_several(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.folder(str(photos), str(tmp_path / "one"), shard_samples=12)
+    monkeypatch.setattr("pipeline.data.prepare_write.IN_PROCESS", 0)
+    quiet = threading.Thread(target=threading.Event().wait, daemon=True)
+    quiet.start()  # a process with threads must not be forked
+    steps: list[tuple[int, int]] = []
+    result = prepare.folder(
+        str(photos), str(tmp_path / "two"), shard_samples=12, workers=2,
+        progress=lambda done, total: steps.append((done, total)),
+    )  # fmt: skip
+    assert result["images"] == 30 and steps[-1] == (32, 32) and len(steps) == 3
+    assert sums(tmp_path / "one") == sums(tmp_path / "two")
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        prepare.folder(str(photos), str(tmp_path / name), shard_samples=12, seed=seed)
+    assert sums(tmp_path / "one") == sums(tmp_path / "again") != sums(tmp_path / "other")
+
+
+def test_unlabelled_folder_and_a_second_split(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "out"
+    prepare.folder(str(photos), str(out), split="unlabelled", labelled=False)
+    assert not (out / "classes.json").exists()
+    assert len(content(out, "unlabelled")) == 30
+    assert {text for _, text, _ in content(out, "unlabelled")} == {None}
+    prepare.folder(str(photos), str(out))
+    for name in ("cat", "eel"):
+        (photos / name).rename(tmp_path / name)
+    assert prepare.folder(str(photos), str(out), split="val")["classes"] == 3
+    assert {text for _, text, _ in content(out, "val")} == {b"1"}  # dog is class 1 though it is alone here
+    splits = [line.split("\t")[0] for line in (out / "bad_files.txt").read_text().splitlines()]
+    assert sorted(splits) == ["labelled", "labelled", "unlabelled", "unlabelled", "val"]
+    (photos / "dog").rename(photos / "wolf")
+    with pytest.raises(DataError, match="has no class 'wolf'"):
+        prepare.folder(str(photos), str(out), split="test")
+
+
+def test_folders_that_cannot_be_prepared(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", str(tmp_path / "out")
+    with pytest.raises(DataError, match="there is no folder"):
+        prepare.folder(str(source), out)
+    source.mkdir()
+    with pytest.raises(DataError, match="holds no image files"):
+        prepare.folder(str(source), out)
+    (source / "a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"a\.png lies in no class sub-folder"):
+        prepare.folder(str(source), out)
+    with pytest.raises(ConfigError, match="cannot name a split"):
+        prepare.folder(str(source), out, split="../x", labelled=False)
+    assert not Path(out).exists()
+    with pytest.raises(DataError, match=r"none of the 1 files is a readable image.*not_an_image"):
+        prepare.folder(str(source), out, labelled=False)
+    assert [path.name for path in Path(out).iterdir()] == ["bad_files.txt"]
+
+
+def test_nothing_half_written_when_it_fails(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = images.decode
+    calls = []
+
+    def failing(data: bytes, **options: int) -> Image.Image:
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return real(data, **options)
+
+    monkeypatch.setattr(images, "decode", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["labelled-000.tar"]
+    prepare.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+    prepare.folder(str(photos), str(tmp_path / "undisturbed"), shard_samples=12)
+    assert sums(tmp_path / "out") == sums(tmp_path / "undisturbed")
+
+
+def test_shard_sizes() -> None:
+    assert split_shards([], 10, 10) == []
+    assert split_shards([1] * 5, 100, 2) == [range(2), range(2, 4), range(4, 5)]
+    assert split_shards([4, 4, 4, 20, 1], 10, 100) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    sizes = np.random.default_rng(0).integers(1, 50, 500).tolist()
+    shards = split_shards(sizes, 200, 9)
+    assert [i for part in shards for i in part] == list(range(500))
+    assert all(sum(sizes[i] for i in part) <= 200 and len(part) <= 9 for part in shards)
+
+
+# Tables
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table(tmp_path: Path, photos: Path, suffix: str) -> None:
+    rows = [(str(path.relative_to(tmp_path)), path.parts[-2]) for path in sorted(photos.glob("cat/*.png"))]
+    frame = pandas.DataFrame(rows, columns=["path", "label"])
+    path = str(tmp_path / f"table.{suffix}")
+    getattr(frame, f"to_{suffix}")(path, index=False)
+    result = prepare.table(path, str(tmp_path / "out"))
+    assert result == {"shards": 1, "images": 5, "bad": 1, "classes": 1}
+    assert {text for _, text, _ in content(tmp_path / "out", "labelled")} == {b"0"}
+    prepare.table(path, str(tmp_path / "plain"), split="unlabelled", label=None)
+    assert {text for _, text, _ in content(tmp_path / "plain", "unlabelled")} == {None}
+
+
+def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
+    paths = sorted(str(path) for path in photos.glob("eel/*.jpeg"))
+    frame = pandas.DataFrame({"file": [*paths, "missing.jpg"], "class": [*range(len(paths)), 7]})
+    frame.to_csv(tmp_path / "t.csv")
+    result = prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), image="file", label="class")
+    assert result["classes"] == 8 and result["bad"] == 1
+    found = {data: int(text or b"-1") for _, text, data in content(tmp_path / "out", "labelled")}
+    assert found == {Path(path).read_bytes(): number for number, path in enumerate(paths)}
+    assert "No such file" in (tmp_path / "out" / "bad_files.txt").read_text()
+    frame["class"] += 1
+    frame.to_csv(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"holds class 8, but .*classes\.json has 8 classes"):
+        prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", image="file", label="class")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("path,label\na.png,1\n", {"image": "file"}, "has no column 'file'; its columns are path, label"),
+        ("path,label\na.png,\n", {}, "row 0 has nothing in column 'label'"),
+        ("path,label\na.png,-1\n", {}, "class indexes start at 0"),
+        ("path,label\n", {}, "has no rows"),
+        ("", {}, "cannot be read as a csv table"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no table"):
+        prepare.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"neither \.parquet nor \.csv"):
+        prepare.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))

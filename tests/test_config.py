@@ -1,0 +1,123 @@
+"""Job files: what they may hold, what they say when they are wrong, and what is part of a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.errors import ConfigError
+
+JOB = """
+name: tiny
+prepare: {dataset: digits}
+teacher: {model: lambda_resnet_tiny, duration: 30ep}
+student: {model: lambda_resnet_tiny, batch: 10, affine: {degrees: 5.0}}
+generations: [{student: {lr: 1.0}}, {student: {lr: 2.0, affine: {shear: 1.0}}, select: {per_class: 5}}]
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(JOB)
+    return str(path)
+
+
+def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
+    loaded = config.load(job, ["generations[1].student.duration=20st", "teacher.lr=1e-3"])
+    first, second = loaded.generations
+    assert (first.student.batch, first.student.lr, first.student.affine.degrees) == (10, 1.0, 5.0)
+    assert (second.student.batch, second.student.lr, second.student.duration) == (10, 2.0, "20st")
+    assert (second.student.affine.degrees, second.student.affine.shear) == (5.0, 1.0)
+    assert (first.select.per_class, second.select.per_class) == (None, 5)
+    assert loaded.teacher.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("sed=1", ["'sed'", "'seed'"]),
+        ("teacher.modle=x", ["'teacher.modle'", "'model'"]),
+        ("generations[0].student.epochs=3", ["generations[0].student.epochs"]),
+        ("teacher.lr=fast", ["teacher.lr", "fast"]),
+        ("teacher.flip=3", ["teacher.flip is 3", "between 0.0 and 1.0"]),
+        ("teacher.optimizer=adam", ["teacher.optimizer", "adamw", "sgd"]),
+        ("teacher.duration=30", ["teacher.duration", "30ep", "2000st"]),
+        ("generations[7].student.lr=3", ["generations[7]"]),
+        ("generations=3", ["generations", "list"]),
+        ("batch", ["key=value"]),
+        ("output=${nowhere}/x", ["nowhere"]),
+        ("prepare.dataset=mnist", ["prepare.dataset", "digits"]),
+        ("prepare.dataset=null", ["data.root"]),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_sentence(job: str, setting: str, wanted: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(job, [setting])
+    assert all(text in str(caught.value) for text in wanted), caught.value
+
+
+def test_bases_are_merged_at_any_depth_and_named_when_missing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("lr: 0.5\nbatch: 7\naffine: {degrees: 3.0}\n")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "name: x\nprepare: {dataset: digits}\nteacher: {base: recipe, model: m, batch: 8, affine: {shear: 2.0}}\n"
+    )
+    teacher = config.load(str(path)).teacher
+    assert (teacher.lr, teacher.batch, teacher.affine.degrees, teacher.affine.shear) == (0.5, 8, 3.0, 2.0)
+    path.write_text("base: recipe/digit.yaml\nname: x\n")
+    with pytest.raises(ConfigError, match=r"recipe/digits\.yaml"):
+        config.load(str(path))
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        config.load(str(tmp_path / "a.yaml"))
+
+
+def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "session" / config.RAY_CACHE / "_ray_pkg_1"
+    cache.mkdir(parents=True)
+    monkeypatch.chdir(cache)
+    with pytest.raises(ConfigError, match="absolute path"):
+        config.resolve_output("runs/x")
+    assert config.resolve_output(str(tmp_path)) == str(tmp_path)
+    assert config.resolve_output("s3://bucket/run/") == "s3://bucket/run"
+
+
+def test_every_field_is_declared_and_explained() -> None:
+    for cls in vars(config).values():
+        if dataclasses.is_dataclass(cls) and isinstance(cls, type):
+            for item in dataclasses.fields(cls):
+                assert item.metadata["kind"] in ("identity", "execution"), f"{cls.__name__}.{item.name}"
+                assert item.metadata["help"]
+
+
+def test_identity_fields_are_pinned() -> None:
+    """A field that moves between the two kinds silently redoes, or silently keeps, everybody's stages."""
+    names = {f.name for f in dataclasses.fields(config.Teacher) if f.metadata["kind"] == "execution"}
+    assert names == {"evaluate_every", "checkpoint_every", "keep", "compile"}
+    for cls in (config.Label, config.Select, config.Affine, config.Generation):
+        assert all(f.metadata["kind"] == "identity" for f in dataclasses.fields(cls))
+    for cls in (config.Data, config.Workers, config.Tracking):
+        assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
+    execution = {f.name for f in dataclasses.fields(config.Job) if f.metadata["kind"] == "execution"}
+    assert execution == {"name", "output", "cluster", "workers", "data", "tracking"}
+
+
+def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:
+    @dataclasses.dataclass
+    class Settings:
+        old: int = config.identity(1, "there from the start")
+        new: str = config.identity("b", "added later, before it all was 'a'", neutral="a")
+        speed: int = config.execution(1, "no part of it")
+
+    assert config.identity_of(Settings()) == {"old": 1, "new": "b"}
+    assert config.identity_of(Settings(new="a")) == {"old": 1}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30ep", 300), ("2000st", 2000), ("1.5ep", 15), ("0st", 0)])
+def test_durations(text: str, expected: int) -> None:
+    assert config.steps(text, steps_per_epoch=10.0) == expected

@@ -1,0 +1,194 @@
+"""The main job end to end, in small and inline: what it leaves, what a rerun does, what a kill loses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests import tiny
+
+STAGES = ["prepare", "index", "gen0-teacher", "gen1-label", "gen1-select", "gen1-student", "gen2-label", "gen2-select",
+          "gen2-student", "evaluate", "report"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, subprocess.CompletedProcess[str]]]:
+    """(job file, output, the completed process) of one undisturbed run; tests must not change the output."""
+    folder = tmp_path_factory.mktemp("finished")
+    job = tiny.write_job(folder)
+    done = tiny.run(job, f"output={folder / 'out'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield job, folder / "out", done
+
+
+def folder_of(output: Path, stage: str) -> Path:
+    [found] = [path for path in output.iterdir() if re.fullmatch(rf"{stage}-[0-9a-f]{{8}}", path.name)]
+    return found
+
+
+def content(output: Path) -> dict[str, bytes]:
+    """The files that must be equal, bit for bit, whatever happened on the way: weights, and rows of Parquet files."""
+    found = {}
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output).as_posix()
+        if path.name == "model.safetensors" and "checkpoints" not in name:
+            found[name] = path.read_bytes()
+        elif path.suffix == ".parquet":
+            table = pq.read_table(path).replace_schema_metadata(None)
+            found[name] = repr(table.to_pydict()).encode()
+    return found
+
+
+def test_every_stage_leaves_its_folder_and_done_last(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, output, done = finished
+    for stage in STAGES:
+        folder = folder_of(output, stage)
+        record = json.loads((folder / "done.json").read_text())
+        assert folder.name == f"{stage}-{record['fingerprint'][:8]}"
+        newest = max(path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file())
+        assert (folder / "done.json").stat().st_mtime_ns == newest
+    assert not [path for path in output.rglob("*") if path.name.startswith(".tmp-")]
+    assert done.stderr == ""
+
+
+def test_labels_reconcile_with_the_shards(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    _, output, _ = finished
+    for generation in ("gen1", "gen2"):
+        tables = [pq.read_table(path) for path in sorted(folder_of(output, f"{generation}-label").glob("*.parquet"))]
+        assert sum(table.num_rows for table in tables) == 1107
+        assert all(table["index"].to_pylist() == list(range(table.num_rows)) for table in tables)
+        copies = [
+            pq.read_table(path)["copies"].to_pylist()
+            for path in folder_of(output, f"{generation}-select").glob("*.parquet")
+        ]
+        summary = json.loads((folder_of(output, f"{generation}-select") / "summary.json").read_text())
+        assert sum(map(sum, copies)) == summary["copies"]
+        assert all(n == 40 for n, empty in zip(summary["copies_per_class"], summary["available"], strict=True) if empty)
+
+
+def test_the_last_line_is_the_summary(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    _, output, done = finished
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary == json.loads((folder_of(output, "report") / "summary.json").read_text())
+    assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
+    for stage in summary["stages"]:
+        assert 0 <= stage["top1"] <= stage["top5"] <= 1
+        assert stage["images_per_second"] > 0
+    gain = 100 * (summary["stages"][-1]["top1"] - summary["stages"][0]["top1"])
+    assert summary["gain_points"] == pytest.approx(gain, abs=1e-4)
+    assert summary["stages"][2]["parameters"] > summary["stages"][1]["parameters"]
+    test = pq.read_table(folder_of(output, "index") / "test" / "test-000.parquet")
+    assert test.num_rows == 450
+
+
+def test_a_rerun_does_nothing_and_imports_nothing_heavy(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    job, output, _ = finished
+    before = {
+        path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name in ("done.json", "model.safetensors")
+    }
+    code = ("import sys; from pipeline.cli import main; status = main(sys.argv[1:]);"
+            "heavy = {'torch', 'ray', 'mlflow', 'timm'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)")  # fmt: skip
+    command = [*tiny.command(job)[:1], "-c", code, "run", str(job), f"output={output}"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all is done" in done.stdout
+    assert done.stdout.count("done before") == len(STAGES)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_changed_student_redoes_itself_and_what_follows(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    import shutil
+
+    job, output, _ = finished
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy, copy_function=shutil.copy2)
+    done = tiny.run(job, f"output={copy}", "generations[1].student.duration=6st")
+    assert done.returncode == 0, done.stderr
+    states = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith(("·", "✓"))}
+    assert [name for name in STAGES if "finished" in states[name]] == ["gen2-student", "evaluate", "report"]
+    listed = tiny.run(job, f"output={copy}", "generations[1].student.duration=6st", verb="clean")
+    assert sorted(re.findall(r"(gen2-student|evaluate|report)-", listed.stdout)) == [
+        "evaluate",
+        "gen2-student",
+        "report",
+    ]
+    assert len(list(copy.glob("gen2-student-*"))) == 2
+    tiny.run(job, f"output={copy}", "generations[1].student.duration=6st", "--yes", verb="clean")
+    assert len(list(copy.glob("gen2-student-*"))) == 1
+    again = tiny.run(job, f"output={copy}", "generations[1].student.duration=6st")
+    assert "all is done" in again.stdout
+
+
+def test_kill_9_in_every_stage_changes_nothing(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """One run, killed in the teacher, in labelling, in selection and in the student, ends bitwise like the undisturbed one."""
+    job, undisturbed, _ = finished
+    output = tmp_path / "out"
+    marks = ["gen0-teacher-*/checkpoints/step-*/manifest.json", "gen1-label-*/*.parquet", "gen1-select-*/*.parquet",
+             "gen1-student-*/checkpoints/step-*/manifest.json", "gen2-label-*/*.parquet"]  # fmt: skip
+    killed = []
+    for mark in marks:
+        process = subprocess.Popen(
+            tiny.command(job, f"output={output}"), cwd=tiny.ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and not any(output.glob(mark)):
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            stage = mark.split("-*")[0]
+            killed += [stage] if not any(output.glob(f"{stage}-*/done.json")) else []
+        process.wait()
+    # A stage may be over between its first file and the signal; most are caught inside.
+    assert len(killed) >= 3, killed
+    done = tiny.run(job, f"output={output}")
+    assert done.returncode == 0, done.stderr
+    assert content(output) == content(undisturbed)
+    assert not [path for path in output.rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    from pipeline import storage
+
+    job = tiny.write_job(tmp_path)
+    with storage.lock(str(tmp_path / "out")):
+        done = tiny.run(job, f"output={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_status_and_plan_of_a_finished_run(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    job, output, _ = finished
+    status = tiny.run(job, f"output={output}", verb="status", COLUMNS="200")
+    assert "tiny: finished" in status.stdout
+    assert status.stdout.count(" done ") >= len(STAGES)
+    plan = tiny.run(job, f"output={output}", verb="plan", COLUMNS="200")
+    assert plan.stdout.count(" done ") == len(STAGES)
+    changed = tiny.run(job, f"output={output}", "teacher.lr=0.02", verb="plan", COLUMNS="200")
+    assert changed.stdout.count("will run") == len(STAGES) - 2  # the data stays
+
+
+def test_moved_output_is_still_done(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    import shutil
+
+    job, output, _ = finished
+    shutil.copytree(output, tmp_path / "elsewhere")
+    assert "all is done" in tiny.run(job, f"output={tmp_path / 'elsewhere'}").stdout

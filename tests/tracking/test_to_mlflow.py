@@ -1,0 +1,438 @@
+"""The mirror in MLflow, with a real MLflow: its sqlite store, and its server that dies and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import OutputError
+from pipeline.tracking import mirror, to_mlflow
+from pipeline.tracking.contract import StageRecord
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.runs import batches, flatten, store_uri
+from pipeline.tracking.to_mlflow import MlflowTracker
+
+for name, value in mirror.ENVIRONMENT.items():  # for the test's own client too
+    os.environ.setdefault(name, value)
+
+import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401 - not in two threads at the same time
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with one sqlite store for all tests here: creating its tables takes seconds."""
+    return str(tmp_path_factory.mktemp("store"))
+
+
+def connect(uri: str) -> Any:
+    return MlflowClient(tracking_uri=uri)
+
+
+def stage(output: str, name: str, **params: Any) -> StageRecord:
+    return StageRecord(name, storage.join(output, name), params, {"workers": "2"})
+
+
+def run_of(client: Any, folder: str) -> Any:
+    run_id = storage.read_json(storage.join(folder, "mlflow.json"))["run_id"]
+    if run_id is None:
+        raise LookupError("no run yet")
+    return client.get_run(run_id)
+
+
+def steps(client: Any, run: Any, name: str) -> list[int]:
+    return [point.step for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
+    deadline, reason = time.monotonic() + seconds, ""
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except (MlflowException, OSError, LookupError) as error:
+            reason = str(error)
+        time.sleep(0.05)
+    raise AssertionError(f"it did not happen in time: {reason}")
+
+
+def start(output: str, store: str | None, warnings: list[str] | None = None) -> MlflowTracker:
+    tracker = MlflowTracker(output, uri=store, warn=print if warnings is None else warnings.append)
+    tracker.start_job("digits", output, {"seed": 0}, {"cluster": "inline"})
+    return tracker
+
+
+def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
+    output = str(tmp_path)
+    teacher = stage(output, "gen0-teacher", model={"name": "tiny", "width": 8}, sizes=[1, 2])
+    tracker = start(output, store)
+    tracker.start_stage(teacher)
+    with Journal(teacher.folder) as journal:
+        for step in range(1, 4):
+            journal.log(step, 3, loss=1.0 / step, phase="train", broken=float("nan"))
+        journal.log(3, 3, top1=0.5)
+    (tmp_path / "gen0-teacher" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "gen0-teacher" / "model.yaml").write_text("architecture: tiny\n")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "loss.png").write_bytes(b"png")
+    (tmp_path / "summary.json").write_text("{}")
+    tracker.end_stage(teacher, "finished", {"test_top1": 0.75}, [str(tmp_path / "plots")], teacher.folder)
+    tracker.end_job("finished", {"gain_points": 4.5}, [str(tmp_path / "summary.json")])
+    tracker.close()
+
+    client = connect(store_uri(output, store))
+    parent, child = run_of(client, output), run_of(client, teacher.folder)
+    assert (parent.info.run_name, child.info.run_name) == ("digits", "gen0-teacher")
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params == {"model.name": "tiny", "model.width": "8", "sizes": "['1', '2']"}
+    assert child.data.tags["workers"] == "2" and parent.data.tags["cluster"] == "inline"
+    assert parent.data.params == {"seed": "0"} and parent.data.metrics == {"gain_points": 4.5}
+    losses = client.get_metric_history(child.info.run_id, "loss")
+    assert [(point.step, point.value) for point in losses] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    first = (tmp_path / "gen0-teacher" / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first)["time"] == losses[0].timestamp / 1000
+    assert child.data.metrics["top1"] == 0.5 and child.data.metrics["test_top1"] == 0.75
+    assert "broken" not in child.data.metrics and "phase" not in child.data.metrics
+    assert [file.path for file in client.list_artifacts(child.info.run_id, "plots")] == ["plots/loss.png"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["summary.json"]
+    version = client.get_model_version_by_alias("digits", "champion")
+    assert version.run_id == child.info.run_id
+    assert client.get_model_version_by_alias("digits", "gen0-teacher").version == version.version
+    folder = Path(version.source.removeprefix("file://"))
+    assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "model.yaml"]
+
+
+def test_metrics_arrive_while_the_stage_runs_and_system_metrics_too(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_mlflow, "SYSTEM_SECONDS", 1.0)
+    tracker, student = start(str(tmp_path), store), stage(str(tmp_path), "gen1-student")
+    tracker.start_stage(student)
+    client = connect(store_uri(str(tmp_path), store))
+    with Journal(student.folder) as journal:
+        for step in range(3):
+            journal.log(step, loss=1.0)
+            wait_for(lambda: step in steps(client, run_of(client, student.folder), "loss"))  # noqa: B023
+        wait_for(lambda: run_of(client, student.folder).data.metrics["system/system_memory_usage_percentage"] > 0)
+    tracker.end_stage(student, "failed", {}, [])
+    tracker.end_job("failed", {}, [])
+    tracker.close()
+    assert run_of(client, student.folder).info.status == "FAILED"
+    assert run_of(client, str(tmp_path)).info.status == "FAILED"
+
+
+KILLED = """
+import os, signal, sys, time
+from pipeline.tracking.contract import StageRecord
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.to_mlflow import MlflowTracker
+output, store, seen = sys.argv[1:]
+tracker = MlflowTracker(output, uri=store, warn=print)
+tracker.start_job("digits", output, {}, {})
+old = StageRecord("old", output + "/old", {}, {})
+tracker.start_stage(old)
+stage = StageRecord("teacher", output + "/teacher", {"width": 8}, {"workers": "2"})
+tracker.start_stage(stage)
+journal = Journal(stage.folder)
+for step in range(10):
+    journal.log(step, loss=1.0)
+while not os.path.exists(seen):
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_after_a_kill_the_same_runs_go_on_and_no_step_is_there_twice(tmp_path: Path, store: str) -> None:
+    output, seen = str(tmp_path / "out"), tmp_path / "seen"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, output, store, str(seen)])
+    client = connect(store_uri(output, store))
+    teacher = StageRecord("teacher", f"{output}/teacher", {"width": 99, "depth": 3}, {"workers": "4"})
+    wait_for(lambda: len(steps(client, run_of(client, teacher.folder), "loss")) == 10)
+    seen.touch()
+    assert killed.wait() == -signal.SIGKILL
+    before = run_of(client, teacher.folder)
+    assert before.info.status == run_of(client, f"{output}/old").info.status == "RUNNING"
+
+    tracker = start(output, store)
+    tracker.start_stage(teacher)
+    with Journal(teacher.folder) as journal:
+        journal.cut(6)
+        for step in range(7, 15):
+            journal.log(step, loss=2.0)
+    tracker.end_stage(teacher, "finished", {}, [])
+    tracker.end_job("finished", {}, [])
+    tracker.close()
+    after = run_of(client, teacher.folder)
+    assert after.info.run_id == before.info.run_id
+    assert steps(client, after, "loss") == list(range(15))
+    assert after.data.params == {"width": "8", "depth": "3"}  # params cannot change, new ones are welcome
+    assert after.data.tags["workers"] == "4"
+    assert after.info.status == "FINISHED"
+    assert run_of(client, f"{output}/old").info.status == "KILLED"
+
+
+def test_closing_in_the_middle_leaves_killed_runs_that_the_next_run_continues(tmp_path: Path, store: str) -> None:
+    output, teacher = str(tmp_path), stage(str(tmp_path), "teacher")
+    client = connect(store_uri(output, store))
+    for first, status in ((0, "KILLED"), (5, "FINISHED")):
+        tracker = start(output, store)
+        tracker.start_stage(teacher)
+        with Journal(teacher.folder) as journal:
+            for step in range(first, first + 5):
+                journal.log(step, loss=1.0)
+        if first:
+            tracker.end_stage(teacher, "finished", {}, [])
+            tracker.end_job("finished", {}, [])
+        tracker.close()
+        assert run_of(client, teacher.folder).info.status == run_of(client, output).info.status == status
+    assert steps(client, run_of(client, teacher.folder), "loss") == list(range(10))
+
+
+DEMO = """
+import os, sys
+from pipeline.tracking.contract import StageRecord
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.to_mlflow import MlflowTracker
+output = sys.argv[1]
+tracker = MlflowTracker(output, warn=print)
+tracker.start_job("digits", output, {}, {})
+stage = StageRecord("teacher", output + "/teacher", {}, {})
+done = os.path.exists(stage.folder)
+if not done:
+    tracker.start_stage(stage)
+    with Journal(stage.folder) as journal:
+        journal.log(0, loss=1.0)
+tracker.end_stage(stage, "finished", {"top1": 0.5}, [])
+tracker.end_job("finished", {"gain": 1.0}, [])
+tracker.close()
+assert done or "mlflow" in sys.modules
+assert not (done and "mlflow" in sys.modules), "a job that is done needs no mlflow"
+"""
+
+
+def test_it_is_silent_stays_in_the_output_and_a_done_job_does_not_import_mlflow(tmp_path: Path) -> None:
+    output, elsewhere = tmp_path / "out put", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "HOME": str(elsewhere)}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", DEMO, str(output)], cwd=elsewhere, env=environment, capture_output=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert list(elsewhere.iterdir()) == []
+    client = connect(f"sqlite:///{output}/mlflow.db")
+    run = run_of(client, str(output / "teacher"))
+    assert steps(client, run, "loss") == steps(client, run, "top1") == [0]
+    assert run.info.artifact_uri.startswith((output / "mlartifacts").as_uri())
+
+
+def test_stages_in_an_object_store(tmp_path: Path, store: str) -> None:
+    output = f"memory://tracked-{uuid.uuid4().hex}"
+    teacher = stage(output, "teacher")
+    tracker = start(output, store)
+    tracker.start_stage(teacher)
+    with Journal(teacher.folder) as journal:
+        journal.log(1, loss=1.0)
+    storage.write_bytes(f"{output}/plots/a.html", b"a")
+    for name in mirror.MODEL_FILES:
+        storage.write_bytes(f"{teacher.folder}/{name}", b"b")
+    tracker.end_stage(teacher, "finished", {}, [f"{output}/plots", f"{output}/plots/a.html"], teacher.folder)
+    tracker.close()
+    client = connect(store_uri(output, store))
+    run = run_of(client, teacher.folder)
+    assert steps(client, run, "loss") == [1]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["a.html", "model", "plots"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "plots")] == ["plots/a.html"]
+    storage.remove(output)
+
+
+def test_an_artifact_that_cannot_be_sent_warns_and_does_not_hold_up_the_others(tmp_path: Path, store: str) -> None:
+    warnings: list[str] = []
+    tracker = start(str(tmp_path), store, warnings)
+    bad, good = stage(str(tmp_path), "bad"), stage(str(tmp_path), "good")
+    for record in (bad, good):
+        tracker.start_stage(record)
+        tracker.end_stage(record, "finished", {}, [str(tmp_path / "missing.png")] if record is bad else [])
+    client = connect(store_uri(str(tmp_path), store))
+    wait_for(lambda: run_of(client, good.folder).info.status == "FINISHED")
+    tracker.close()
+    assert len(warnings) == 1 and "missing.png" in warnings[0]
+
+
+def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store_uri("runs/a") == f"sqlite:///{tmp_path}/runs/a/mlflow.db"
+    assert store_uri("s3://bucket/a", "tracking") == f"sqlite:///{tmp_path}/tracking/mlflow.db"
+    assert store_uri("a", "sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
+    with pytest.raises(OutputError, match="MLFLOW_TRACKING_URI") as error:
+        MlflowTracker("s3://key:secret@bucket/a", warn=pytest.fail)
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert store_uri("s3://bucket/a") == "http://server:5000"
+
+
+def test_settings_are_flat_and_hold_no_secrets() -> None:
+    settings = {"data": {"root": "s3://key:secret@bucket/x?token=secret", "parts": ["http://u:secret@h/y"]}}
+    flat = dict(flatten({**settings, "long": "x" * 9000, "odd name=": 1}))
+    assert flat["data.root"] == "s3://bucket/x" and flat["data.parts"] == "['http://h/y']"
+    assert len(flat["long"]) <= 6000 and flat["odd name_"] == "1"
+
+
+def test_batches_hold_each_new_step_of_each_metric_once() -> None:
+    records = [{"step": step, "total": 9, "time": 1.5, "a": step, "b@5": 0.5} for step in range(2000)]
+    sent = {"a": 1499}
+    points = [point for batch in batches([*records, *records], sent) for point in batch]
+    assert max(len(batch) for batch in batches(records, sent)) <= 999
+    assert [step for name, _, _, step in points if name == "a"] == list(range(1500, 2000))
+    assert [step for name, _, _, step in points if name == "b_5"] == list(range(2000))
+    assert points[0][2] == 1500
+
+
+class Server:
+    """A real MLflow server on loopback, with a fixed port and store, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: urllib.request.urlopen(f"{self.uri}/health", timeout=1).status == 200)
+
+    def kill(self) -> None:
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path)
+    running.start()
+    yield running
+    running.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_costs_one_warning_and_gets_all_of_it_when_it_is_back(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setattr(to_mlflow, "RETRY_SECONDS", 1.0)
+    output, warnings = str(tmp_path / "out"), []
+    teacher, student = stage(output, "teacher", width=8), stage(output, "student")
+    client = connect(server.uri)
+    slowest = 0.0
+
+    def timed(call: Callable[..., None], *arguments: Any) -> None:
+        nonlocal slowest
+        began = time.monotonic()
+        call(*arguments)
+        slowest = max(slowest, time.monotonic() - began)
+
+    # It dies in the middle of a stage and is back before the job ends: in this run.
+    tracker = start(output, None, warnings)
+    timed(tracker.start_stage, teacher)
+    journal = Journal(teacher.folder)
+    for step in range(50):
+        journal.log(step, loss=1.0)
+    wait_for(lambda: len(steps(client, run_of(client, teacher.folder), "loss")) == 50)
+    server.kill()
+    for step in range(50, 100):
+        journal.log(step, loss=1.0)
+    wait_for(lambda: warnings)
+    journal.close()
+    for name in mirror.MODEL_FILES:
+        storage.write_bytes(storage.join(teacher.folder, name), b"model")
+    timed(tracker.end_stage, teacher, "finished", {"top1": 0.5}, [], teacher.folder)
+    timed(tracker.start_stage, student)
+    server.start()
+    wait_for(lambda: run_of(client, teacher.folder).info.status == "FINISHED")
+    assert steps(client, run_of(client, teacher.folder), "loss") == list(range(100))
+    assert client.get_model_version_by_alias("digits", "champion").version == "1"
+
+    # It dies again and stays dead until after the job: the next run of the job sends the rest.
+    with Journal(student.folder) as journal:
+        for step in range(1500):
+            journal.log(step, loss=1.0, rate=0.1)
+    wait_for(lambda: len(client.get_metric_history(run_of(client, student.folder).info.run_id, "loss")) == 1500)
+    server.kill()
+    with Journal(student.folder) as journal:
+        for step in range(1500, 2000):
+            journal.log(step, loss=1.0, rate=0.1)
+    timed(tracker.end_stage, student, "finished", {}, [])
+    timed(tracker.end_job, "finished", {}, [])
+    began = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - began < 15 and slowest < 1
+    assert len(warnings) == 1 and server.uri in warnings[0]
+
+    server.start()
+    tracker = start(output, None)
+    tracker.end_stage(teacher, "finished", {"top1": 0.5}, [], teacher.folder)
+    tracker.end_stage(student, "finished", {}, [])
+    tracker.end_job("finished", {}, [])
+    tracker.close()
+    for record, count in ((teacher, 100), (student, 2000)):
+        run = run_of(client, record.folder)
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert sorted(point.step for point in history) == list(range(count))
+        assert run.info.status == "FINISHED"
+    assert run_of(client, output).info.status == "FINISHED"
+    assert len(client.search_model_versions("name = 'digits'")) == 1
+
+
+def test_a_server_that_never_answers_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.socket() as deaf:  # takes connections and never says a word
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        warnings: list[str] = []
+        tracker = start(str(tmp_path), f"http://user:secret@127.0.0.1:{deaf.getsockname()[1]}", warnings)
+        teacher = stage(str(tmp_path), "teacher")
+        began = time.monotonic()
+        tracker.start_stage(teacher)
+        tracker.end_stage(teacher, "finished", {}, [])
+        tracker.end_job("finished", {}, [])
+        assert time.monotonic() - began < 1
+        wait_for(lambda: warnings)
+        tracker.close()
+    assert len(warnings) == 1 and "secret" not in warnings[0]

@@ -1,0 +1,135 @@
+"""Two gloo workers do what one does; any number resumes what any number began."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from pipeline import weights
+from pipeline.data.loader import TrainingSource
+from pipeline.errors import ConfigError
+from pipeline.tracking import journal
+from pipeline.train import checkpoint
+from pipeline.train.loop import run
+from tests.train.tiny import VIT, die_at, difference, make_spec, without_noise
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = without_noise(steps=5, checkpoint_every=0, warmup=1)
+NOISY = {"steps": 12, "checkpoint_every": 6}
+BATCH_NORM = {"model": "timm/test_resnet", "overrides": {}, "steps": 3, "checkpoint_every": 2}
+
+
+def final(folder):
+    return weights.read_state(f"{folder}/model.safetensors")
+
+
+def worker(rank: int, port: int, data: Path, folder: Path) -> None:
+    """All that the tests below need from two workers, in one start of them. Ray Train's way: the group is there."""
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {
+        "five": run(make_spec(data, folder / "five", **SHORT)),
+        "noisy": run(make_spec(data, folder / "noisy", **NOISY)),
+    }
+    die_at(8, "raise")
+    try:
+        run(make_spec(data, folder / "cut", **NOISY))
+    except InterruptedError:
+        die_at(-1)
+    found["cut"] = run(make_spec(data, folder / "cut", **NOISY))
+    found["again"] = run(make_spec(data, folder / "cut", **NOISY))
+    found["batch_norm"] = run(make_spec(data, folder / "batch_norm", **BATCH_NORM))
+    one = TrainingSource("labelled", make_spec(data, folder).sources[0].shards, per_step=1)
+    try:
+        run(make_spec(data, folder / "few", sources=(one,)))
+    except ConfigError as error:
+        found["few"] = {"error": str(error)}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    make_spec(folder, "unused")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """(folder of the runs of two workers, what each of the workers returned)"""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, data, folder), nprocs=2)
+    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_workers_are_one(data, two, tmp_path):
+    """Batches of 5 + 8 images: the slices of the two workers differ."""
+    result = run(make_spec(data, tmp_path, **SHORT))
+    folder, (found, other) = two
+    assert difference(final(tmp_path), final(folder / "five")) < 1e-5
+    assert found == other
+    assert found["five"]["count"] == result["count"] == 30
+    assert found["five"]["top1"] == result["top1"]
+    assert found["five"]["loss"] == pytest.approx(result["loss"], abs=1e-5)
+    losses = [[r["loss"] for r in journal.read(str(f))[0] if r["kind"] == "train"] for f in (tmp_path, folder / "five")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_two_workers_resume_as_if_nothing_had_happened(two):
+    folder, (found, _) = two
+    assert difference(final(folder / "noisy"), final(folder / "cut")) < 1e-6
+    assert found["noisy"] == found["cut"] == found["again"]
+    journals = [journal.read(str(folder / name))[0] for name in ("noisy", "cut")]
+    assert [r["step"] for r in journals[0]] == [r["step"] for r in journals[1]]
+
+
+def test_batch_norm_statistics_are_those_of_all_workers(two):
+    """Each worker's own are averaged; what both validate with and what is kept is therefore one model."""
+    folder, (found, other) = two
+    assert found["batch_norm"] == other["batch_norm"]
+    saved = checkpoint.load(str(folder / "batch_norm"), 2)
+    assert saved.state["sync_batch_norm"] is False
+    assert saved.state["world_size"] == 2
+
+
+def test_fewer_images_than_workers_is_refused(two):
+    _, (found, _) = two
+    assert found["few"]["error"].startswith("2 training workers share 1 images a step")
+
+
+def torchrun(
+    workers: int, data: Path, folder: Path, changes: dict[str, object], *step: str
+) -> subprocess.CompletedProcess:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    script = str(Path(__file__).with_name("run_tiny.py"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, script, str(data), str(folder), json.dumps(changes), *step]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_killed_worker_loses_nothing_and_any_number_goes_on(data, tmp_path):
+    changes = {"overrides": VIT, "steps": 12, "checkpoint_every": 3}
+    run(make_spec(data, tmp_path / "one", **changes))
+    assert torchrun(2, data, tmp_path / "killed", changes, "7").returncode != 0
+    assert checkpoint.latest(str(tmp_path / "killed")).step == 6
+    die_at(10, "raise")
+    with pytest.raises(InterruptedError):
+        run(make_spec(data, tmp_path / "killed", **changes))
+    die_at(-1)
+    assert checkpoint.latest(str(tmp_path / "killed")).step == 9
+    ended = torchrun(3, data, tmp_path / "killed", changes)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[0])["step"] == 12
+    assert difference(final(tmp_path / "one"), final(tmp_path / "killed")) < 1e-5

@@ -1,0 +1,219 @@
+"""The training loop in one process: it learns, records, resumes to the bit, and stops cleanly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import storage, weights
+from pipeline.errors import ConfigError, TrainingError, WeightsError
+from pipeline.tracking import journal
+from pipeline.train import checkpoint, loop
+from pipeline.train.loop import run
+from tests.train import tiny
+from tests.train.tiny import die_at, difference, make_spec, without_noise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def loader_as_it_was(monkeypatch):
+    monkeypatch.setattr(loop, "batches", loop.batches)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    make_spec(folder, "unused")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """Folder of a run of 20 steps."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(make_spec(data, folder))
+    return folder
+
+
+def final(folder):
+    return weights.read_state(f"{folder}/model.safetensors")
+
+
+def test_it_learns(data, tmp_path):
+    spec = make_spec(data, tmp_path, steps=60, evaluate_every=30, model="timm/test_resnet", overrides={}, lr=0.1)
+    before = dataclasses.replace(spec, folder=str(tmp_path / "before"), lr=0.0, steps=1)
+    assert run(before)["top1"] < 0.7
+    result = run(spec)
+    assert result["step"] == 60
+    assert result["count"] == 30
+    assert result["top1"] > 0.9
+    assert result["top5"] == 1.0
+    records, _ = journal.read(str(tmp_path))
+    losses = [r["loss"] for r in records if r["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.2
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [30, 60]
+
+
+def test_the_journal_says_what_an_epoch_is_and_how_far_the_run_is(undisturbed):
+    start, *records = journal.read(str(undisturbed))[0]
+    assert start["epoch_is"] == "one pass over the labelled images"
+    assert (start["labelled_per_step"], start["pseudo_per_step"]) == (5, 8)
+    train = [r for r in records if r["kind"] == "train"]
+    assert [(r["step"], r["total"]) for r in train] == [(10, 20), (20, 20)]
+    assert train[0]["epoch"] == pytest.approx(10 / 9.6, abs=1e-3)
+    assert train[0]["images_per_second"] > 0
+    result = checkpoint.read_result(str(undisturbed))
+    assert (records[-1]["top1"], records[-1]["validation_loss"]) == (result["top1"], result["loss"])
+    assert "loss" not in records[-1]  # or a tracker would mix it with that of training
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(data, undisturbed, tmp_path):
+    command = [sys.executable, str(Path(__file__).with_name("run_tiny.py")), str(data), str(tmp_path), "{}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([*command, "13"], env=env, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert checkpoint.latest(str(tmp_path)).step == 10
+    result = run(make_spec(data, tmp_path))
+    assert result == checkpoint.read_result(str(undisturbed))
+    ours, theirs = final(tmp_path), final(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    raw = checkpoint.load(str(tmp_path), 20), checkpoint.load(str(undisturbed), 20)
+    assert difference(raw[0].model, raw[1].model) == 0
+    assert difference(raw[0].model, raw[0].ema) > 0
+    both = [journal.read(str(folder))[0] for folder in (tmp_path, undisturbed)]
+    untimed = [[{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in rs] for rs in both]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "lamb"},
+        {"model": "timm/test_resnet", "overrides": {"drop_rate": 0.2}},
+        {"clip": 1.0, "workers": 1},
+    ],
+    ids=["lamb", "batch-norm", "clip-and-loader-process"],
+)
+def test_every_state_is_in_the_checkpoint(data, tmp_path, changes):
+    runs = [make_spec(data, tmp_path / name, steps=8, checkpoint_every=4, **changes) for name in ("a", "b")]
+    run(runs[0])
+    die_at(6, "raise")
+    with pytest.raises(InterruptedError):
+        run(runs[1])
+    die_at(-1)
+    run(runs[1])
+    assert difference(final(tmp_path / "a"), final(tmp_path / "b")) == 0
+
+
+def test_a_finished_run_returns_its_result_without_training(data, undisturbed, monkeypatch):
+    monkeypatch.setattr(loop, "build_model", None)
+    assert run(make_spec(data, undisturbed)) == checkpoint.read_result(str(undisturbed))
+
+
+def test_noise_changes_with_the_seed_and_pseudo_labels_weigh(data, undisturbed, tmp_path):
+    reference = final(undisturbed)
+    for name, changes in {"seed": {"seed": 1}, "weight": {"pseudo_weight": 0.5}, "clip": {"clip": 0.01}}.items():
+        run(make_spec(data, tmp_path / name, **changes))
+        assert difference(final(tmp_path / name), reference) > 1e-4
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(data, tmp_path):
+    spec = make_spec(data, tmp_path, checkpoint_every=5, **without_noise())
+    real = loop.batch_loss
+    calls = []
+
+    def poisoned(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 8 else 1.0)
+
+    loop.batch_loss = poisoned
+    try:
+        with pytest.raises(TrainingError, match=r"nan at step 8,.*last good checkpoint is .*step-000005"):
+            run(spec)
+    finally:
+        loop.batch_loss = real
+    assert checkpoint.latest(str(tmp_path)).step == 5
+    assert run(spec)["step"] == 20
+
+
+def test_an_update_that_is_not_finite_is_not_saved(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"weights are not finite after step 1,.*no checkpoint yet"):
+        run(make_spec(data, tmp_path, lr=float("inf"), warmup=0, checkpoint_every=1))
+
+
+def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path):
+    real, before = loop.batches, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            if batch["step"] == 6:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    loop.batches = interrupted
+    with pytest.raises(SystemExit) as stopped:
+        run(make_spec(data, tmp_path))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoint.latest(str(tmp_path)).step == 7
+    loop.batches = real
+    run(make_spec(data, tmp_path))
+    assert difference(final(tmp_path), final(undisturbed)) == 0
+
+
+def test_it_runs_outside_the_main_thread(data, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(make_spec(data, tmp_path, steps=2))))
+    thread.start()
+    thread.join()
+    assert results[0]["step"] == 2
+
+
+def test_a_run_starts_from_given_weights_and_refuses_those_of_another_network(data, undisturbed, tmp_path):
+    init = f"{undisturbed}/model.safetensors"
+    run(make_spec(data, tmp_path / "same", init=init, steps=1, lr=0.0))
+    assert difference(final(tmp_path / "same"), final(undisturbed)) == 0
+    with pytest.raises(WeightsError, match=r"pos_embed|blocks|shape"):
+        run(make_spec(data, tmp_path / "other", init=init, overrides={**tiny.VIT, "embed_dim": 32}))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(data, tmp_path):
+    die_at(12, "raise")
+    with pytest.raises(InterruptedError):
+        run(make_spec(data, tmp_path))
+    with pytest.raises(WeightsError, match=r"another architecture: its overrides"):
+        run(make_spec(data, tmp_path, overrides={**tiny.VIT, "depth": 1}))
+
+
+def test_an_object_store_serves_as_folder(data, undisturbed):
+    folder = "memory://bucket/train"
+    die_at(12, "raise")
+    with pytest.raises(InterruptedError):
+        run(make_spec(data, folder))
+    die_at(-1)
+    run(make_spec(data, folder))
+    assert difference(final(folder), final(undisturbed)) == 0
+    assert storage.listdir(folder) == sorted(
+        {"checkpoints", "model.safetensors", "result.json"}
+        | {n for n in storage.listdir(folder) if n.startswith("metrics-")}
+    )
+
+
+def test_unknown_precision_is_named(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"'fp8'; allowed are auto, float32, bfloat16"):
+        run(make_spec(data, tmp_path, precision="fp8"))
+
+
+def test_bfloat16_trains(data, tmp_path):
+    assert run(make_spec(data, tmp_path, precision="bfloat16", steps=3))["loss"] > 0
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 3
