@@ -36,7 +36,12 @@ def small_stem(channels: int, out: int) -> nn.Sequential:
     return conv_bn(channels, out, 3)
 
 
-STEMS = {"vanilla": vanilla_stem, "d": resnet_d_stem, "small": small_stem}
+def half_stem(channels: int, out: int) -> nn.Sequential:
+    """One 3×3 convolution of stride 2: the small stem at a quarter of the cost of all that follows."""
+    return conv_bn(channels, out, 3, stride=2)
+
+
+STEMS = {"vanilla": vanilla_stem, "d": resnet_d_stem, "small": small_stem, "half": half_stem}
 
 
 def conv_shortcut(channels: int, out: int, stride: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1 failed
 (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was stopped,
-130 interrupted.
+130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
+    except SystemExit:
+        print("stopped; run the same command to continue", file=sys.stderr)
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,9 +94,9 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     digits.add_argument("--seed", type=int, default=0, help="draws the labelled images (default: 0)")
     digits.add_argument("--labels-per-class", type=int, default=5, help="(default: 5)")
     folder = kinds.add_parser("folder", help="a folder of class sub-folders, or of unlabelled images")
-    folder.add_argument("source", metavar="DIR")
+    folder.add_argument("source", metavar="DIR", help="the folder; its sub-folders are the classes")
     table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
-    table.add_argument("source", metavar="FILE")
+    table.add_argument("source", metavar="FILE", help="the table; relative paths in it start at its folder")
     table.add_argument("--image", default="path", help="column of image paths (default: path)")
     table.add_argument("--label", default="label", help="column of class names or indices (default: label)")
     for kind in (digits, folder, table):
@@ -128,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     job = _load(args)
     console = _console()
     screen = Screen(console, job.output, job.name, [stage.name for stage in stages_of(job)])
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _stop)
     cluster, tracker = _cluster(job), _tracker(job, screen.warn)
     try:
         summary = runner.run(job, cluster, tracker, screen, refreeze=args.refreeze)
@@ -146,8 +149,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _stop(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
 
 
 def _cluster(job: Job) -> Cluster:
@@ -197,6 +200,9 @@ def clean(args: argparse.Namespace) -> int:
     from pipeline import runner, storage
 
     job = _load(args)
+    if not storage.exists(job.output):
+        print("nothing to clean")
+        return 0
     with storage.lock(job.output):
         sizes = runner.unreachable(job)
         for name, size in sizes.items():
@@ -235,7 +241,9 @@ def prepare(args: argparse.Namespace) -> int:
             ]
         else:
             counts = _prepare_files(args, progress)
-    print(", ".join(f"{number:,} {name}" for name, number in counts.items()), f"in {args.out}")
+    print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {args.out}")
+    if counts.get("bad"):
+        print(f"what is bad is listed in {args.out}/bad_files.txt")
     return 0
 
 

@@ -60,7 +60,7 @@ def stages_of(job: Job) -> list[Stage]:
     trained = ["gen0-teacher"]
     for number in range(1, len(job.generations) + 1):
         label, select, student = (f"gen{number}-{kind}" for kind in ("label", "select", "student"))
-        stages.append(Stage(label, "label", (trained[-1],), number))
+        stages.append(Stage(label, "label", (*data, trained[-1]), number))
         stages.append(Stage(select, "select", ("index", label), number))
         stages.append(Stage(student, "train", ("index", label, select, trained[-1]), number))
         trained.append(student)
@@ -109,12 +109,20 @@ class Sources:
 def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources) -> dict[str, Any]:
     """Everything that decides what a stage computes; its needs must be done."""
     made = {name: done[name].output for name in stage.needs}
+    content = done["index"].info["content"] if "index" in stage.needs else {}
     match stage.kind:
         case "prepare":
             return {"settings": identity_of(job.prepare), "seed": job.seed}
         case "index":
-            corpora = {name: sources[name].fingerprint for name in ("labelled", "validation", "test")}
-            return {"corpora": corpora, "classes": sources.classes}
+            # Time stamps count here and nowhere else: shards that were touched are read again, and what depends on them
+            # is done again only if what was read differs. What `prepare` wrote is known by its own fingerprint.
+            corpora = {name: sources[name] for name in ("labelled", "validation", "test")}
+            stamps = [shard.stamp for name in corpora for shard in corpora[name].shards]
+            return {
+                "corpora": {name: found.fingerprint for name, found in corpora.items()},
+                "origin": made.get("prepare") or stamps,
+                "classes": sources.classes,
+            }
         case "adopt":
             return {
                 "weights": _checkpoint_sha256(job),
@@ -127,7 +135,7 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 "settings": settings,
                 "seed": job.seed,
                 "generation": stage.generation,
-                "labelled": sources["labelled"].fingerprint,
+                "labelled": content["labelled"],
                 "classes": sources.classes,
             }
             if stage.generation:
@@ -139,20 +147,21 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
             settings = identity_of(job.generations[stage.generation - 1].label)
             return {
                 "settings": settings,
-                "teacher": made[stage.needs[0]],
+                "teacher": made[stage.needs[-1]],
                 "corpus": sources["unlabelled"].fingerprint,
+                "origin": made.get("prepare"),
                 "classes": sources.classes,
             }
         case "select":
             # Copies of held-out images are dropped, so these corpora decide too.
-            held_out = [sources["validation"].fingerprint, sources["test"].fingerprint]
+            held_out = [content["validation"], content["test"]]
             settings = identity_of(job.generations[stage.generation - 1].select)
             return {"settings": settings, "labels": made[stage.needs[-1]], "held_out": held_out}
         case "evaluate":
             return {
                 "settings": identity_of(job.evaluate),
                 "models": [made[name] for name in stage.needs if name != "index"],
-                "test": sources["test"].fingerprint,
+                "test": content["test"],
                 "classes": sources.classes,
             }
         case _:

@@ -32,7 +32,7 @@ def test_a_job_is_executable_and_starts_with_the_shebang(path: Path) -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_job_loads(path: Path) -> None:
     job = config.load(str(path), ["data.root=/data"])
-    assert job.generations
+    assert job.generations or path.stem.endswith("_control")
     assert [stage.name for stage in stages_of(job)][-2:] == ["evaluate", "report"]
 
 

@@ -57,6 +57,7 @@ class OnRay:
         from pipeline.cluster import pool, training
 
         if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
+            self._session.prepare()
             return training.fit_here(loop, spec)
         self._session.start()
         workers = resources.workers or max(pool.room(resources), 1)

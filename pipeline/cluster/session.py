@@ -62,27 +62,34 @@ class Session:
         self.embedded = address == EMBEDDED
         self._cpus, self._gpus = cpus, gpus
         self._undo: contextlib.ExitStack | None = None
+        self._folder = ""
 
-    def start(self) -> None:
+    def prepare(self) -> None:
+        """Put Ray's settings in force. Ray reads some of them when it is first imported, so this comes before that."""
         if self._undo is not None:
             return
         with contextlib.ExitStack() as undo:
             if self.embedded:
-                folder = undo.enter_context(_temporary_folder())
-                undo.enter_context(environment({**ENVIRONMENT, **_private(folder)}))
+                self._folder = undo.enter_context(_temporary_folder())
+                undo.enter_context(environment({**ENVIRONMENT, **_private(self._folder)}))
             else:
                 check_reachable(self.address)
                 undo.enter_context(environment(ENVIRONMENT))
-            import ray
-
-            if not ray.is_initialized():
-                with _keep_signal_handlers():
-                    if self.embedded:
-                        self._start_embedded(folder)
-                    else:
-                        self._connect()
-                undo.callback(ray.shutdown)
             self._undo = undo.pop_all()
+
+    def start(self) -> None:
+        self.prepare()
+        import ray
+
+        if ray.is_initialized():
+            return
+        with _keep_signal_handlers():
+            if self.embedded:
+                self._start_embedded(self._folder)
+            else:
+                self._connect()
+        assert self._undo is not None
+        self._undo.callback(ray.shutdown)
 
     def close(self) -> None:
         if self._undo is not None:

@@ -5,6 +5,7 @@ It never sees a checkpoint: the loop writes its own and resumes from them.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import uuid
@@ -27,6 +28,7 @@ def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # no session may have been started, which would have said so
     trainer = TorchTrainer(
         lambda: loop(spec),
         scaling_config=ScalingConfig(num_workers=0),

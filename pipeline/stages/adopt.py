@@ -1,19 +1,25 @@
-"""Use existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file."""
+"""Use existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file.
+
+A model.yaml beside the weights says what they are; without one, the teacher's settings do.
+"""
 
 from __future__ import annotations
 
 from pipeline import storage, weights
 from pipeline.errors import WeightsError
 from pipeline.stages.context import Context, Result
-from pipeline.stages.train import card_of
+from pipeline.stages.train import card_of, check_models
 
 
 def run(context: Context) -> Result:
     source, settings, classes = str(context.job.teacher.checkpoint), context.job.teacher, context.sources.classes
+    check_models(context)
     if source.endswith(".safetensors"):
-        card, path = card_of(settings, classes), source
+        path, folder = source, source.removesuffix(storage.name(source))
+        described = storage.name(source) == weights.WEIGHTS and storage.exists(storage.join(folder, weights.CARD))
+        card = weights.read_card(folder) if described else card_of(settings, classes)
     else:
-        card, path = weights.read_card(source), storage.join(source, weights.WEIGHTS)
+        path, card = storage.join(source, weights.WEIGHTS), weights.read_card(source)
     if card.classes != classes:
         raise WeightsError(
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) than "

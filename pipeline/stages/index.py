@@ -10,6 +10,7 @@ rest; mistakes in the labels surface before anything is trained.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from pipeline.stages.context import Context, Result
 
 SOURCES = ("labelled", "validation", "test")
 SHARDS = "shards.json"
+SMALL_BYTES = 32 << 20  # of shards that one process reads in the time in which a worker starts
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,30 @@ class Indexed:
     """Of one shard: images per class int64 [classes], and what cannot be used as (key, reason)."""
 
     per_class: np.ndarray
+    digest: str  # of the images and labels, in order
     bad: list[tuple[str, str]]
 
 
 def run(context: Context) -> Result:
+    if context.job.generations:
+        context.sources["unlabelled"]  # a mistake in its pattern shall not wait until the teacher is trained
     units = [
         (f"{source}/{shard.name}", (source, shard)) for source in SOURCES for shard in context.sources[source].shards
     ]
     names = context.sources.classes
     rows: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
     per_class = {source: np.zeros(len(names), np.int64) for source in SOURCES}
+    digests: dict[str, dict[str, str]] = {source: {} for source in SOURCES}
     bad: Counter[str] = Counter()
     with context.journal() as log:
         worker = functools.partial(make_worker, context.folder, len(names))
-        for number, outcome in enumerate(context.map(worker, units, context.job.workers.label), 1):
+        small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
+        for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):
             if outcome.value is None:
                 raise DataError(f"cannot index the shard {outcome.name}: {outcome.error}")
             source, _, name = outcome.name.partition("/")
             rows[source][name] = int(outcome.value.per_class.sum())
+            digests[source][name] = outcome.value.digest
             per_class[source] += outcome.value.per_class
             for key, reason in outcome.value.bad:
                 context.warn(f"image '{key}' of shard {outcome.name} is left out: {reason}")
@@ -67,7 +75,14 @@ def run(context: Context) -> Result:
         f", {bad.total():,} bad" if bad else ""
     )
     lists = {source: found.tolist() for source, found in per_class.items()}
-    return Result({"counts": counts, "per_class": lists, "bad": dict(bad), "line": line})
+    # What a source holds, whatever its shards' time stamps: the identity that training, selection and evaluation depend on.
+    content = {source: _digest(sorted(digests[source].items())) for source in SOURCES}
+    info = {"counts": counts, "content": content, "per_class": lists, "bad": dict(bad), "line": line}
+    return Result(info, output=_digest([content, sorted(bad.items())]))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _check(context: Context, per_class: dict[str, np.ndarray], bad: Counter[str]) -> None:
@@ -121,7 +136,8 @@ def make_worker(folder: str, classes: int) -> Callable[[tuple[str, Shard]], Inde
         })  # fmt: skip
         with storage.writing(rows_path(folder, source, shard.name)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-        return Indexed(np.bincount(np.asarray(found, np.int64), minlength=classes), bad)
+        digest = hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(found, "<i4").tobytes()).hexdigest()
+        return Indexed(np.bincount(np.asarray(found, np.int64), minlength=classes), digest, bad)
 
     return index
 

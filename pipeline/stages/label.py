@@ -22,7 +22,7 @@ FAILED = ".failed.json"
 
 
 def run(context: Context) -> Result:
-    job, teacher = context.job, context.needs[context.stage.needs[0]]
+    job, teacher = context.job, context.needs[context.stage.needs[-1]]
     settings = job.generations[context.stage.generation - 1].label
     shards = context.sources["unlabelled"].shards
     present = set(storage.walk(context.folder))
@@ -81,6 +81,8 @@ def _result(context: Context, failed: dict[str, str]) -> Result:
                 context.warn(f"shard {shard.name} is damaged, {metadata['cut']}; its samples up to there are labelled")
     allowed, total = context.job.data, sum(counts.values())
     if len(cut) + len(failed) > allowed.max_bad_shards:
+        for name in cut:  # as failed ones: tried again at the next start
+            storage.remove(storage.join(context.folder, labels.file_name(name)))
         raise DataError(
             f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows {allowed.max_bad_shards}; "
             f"the first is {[*failed, *cut][0]}; mend or remove it, or raise data.max_bad_shards"

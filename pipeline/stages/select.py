@@ -19,6 +19,7 @@ from pipeline.stages import index
 from pipeline.stages.context import Context, Result
 
 SUMMARY = "summary.json"
+SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
 
 
 def run(context: Context) -> Result:
@@ -45,7 +46,8 @@ def run(context: Context) -> Result:
             nonlocal passes
             passes += 1
             units = [(f"files {number + 1} of {len(groups)}", group) for number, group in enumerate(groups)]
-            for done, outcome in enumerate(context.map(functools.partial(_worker, function), units), 1):
+            worker = functools.partial(_worker, function)
+            for done, outcome in enumerate(context.map(worker, units, small=len(paths) <= SMALL_FILES), 1):
                 if outcome.value is None:
                     raise DataError(f"selection failed on {outcome.name}: {outcome.error}")
                 log.log(done, len(units), selection_pass=passes)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from pipeline import config, storage, weights
 from pipeline.config import Train
 from pipeline.data import augment, labels, order
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
 from pipeline.errors import ConfigError, DataError
-from pipeline.plan import training_of
+from pipeline.plan import stages_of, training_of
 from pipeline.screen import percent
 from pipeline.stages import index
 from pipeline.stages.context import Context, Result
@@ -26,6 +28,7 @@ SEEDS_PER_JOB = 1000  # every generation has its own order and noise
 
 def run(context: Context) -> Result:
     settings, classes = training_of(context.job, context.stage), context.sources.classes
+    check_models(context)
     spec = make_spec(context, settings)
     parameters = weights.parameter_count(weights.build_model(spec.model, spec.classes, spec.overrides))
     if context.stage.generation:
@@ -46,6 +49,27 @@ def run(context: Context) -> Result:
         metrics=metrics | {"parameters": float(parameters)},
         model=True,
     )
+
+
+def check_models(context: Context) -> None:
+    """Build the models of this stage and of those after it, and show each a blank image: a mistake in the last student
+    shall not wait until the teacher is trained. ConfigError."""
+    job = context.job
+    ahead = [
+        stage for stage in stages_of(job) if stage.kind == "train" and stage.generation >= context.stage.generation
+    ]
+    for settings in [training_of(job, stage) for stage in ahead]:
+        overrides = architecture_overrides(settings)
+        model = weights.build_model(settings.model, len(context.sources.classes), overrides).eval()
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, settings.resolution, settings.resolution))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = (str(error).splitlines() or ["it fails an assertion"])[0]
+            raise ConfigError(
+                f"model '{settings.model}' does not take images of {settings.resolution} pixels: {reason}; "
+                "change its `resolution` or `overrides`"
+            ) from error
 
 
 def make_spec(context: Context, settings: Train) -> TrainSpec:

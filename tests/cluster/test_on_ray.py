@@ -129,3 +129,19 @@ def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch: pytest.Mo
         list(cluster.map(make_worker, [("a", Unit(1))], resources=Resources()))
     with pytest.raises(ClusterError, match="a dashboard's"):
         OnRay("http://127.0.0.1:8265")
+
+
+def test_work_on_ray_follows_training_in_this_process(tmp_path: Path) -> None:
+    """Ray reads its settings when it is imported; training in local mode imports it before a session starts."""
+    code = """
+from pipeline.cluster.contract import Resources
+from pipeline.cluster.on_ray import OnRay
+from tests.cluster.units import Double
+
+cluster = OnRay("embedded", cpus=1)
+assert cluster.fit(lambda spec: {"spec": spec}, 3, resources=Resources(1), folder="unused") == {"spec": 3}
+assert [outcome.value for outcome in cluster.map(Double, [("a", 4)], resources=Resources(1))] == [8]
+cluster.close()
+"""
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr

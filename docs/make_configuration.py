@@ -1,0 +1,65 @@
+"""Writes docs/configuration.md from the settings' declarations: `python docs/make_configuration.py`. A test keeps it fresh."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+
+HEAD = """# Settings of a job
+
+A job file is YAML. `base:` inside any mapping names files, from `conf/` or beside the job, that are merged below it; `key=value` on
+the command line comes last (`generations[1].student.duration=200st`). `student:`, `label:` and `select:` at the top are defaults
+of every generation.
+
+An **identity** setting changes what a stage computes: change it and that stage and those after it are done again, in new folders.
+An **execution** setting changes only where, how fast or how often: change it freely, nothing is done again.
+
+This page is written by `docs/make_configuration.py`.
+"""
+
+
+def page() -> str:
+    sections = [HEAD]
+    for title, cls in [
+        ("Job", config.Job),
+        ("prepare", config.Prepare),
+        ("data", config.Data),
+        ("workers", config.Workers),
+        ("teacher, student", config.Teacher),
+        ("affine, inside teacher and student", config.Affine),
+        ("label", config.Label),
+        ("select", config.Select),
+        ("evaluate", config.Evaluate),
+        ("tracking", config.Tracking),
+    ]:
+        rows = [f"## {title}", "", "| setting | default | kind | meaning |", "|---|---|---|---|"]
+        rows += [row(item, cls) for item in fields(cls)]
+        sections.append("\n".join(rows) + "\n")
+    return "\n".join(sections)
+
+
+def row(item: Any, cls: type) -> str:
+    default = getattr(cls(), item.name)  # every field of the settings has a default
+    shown = (
+        "see below" if is_dataclass(default) else "required" if default == config.REQUIRED else f"`{plain(default)}`"
+    )
+    rules = item.metadata
+    limits = ""
+    if "choices" in rules:
+        limits = "; one of " + ", ".join(f"`{plain(choice)}`" for choice in rules["choices"])
+    elif "low" in rules:
+        limits = f"; at least {rules['low']:g}" + (f", at most {rules['high']:g}" if "high" in rules else "")
+    return f"| `{item.name}` | {shown} | {rules['kind']} | {rules['help'].replace('|', chr(92) + '|')}{limits} |"
+
+
+def plain(value: Any) -> str:
+    """As YAML would have it."""
+    return value or "''" if isinstance(value, str) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("configuration.md").write_text(page())

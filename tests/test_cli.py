@@ -1,0 +1,259 @@
+"""The command line: its whole surface against a list, what it imports, and what it answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.data import shards
+from tests import small, tiny
+from tests.data import tars
+from tests.small import World, command
+
+JOB = ["JOB", "key=value"]
+FILES = ["--out", "--split", "--unlabelled", "--seed", "--shard-images", "--shard-bytes", "--processes"]
+SURFACE = {
+    "run": [*JOB, "--refreeze"],
+    "plan": JOB,
+    "status": JOB,
+    "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
+    "clean": [*JOB, "--yes"],
+    "ui": [*JOB, "--port"],
+    "export": ["STAGE_DIR", "--out"],
+    "prepare digits": ["--seed", "--labels-per-class", "--out"],
+    "prepare folder": ["DIR", *FILES],
+    "prepare table": ["FILE", "--image", "--label", *FILES],
+}
+
+
+def surface(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(command, its arguments) of every command that does something."""
+    arguments = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield from surface(sub, f"{prefix} {name}".strip())
+            return
+        if not isinstance(action, argparse._HelpAction):
+            arguments += action.option_strings or [str(action.metavar)]
+    yield prefix, arguments
+
+
+def test_commands_and_options() -> None:
+    assert dict(surface(cli.parser())) == SURFACE
+
+
+def test_every_argument_has_a_help_text() -> None:
+    def texts(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str | None]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    yield from texts(sub)
+            else:
+                yield f"{parser.prog} {action.metavar or action.dest}", action.help
+
+    assert not [name for name, text in texts(cli.parser()) if not text]
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = 'torch ray mlflow timm pandas pyarrow omegaconf numpy rich yaml fsspec'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    for words in (["--help"], ["run", "--help"], ["prepare", "folder", "--help"]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.stderr == "[]\n"
+        assert done.stdout.startswith("usage: noisy-lambda")
+        assert (after.ru_utime + after.ru_stime) - (
+            before.ru_utime + before.ru_stime
+        ) < 0.5  # CPU time: others may be busy
+
+
+def test_the_readme_shows_every_command() -> None:
+    text = (tiny.ROOT / "README.md").read_text()
+    missing = [name for name in SURFACE if not re.search(rf"(pipeline|noisy-lambda) {name}\b", text)]
+    assert not missing
+
+
+# ---- exit status --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
+    for words in ([], ["nonsense"], ["run"], ["prepare"], ["plan", "x.yaml", "--nonsense"]):
+        ran = command(*words)
+        assert ran.status == 2 and ran.err.startswith("usage: ")
+    for verb in ("run", "plan", "status", "submit", "clean", "ui"):
+        ran = command(verb, tmp_path / "none.yaml")
+        assert ran.status == 2
+        assert (
+            ran.err
+            == f"error: cannot read the job file {tmp_path}/none.yaml: No such file or directory; name one of jobs/*.yaml\n"
+        )
+    assert command("export", tmp_path).status == 2
+
+
+def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline import cli, plan\n"
+        "def broken(job): raise ZeroDivisionError('a bug')\n"
+        "plan.stages_of = broken\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    world = small.make(tmp_path)
+    words = ["plan", str(world.job), f"output={world.output}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped")])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals, word: str) -> None:
+    world = small.make(tmp_path)
+    long = [f"output={world.output}", "teacher.duration=100000st", "teacher.checkpoint_every=5st"]
+    process = subprocess.Popen(
+        tiny.command(world.job, *long), cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(world.output.glob("gen0-teacher-*/checkpoints/*/manifest.json")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (128 + number, f"{word}; run the same command to continue")
+    assert "Traceback" not in err
+    assert world.done() == ["index"]
+    assert json.loads((world.output / "progress.json").read_text())["state"] == "stopped"
+    assert world.run().status == 0
+
+
+# ---- commands that only look ---------------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, int]:
+    """{path: modification time} of all that lies in a folder."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = small.make(tmp_path_factory.mktemp("finished"))
+    assert world.run().status == 0
+    return world
+
+
+def test_looking_at_a_job_that_never_ran_leaves_nothing(tmp_path: Path) -> None:
+    world = small.make(tmp_path)
+    settings = (world.job, f"output={world.output}")
+    assert command("plan", *settings).out.count("will run") == len(small.STAGES)
+    assert "has not run in" in command("status", *settings).out
+    assert command("clean", *settings).out == "nothing to clean\n"
+    assert not world.output.exists()
+
+
+def test_clean_deletes_only_with_yes(finished: World) -> None:
+    changed = (finished.job, f"output={finished.output}", "generations[0].student.lr=0.02")
+    unused = [finished.folder(stage).name for stage in ("gen1-student", "evaluate", "report")]
+    assert finished.run("generations[0].student.lr=0.02").status == 0
+    before = files(finished.output)
+    listed = command("clean", *changed)
+    assert listed.status == 0
+    assert sorted(line.split()[-1] for line in listed.out.splitlines()[:-1]) == sorted(unused)
+    assert "add --yes to delete them" in listed.out
+    assert {name: at for name, at in files(finished.output).items() if name != ".lock"} == {
+        name: at for name, at in before.items() if name != ".lock"
+    }
+    assert "deleted" in command("clean", *changed, "--yes").out
+    assert set(before) - set(files(finished.output)) == {name for name in before if name.split("/")[0] in unused}
+    assert command("clean", *changed).out == "nothing to clean\n"
+    assert "all is done" in finished.run("generations[0].student.lr=0.02").out
+
+
+# ---- prepare -------------------------------------------------------------------------------------------------------------
+
+
+def keys(folder: Path, pattern: str) -> list[str]:
+    return [
+        sample.key
+        for shard in shards.find_shards(pattern, "s", str(folder))
+        for sample in shards.scan(shard.path).samples
+    ]
+
+
+def test_prepare_digits(tmp_path: Path) -> None:
+    ran = command("prepare", "digits", "--out", tmp_path / "a", "--seed", "1", "--labels-per-class", "2")
+    assert ran.status == 0, ran
+    assert ran.out == f"20 labelled, 1,137 unlabelled, 190 val, 450 test in {tmp_path}/a\n"
+    assert len(keys(tmp_path / "a", "labelled-*.tar")) == 20
+    assert len(json.loads((tmp_path / "a" / "classes.json").read_text())) == 10
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two folders of three images each, one of them bad."""
+    folder = tmp_path / "pictures"
+    for number in range(6):
+        path = folder / ("cat" if number < 3 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tars.picture(number) if number != 4 else b"no image")
+    return folder
+
+
+def test_prepare_folder(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    words = ("prepare", "folder", pictures, "--out", out, "--processes", "1", "--shard-images", "2")
+    ran = command(*words)
+    assert ran.status == 0, ran
+    assert ran.out == (f"3 shards, 5 images, 1 bad, 2 classes in {out}\nwhat is bad is listed in {out}/bad_files.txt\n")
+    assert len(keys(out, "labelled-*.tar")) == 5
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    assert f"{pictures}/dog/4.png" in (out / "bad_files.txt").read_text()
+    assert command(*words, "--split", "corpus", "--unlabelled").status == 0
+    assert all(not sample.texts for sample in shards.scan(str(out / "corpus-000.tar")).samples)
+
+
+def test_prepare_table(pictures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("file,kind\n" + "".join(f"pictures/cat/{n}.png,a\n" for n in range(3)) + "pictures/dog/5.png,b\n")
+    words = ("prepare", "table", table, "--out", tmp_path / "out", "--processes", "1", "--image", "file")
+    wrong = command(*words)
+    assert wrong.status == 2
+    assert wrong.err == f"error: {table} has no column 'label'; its columns are file, kind\n"
+    assert command(*words, "--label", "kind").status == 0
+    assert len(keys(tmp_path / "out", "labelled-*.tar")) == 4
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
+
+
+def test_prepare_of_nothing_is_one_sentence(tmp_path: Path) -> None:
+    ran = command("prepare", "folder", tmp_path / "none", "--out", tmp_path / "out")
+    assert (ran.status, ran.err) == (
+        2,
+        f"error: there is no folder {tmp_path}/none to prepare; give the folder that holds the images\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------------
+
+
+def test_export_prints_what_it_wrote(finished: World, tmp_path: Path) -> None:
+    ran = command("export", finished.folder("gen0-teacher"), "--out", tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.split() == [str(tmp_path / name) for name in ("model.safetensors", "model.yaml", "model.onnx")]

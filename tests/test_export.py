@@ -1,0 +1,163 @@
+"""Models as files: what export writes, and how loading says what does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline import weights
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.stages.export import export
+from tests import small
+from tests.small import command
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained teacher."""
+    world = small.make(tmp_path_factory.mktemp("trained"), generations=[])
+    assert world.run().status == 0
+    return world.folder("gen0-teacher")
+
+
+@pytest.fixture
+def stage(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may break."""
+    for name in (weights.WEIGHTS, weights.CARD):
+        (tmp_path / "stage").mkdir(exist_ok=True)
+        shutil.copy(trained / name, tmp_path / "stage" / name)
+    return tmp_path / "stage"
+
+
+def test_onnx_answers_like_torch_at_any_batch(trained: Path, tmp_path: Path) -> None:
+    paths = export(str(trained), str(tmp_path))
+    assert [Path(path).name for path in paths] == ["model.safetensors", "model.yaml", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(Path(path).name for path in paths)
+    session = onnxruntime.InferenceSession(paths[2], providers=["CPUExecutionProvider"])
+    [given], [made] = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape[1:]) == ("images", [3, 8, 8]) and isinstance(given.shape[0], str)
+    assert (made.name, made.shape[1:]) == ("logits", [3])
+    model, _ = weights.load_model(str(trained))
+    for batch in (1, 3, 17):
+        images = torch.randn(batch, 3, 8, 8)
+        with torch.inference_mode():
+            expected = model(images).numpy()
+        [found] = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_exported_loads_again(trained: Path, tmp_path: Path) -> None:
+    export(str(trained), str(tmp_path))
+    before, card = weights.load_model(str(trained))
+    after, exported = weights.load_model(str(tmp_path))
+    assert exported == card
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(before(images), after(images))
+
+
+def test_the_card_says_how_to_feed_the_model(trained: Path) -> None:
+    card = yaml.safe_load((trained / weights.CARD).read_text())
+    assert card == {
+        "architecture": "lambda_resnet_tiny",
+        "classes": small.CLASSES,
+        "size": 8,
+        "crop": 1.0,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "overrides": {"depths": [1, 1, 1], "widths": [8, 8, 16]},
+    }
+
+
+def test_export_beside_the_model_by_default(stage: Path) -> None:
+    ran = command("export", stage)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.split() == [f"{stage}/export/{name}" for name in ("model.safetensors", "model.yaml", "model.onnx")]
+
+
+def test_export_that_differs_writes_nothing(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.export.TOLERANCE", 0.0)
+    with pytest.raises(WeightsError, match=r"differs from torch by \S+ on random input .*; nothing was written"):
+        export(str(stage), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- what cannot be loaded -------------------------------------------------------------------------------------------------
+
+
+def edit_card(stage: Path, **changes: object) -> None:
+    card = yaml.safe_load((stage / weights.CARD).read_text())
+    (stage / weights.CARD).write_text(yaml.safe_dump(card | changes))
+
+
+def test_no_model_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=rf"^{tmp_path} has no model.yaml; name a folder that a training stage wrote$"
+    ):
+        weights.load_model(str(tmp_path))
+
+
+def test_no_weights_there(stage: Path) -> None:
+    (stage / weights.WEIGHTS).unlink()
+    with pytest.raises(WeightsError, match=f"^no weights at {stage}/model.safetensors; name a stage folder"):
+        weights.load_model(str(stage))
+
+
+def test_weights_cut_short(stage: Path) -> None:
+    data = (stage / weights.WEIGHTS).read_bytes()
+    for size in (0, 5, 200, len(data) - 1):
+        (stage / weights.WEIGHTS).write_bytes(data[:size])
+        with pytest.raises(WeightsError, match=f"^{stage}/model.safetensors is not a safetensors file: "):
+            weights.load_model(str(stage))
+
+
+@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "architecture: x\n", "a: [", "unknown: 1\n"])
+def test_a_card_that_is_none(stage: Path, text: str) -> None:
+    (stage / weights.CARD).write_text(text)
+    with pytest.raises(WeightsError, match=f"^{stage}/model.yaml is not a model card: "):
+        weights.load_model(str(stage))
+
+
+def test_weights_of_other_sizes_are_named_with_both_shapes(stage: Path) -> None:
+    edit_card(stage, overrides={"depths": [1, 1, 1], "widths": [8, 8, 32]})
+    with pytest.raises(WeightsError) as error:
+        weights.load_model(str(stage))
+    text = str(error.value)
+    assert text.startswith(f"{stage}/model.safetensors does not fit the model: ")
+    assert "has shape (" in text and ", expected (" in text and "and " in text and " more; " in text
+    assert text.endswith("name the architecture that the weights were trained with")
+
+
+def test_weights_of_another_depth_are_missing_or_unknown(stage: Path) -> None:
+    edit_card(stage, overrides={"depths": [1, 1, 2], "widths": [8, 8, 16]})
+    with pytest.raises(WeightsError, match="is missing"):
+        weights.load_model(str(stage))
+
+    edit_card(stage, overrides={"depths": [1, 1, 1], "widths": [8, 8, 16]})
+    path = str(stage / weights.WEIGHTS)
+    weights.save_state(path, weights.read_state(path) | {"more.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"does not fit the model: more\.weight is unknown; "):
+        weights.load_model(str(stage))
+
+
+def test_another_number_of_classes(stage: Path) -> None:
+    edit_card(stage, classes=["a", "b"])
+    with pytest.raises(WeightsError, match=r"has shape \(3,.*expected \(2,"):
+        weights.load_model(str(stage))
+
+
+def test_an_architecture_that_is_gone(stage: Path) -> None:
+    edit_card(stage, architecture="lambda_resnet_tinny")
+    with pytest.raises(ConfigError, match="'lambda_resnet_tinny'; the nearest are lambda_resnet_tiny"):
+        weights.load_model(str(stage))
+    ran = command("export", stage)
+    assert ran.status == 2 and ran.err.count("\n") == 1
