@@ -114,7 +114,7 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
     if validation and loss:
         caption = (
             "Validation accuracy of the averaged weights, and the loss on noised training images, which for students is "
-            "measured against soft labels too."
+            "measured against pseudo-labels too."
         )
         png = report_plots.learning_curves(validation, loss)
         pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
