@@ -119,7 +119,8 @@ def _load(args: argparse.Namespace) -> Job:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    # Into a file or a job's log, tables need not fit a screen.
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -83,10 +83,10 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
         with screen.following(stage.name, folder):
             result = work(context)
     except BaseException as error:
-        state = "failed" if isinstance(error, Exception) else "killed"
-        screen.line(stage.name, "failed", folder)
-        screen.note(stage.name, state="failed")
-        tracker.end_stage(record, state, {}, ())
+        state = "failed" if isinstance(error, Exception) else "stopped"
+        screen.line(stage.name, state, folder)
+        screen.note(stage.name, state=state)
+        tracker.end_stage(record, "failed" if state == "failed" else "killed", {}, ())
         raise
     seconds = time.monotonic() - started
     info = {**result.info, "seconds": round(seconds, 3)}

@@ -68,6 +68,11 @@ def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrain
         )
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **overrides)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot fetch the published weights of 'timm/{name}': {str(error).splitlines()[0]}; "
+            "connect this machine to their hub, or set pretrained: false"
+        ) from error
     except (TypeError, RuntimeError) as error:
         raise ConfigError(f"model 'timm/{name}' does not take {overrides}: {str(error).splitlines()[0]}") from error
 

@@ -134,14 +134,15 @@ def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch: pytest.Mo
 def test_work_on_ray_follows_training_in_this_process(tmp_path: Path) -> None:
     """Ray reads its settings when it is imported; training in local mode imports it before a session starts."""
     code = """
-from pipeline.cluster.contract import Resources
-from pipeline.cluster.on_ray import OnRay
-from tests.cluster.units import Double
+        from pipeline.cluster.contract import Resources
+        from pipeline.cluster.on_ray import OnRay
+        from tests.cluster.units import Unit, make_worker
 
-cluster = OnRay("embedded", cpus=1)
-assert cluster.fit(lambda spec: {"spec": spec}, 3, resources=Resources(1), folder="unused") == {"spec": 3}
-assert [outcome.value for outcome in cluster.map(Double, [("a", 4)], resources=Resources(1))] == [8]
-cluster.close()
-"""
+        cluster = OnRay("embedded", cpus=1)
+        assert cluster.fit(lambda spec: {"spec": spec}, 3, resources=Resources(1), folder="unused") == {"spec": 3}
+        [outcome] = cluster.map(make_worker, [("a", Unit(4))], resources=Resources(1))
+        assert outcome.error is None, outcome
+        cluster.close()
+    """
     done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
