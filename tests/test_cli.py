@@ -131,12 +131,20 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     world = small.make(tmp_path)
     long = [f"output={world.output}", "teacher.duration=100000st", "teacher.checkpoint_every=5st"]
     process = subprocess.Popen(
-        tiny.command(world.job, *long), cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        tiny.command(world.job, *long),
+        cwd=tiny.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
-    while process.poll() is None and not list(world.output.glob("gen0-teacher-*/checkpoints/*/manifest.json")):
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        while process.poll() is None and not list(world.output.glob("gen0-teacher-*/checkpoints/*/manifest.json")):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, err.splitlines()[-1]) == (128 + number, f"{word}; run the same command to continue")
     assert "Traceback" not in err
     assert world.done() == ["index"]

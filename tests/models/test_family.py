@@ -96,7 +96,7 @@ def test_small_members_train_on_any_size_and_batch(name, side):
         model(torch.randn(batch, 3, side, side)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     features = model.eval().forward_features(torch.randn(1, 3, side, side))
-    assert features.shape == (1, model.num_features, -(-side // 4), -(-side // 4))
+    assert features.shape == (1, model.num_features, -(-side // 8), -(-side // 8))  # the stem and two stages halve
     assert model.forward_head(features).shape == (1, 10)
 
 
