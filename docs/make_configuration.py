@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+from pipeline import settings
 
 HEAD = """# Settings of a job
 
@@ -25,16 +25,16 @@ This page is written by `docs/make_configuration.py`.
 def page() -> str:
     sections = [HEAD]
     for title, cls in [
-        ("Job", config.Job),
-        ("prepare", config.Prepare),
-        ("data", config.Data),
-        ("workers", config.Workers),
-        ("teacher, student", config.Teacher),
-        ("affine, inside teacher and student", config.Affine),
-        ("label", config.Label),
-        ("select", config.Select),
-        ("evaluate", config.Evaluate),
-        ("tracking", config.Tracking),
+        ("Job", settings.Job),
+        ("prepare", settings.Prepare),
+        ("data", settings.Data),
+        ("workers", settings.Workers),
+        ("teacher, student", settings.Teacher),
+        ("affine, inside teacher and student", settings.Affine),
+        ("label", settings.Label),
+        ("select", settings.Select),
+        ("evaluate", settings.Evaluate),
+        ("tracking", settings.Tracking),
     ]:
         rows = [f"## {title}", "", "| setting | default | kind | meaning |", "|---|---|---|---|"]
         rows += [row(item, cls) for item in fields(cls)]
@@ -45,7 +45,7 @@ def page() -> str:
 def row(item: Any, cls: type) -> str:
     default = getattr(cls(), item.name)  # every field of the settings has a default
     shown = (
-        "see below" if is_dataclass(default) else "required" if default == config.REQUIRED else f"`{plain(default)}`"
+        "see below" if is_dataclass(default) else "required" if default == settings.REQUIRED else f"`{plain(default)}`"
     )
     rules = item.metadata
     limits = ""

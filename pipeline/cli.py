@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.cluster.contract import Cluster
-    from pipeline.config import Job
+    from pipeline.settings import Job
     from pipeline.tracking.contract import Tracker
 
 

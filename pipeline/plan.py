@@ -17,10 +17,10 @@ from functools import cached_property
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Job, Train, identity_of
 from pipeline.data import corpus, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import DataError, WeightsError
+from pipeline.settings import Job, Train, identity_of
 
 FORMAT = 1  # raise when a stage's files change their meaning
 DONE = "done.json"

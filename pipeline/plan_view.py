@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import runner, storage
-from pipeline.config import Job
 from pipeline.errors import UserError
 from pipeline.plan import Sources, Stage, data_root, read_done, stages_of, training_of
 from pipeline.screen import PROGRESS
+from pipeline.settings import Job
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap

@@ -15,10 +15,10 @@ from typing import Any
 
 from pipeline import plan, storage
 from pipeline.cluster.contract import Cluster
-from pipeline.config import Job, execution_of, to_plain
 from pipeline.errors import UserError
 from pipeline.plan import Done, Sources, Stage
 from pipeline.screen import Screen
+from pipeline.settings import Job, execution_of, to_plain
 from pipeline.stages.context import Context, Result
 from pipeline.tracking.contract import StageRecord, Tracker
 

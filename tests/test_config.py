@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
+from pipeline import config, settings
 from pipeline.errors import ConfigError
 
 JOB = """
@@ -88,7 +88,7 @@ def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypa
 
 
 def test_every_field_is_declared_and_explained() -> None:
-    for cls in vars(config).values():
+    for cls in vars(settings).values():
         if dataclasses.is_dataclass(cls) and isinstance(cls, type):
             for item in dataclasses.fields(cls):
                 assert item.metadata["kind"] in ("identity", "execution"), f"{cls.__name__}.{item.name}"
@@ -97,25 +97,25 @@ def test_every_field_is_declared_and_explained() -> None:
 
 def test_identity_fields_are_pinned() -> None:
     """A field that moves between the two kinds silently redoes, or silently keeps, everybody's stages."""
-    names = {f.name for f in dataclasses.fields(config.Teacher) if f.metadata["kind"] == "execution"}
+    names = {f.name for f in dataclasses.fields(settings.Teacher) if f.metadata["kind"] == "execution"}
     assert names == {"evaluate_every", "checkpoint_every", "keep", "compile"}
-    for cls in (config.Label, config.Select, config.Affine, config.Generation):
+    for cls in (settings.Label, settings.Select, settings.Affine, settings.Generation):
         assert all(f.metadata["kind"] == "identity" for f in dataclasses.fields(cls))
-    for cls in (config.Data, config.Workers, config.Tracking):
+    for cls in (settings.Data, settings.Workers, settings.Tracking):
         assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
-    execution = {f.name for f in dataclasses.fields(config.Job) if f.metadata["kind"] == "execution"}
+    execution = {f.name for f in dataclasses.fields(settings.Job) if f.metadata["kind"] == "execution"}
     assert execution == {"name", "output", "cluster", "workers", "data", "tracking"}
 
 
 def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:
     @dataclasses.dataclass
     class Settings:
-        old: int = config.identity(1, "there from the start")
-        new: str = config.identity("b", "added later, before it all was 'a'", neutral="a")
-        speed: int = config.execution(1, "no part of it")
+        old: int = settings.identity(1, "there from the start")
+        new: str = settings.identity("b", "added later, before it all was 'a'", neutral="a")
+        speed: int = settings.execution(1, "no part of it")
 
-    assert config.identity_of(Settings()) == {"old": 1, "new": "b"}
-    assert config.identity_of(Settings(new="a")) == {"old": 1}
+    assert settings.identity_of(Settings()) == {"old": 1, "new": "b"}
+    assert settings.identity_of(Settings(new="a")) == {"old": 1}
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30ep", 300), ("2000st", 2000), ("1.5ep", 15), ("0st", 0)])

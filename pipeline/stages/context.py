@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
-from pipeline.config import Job
 from pipeline.plan import Done, Sources, Stage
+from pipeline.settings import Job
 from pipeline.tracking.journal import Journal
 
 Unit = TypeVar("Unit")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pipeline import config, storage, weights
-from pipeline.config import Train
 from pipeline.data import augment, labels, order
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
 from pipeline.errors import ConfigError, DataError
 from pipeline.plan import stages_of, training_of
 from pipeline.screen import percent
+from pipeline.settings import Train
 from pipeline.stages import index
 from pipeline.stages.context import Context, Result
 from pipeline.stages.select import SUMMARY

@@ -19,9 +19,9 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.cluster.inline import Inline
-from pipeline.config import Data, Generation, Job, Select, Teacher
 from pipeline.data import labels, selection, shards
 from pipeline.plan import Done, Sources, stages_of
+from pipeline.settings import Data, Generation, Job, Select, Teacher
 from pipeline.stages import report, report_labels, report_plots, report_style
 from pipeline.stages.context import Context, Result
 from pipeline.tracking import journal
