@@ -87,7 +87,9 @@ def status_table(job: Job) -> Group:
             f"{step:,}/{total:,}" if step is not None and total else "",
             f"{facts['rate']:,.1f}/s" if running and facts.get("rate") else "",
             f"{facts['eta']:,.0f} s" if running and facts.get("eta") is not None else "",
-            escape(str(finished.info.get("line", ""))) if finished else escape(_latest(facts.get("latest", {}))),
+            escape(str(finished.info.get("line", "")))
+            if finished
+            else escape(facts.get("error") or _latest(facts.get("latest", {}))),
         )
         for reason, count in (finished.info.get("bad") or {} if finished else {}).items():
             table.add_row("", "", f"{count:,}", "", "", f"bad samples: {escape(reason)}")

@@ -85,7 +85,7 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
     except BaseException as error:
         state = "failed" if isinstance(error, Exception) else "stopped"
         screen.line(stage.name, state, folder)
-        screen.note(stage.name, state=state)
+        screen.note(stage.name, state=state, error=str(error))
         tracker.end_stage(record, "failed" if state == "failed" else "killed", {}, ())
         raise
     seconds = time.monotonic() - started

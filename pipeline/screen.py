@@ -77,7 +77,7 @@ class Screen:
         if quiet:
             self.line(name, "running")
         started, stop = time.time(), threading.Event()
-        self.note(name, folder=folder, state="running", started=started)
+        self.note(name, folder=folder, state="running", started=started, error="")
         with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress:
             task = progress.add_task("", total=None, facts="")
 

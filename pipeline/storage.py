@@ -157,8 +157,10 @@ def writing(path: str) -> Iterator[str]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(folder or ".")
-    except PermissionError as error:
-        raise OutputError(f"cannot write {path}: permission denied; choose another `output`") from error
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OutputError(
+            f"cannot write {path}: {(error.strerror or '').lower()}; choose another place for it"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -97,7 +97,7 @@ def test_an_uploaded_job_needs_an_absolute_output(place: Place) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(["generations=[]", "cluster=inline"], id="teacher only"),
+        pytest.param(["generations=[]", "cluster=inline"], id="teacher only", marks=pytest.mark.slow),
         pytest.param([], id="literally", marks=pytest.mark.slow),
     ],
 )

@@ -31,6 +31,8 @@ def digits(
     stratified and fixed. Unlabelled shards hold `shard_samples` images and no labels. Returns the number of images by
     split and of unlabelled shards. A key is the image's number in scikit-learn's data set.
     """
+    if labels_per_class < 1:
+        raise ConfigError(f"{labels_per_class} labels per class are too few to learn from; give at least 1")
     from sklearn.datasets import load_digits
 
     data = load_digits()
