@@ -170,6 +170,14 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def _write_job(job: Job) -> None:
     import yaml
 
-    plain = to_plain(job)
-    plain["data"] = {k: storage.redact(v) if isinstance(v, str) else v for k, v in plain["data"].items()}
+    plain = _redacted(to_plain(job))
     storage.write_bytes(storage.join(job.output, "job.yaml"), yaml.safe_dump(plain, sort_keys=False).encode())
+
+
+def _redacted(value: Any) -> Any:
+    """Settings as they may be recorded: no URL anywhere in them keeps its password."""
+    if isinstance(value, dict):
+        return {key: _redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_redacted(inner) for inner in value]
+    return storage.redact(value) if isinstance(value, str) else value

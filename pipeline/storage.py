@@ -48,6 +48,8 @@ def redact(path: str) -> str:
     if not is_url(path):
         return path
     url = urlsplit(path)
+    if "@" not in url.netloc and not url.query:
+        return path  # as it is: taking apart and joining again would lose slashes of sqlite:////
     host = url.netloc.rpartition("@")[2]
     return urlunsplit((url.scheme, host, url.path, "", ""))
 
