@@ -42,6 +42,7 @@ def half_stem(channels: int, out: int) -> nn.Sequential:
 
 
 STEMS = {"vanilla": vanilla_stem, "d": resnet_d_stem, "small": small_stem, "half": half_stem}
+STEM_STRIDES = {"vanilla": 4, "d": 4, "small": 1, "half": 2}
 
 
 def conv_shortcut(channels: int, out: int, stride: int) -> nn.Module:

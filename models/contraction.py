@@ -1,99 +1,186 @@
-"""One function, three contraction orders: applying lambdas whose position part comes from a relative table.
+"""One function, four contraction orders: applying lambdas whose position part comes from a relative table.
 
-    y_n = (c + λ_n)ᵀ q_n,   λ_n = Σ_j e_nj v_jᵀ,   e_nj = table[offset of j from n], 0 outside the scope
+    y_n = Σ_j (k_j + e_nj) v_jᵀ applied to q_n,   e_nj = table[offset of j from n], 0 outside the scope
 
 The orders agree to rounding, gradients included; they differ in what they build on the way (per example):
 
-    order          multiply-adds           built on the way
-    lambda_first   n·j·k·v                 the lambdas, n·k·v, and the embeddings, n·k·j (once a batch)
-    query_first    h·n·j·(k + v)           the query-context map, h·n·j, and the embeddings
-    conv           n·r²·u·k·v              the lambdas only; memory does not grow with n·j
+    order          multiply-adds                built on the way
+    lambda_first   n·j·k·v                      the lambdas, n·k·v, and the embeddings, n·k·j (once a batch)
+    query_first    h·n·j·(k + v)                the query-context map, h·n·j, and the embeddings
+    conv           n·r²·u·k·v                   the lambdas only; memory does not grow with n·j
+    fourier        ≈ n·k·v·(2·side + 4·r·u)     the lambdas and their row transform (models.fourier)
 
-Shape suffixes: B batch, H heads, N queries, K key depth, V value depth, U intra-depth, J = U·N context
-entries (u slow, positions fast), R scope (table side). Positions are row-major over (height, width).
+Every order takes (q, keys, v, table, height, width): normalised keys or None, without content lambda; a table of any odd
+sides, offsets beyond it count as zero. lambda_first and query_first also take a mask_NM of the context each query sees, and
+`place`, N indices: where on the context's grid each query stands, if not at its own position.
+
+Shape suffixes: B batch, H heads, N queries, M context positions, K key depth, V value depth, U intra-depth,
+J = M·U context entries (U fast), Y and X the table's sides, S = N or the context's M. Positions are row-major over
+(height, width).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-Order = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+from models.fourier import fourier
 
 
-def position_embeddings(table_RRKU: Tensor, height: int, width: int) -> Tensor:
-    """All relative embeddings of a height × width map, e_NKJ; offsets beyond the table's scope are zero.
+class Order(Protocol):
+    def __call__(
+        self, q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int
+    ) -> Tensor: ...
 
-    The table is cut or zero-padded to the 2·side − 1 offsets that occur; the queries of row y then see its window
-    that starts at offset −y, so the windows in reverse order are the embeddings.
+
+class DenseOrder(Protocol):
+    def __call__(
+        self,
+        q_BNHK: Tensor,
+        keys_BJK: Tensor | None,
+        v_BJV: Tensor,
+        table_YXKU: Tensor,
+        height: int,
+        width: int,
+        mask_NM: Tensor | None,
+        place_N: Tensor | None,
+    ) -> Tensor: ...
+
+
+def position_embeddings(
+    table_YXKU: Tensor, height: int, width: int, mask_NM: Tensor | None = None, place_N: Tensor | None = None
+) -> Tensor:
+    """All relative embeddings of a height × width context, e_NKJ, its entries in *reverse* order, the last first.
+
+    The table is cut or zero-padded to the 2·side − 1 offsets that occur and flipped; the embeddings of the query at
+    (y, x) are then the window that starts at (y, x): the n·k·j numbers are written once and never flipped.
     """
-    scope = table_RRKU.shape[0]
-    rows, columns = height - 1 - scope // 2, width - 1 - scope // 2
-    fitted = F.pad(table_RRKU, (0, 0, 0, 0, columns, columns, rows, rows))
-    windows = fitted.unfold(0, height, 1).unfold(1, width, 1).flip(0, 1)  # [height, width, K, U, height, width]
-    return windows.flatten(0, 1).flatten(2)
+    rows, columns = (side - 1 - scope // 2 for side, scope in zip((height, width), table_YXKU.shape[:2], strict=True))
+    fitted = F.pad(table_YXKU, (0, 0, 0, 0, columns, columns, rows, rows)).flip(0, 1, 3)
+    windows = fitted.unfold(0, height, 1).unfold(1, width, 1)  # [height, width, K, U, height, width]
+    e_NKJ = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 1)
+    if place_N is not None:
+        e_NKJ = e_NKJ[place_N]
+    if mask_NM is not None:
+        e_NKJ = e_NKJ * mask_NM.repeat_interleave(table_YXKU.shape[3], 1).flip(1).unsqueeze(1)
+    return e_NKJ
 
 
-def lambda_first(q_BNHK: Tensor, c_BKV: Tensor, v_BVJ: Tensor, table_RRKU: Tensor, height: int, width: int) -> Tensor:
+def lambda_first(
+    q_BNHK: Tensor,
+    keys_BJK: Tensor | None,
+    v_BJV: Tensor,
+    table_YXKU: Tensor,
+    height: int,
+    width: int,
+    mask_NM: Tensor | None = None,
+    place_N: Tensor | None = None,
+) -> Tensor:
     """Builds every query's lambda in one matrix product over the batch, then applies it. Returns y_BNHV."""
-    e_NKJ = position_embeddings(table_RRKU, height, width)
-    n, k, _ = e_NKJ.shape
-    p = e_NKJ.flatten(0, 1) @ v_BVJ.flatten(0, 1).mT  # [(N K), (B V)]
-    p_BNKV = p.reshape(n, k, -1, v_BVJ.shape[1]).permute(2, 0, 1, 3)
-    return q_BNHK @ (p_BNKV + c_BKV.unsqueeze(1))
+    e_NKJ = position_embeddings(table_YXKU, height, width, mask_NM, place_N)
+    n, k, j = e_NKJ.shape
+    v_JBV = v_BJV.flip(1).transpose(0, 1).reshape(j, -1)
+    p_BNKV = (e_NKJ.flatten(0, 1) @ v_JBV).view(n, k, -1, v_BJV.shape[2]).permute(2, 0, 1, 3)
+    return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
-def query_first(q_BNHK: Tensor, c_BKV: Tensor, v_BVJ: Tensor, table_RRKU: Tensor, height: int, width: int) -> Tensor:
-    """Meets queries and embeddings first, as attention does; no position lambda is built. Returns y_BNHV."""
-    e_NKJ = position_embeddings(table_RRKU, height, width)
-    n, heads = q_BNHK.shape[1:3]
-    a = q_BNHK.transpose(0, 1).flatten(1, 2) @ e_NKJ  # [N, (B H), J]
-    a_BQJ = a.unflatten(1, (-1, heads)).transpose(0, 1).flatten(1, 2)  # Q = (N H)
-    y_BQV = torch.baddbmm(q_BNHK.flatten(1, 2) @ c_BKV, a_BQJ, v_BVJ.mT)
-    return y_BQV.unflatten(1, (n, heads))
-
-
-def conv(q_BNHK: Tensor, c_BKV: Tensor, v_BVJ: Tensor, table_RRKU: Tensor, height: int, width: int) -> Tensor:
+def conv(q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int) -> Tensor:
     """Position lambdas as a convolution of every value channel with the table as kernel. Returns y_BNHV."""
-    scope, _, k, u = table_RRKU.shape
-    maps = v_BVJ.reshape(-1, u, height, width)  # [(B V), U, height, width]
-    p = F.conv2d(maps, table_RRKU.permute(2, 3, 0, 1), padding=scope // 2)  # [(B V), K, height, width]
-    p_BNKV = p.reshape(-1, v_BVJ.shape[1], k, height * width).permute(0, 3, 2, 1)
-    return q_BNHK @ (p_BNKV + c_BKV.unsqueeze(1))
+    rows, columns, k, u = table_YXKU.shape
+    maps = v_BJV.unflatten(1, (height, width, u)).permute(0, 4, 3, 1, 2).reshape(-1, u, height, width)
+    p = F.conv2d(maps, table_YXKU.permute(2, 3, 0, 1), padding=(rows // 2, columns // 2))  # [(B V), K, height, width]
+    p_BNKV = p.view(-1, v_BJV.shape[2], k, height * width).permute(0, 3, 2, 1)
+    return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
-ORDERS: dict[str, Order] = {"lambda_first": lambda_first, "query_first": query_first, "conv": conv}
+def query_first(
+    q_BNHK: Tensor,
+    keys_BJK: Tensor | None,
+    v_BJV: Tensor,
+    table_YXKU: Tensor,
+    height: int,
+    width: int,
+    mask_NM: Tensor | None = None,
+    place_N: Tensor | None = None,
+) -> Tensor:
+    """Meets queries and embeddings first, as attention does; no position lambda is built. Returns y_BNHV."""
+    e_NKJ = position_embeddings(table_YXKU, height, width, mask_NM, place_N)
+    v_BJV, keys_BJK = v_BJV.flip(1), None if keys_BJK is None else keys_BJK.flip(1)
+    n, heads = q_BNHK.shape[1:3]
+    j, v = v_BJV.shape[1:]
+    c_BKV = None
+    if keys_BJK is not None and heads * n * j > (j + heads * n) * v:  # on small maps keys are cheaper met in the map
+        c_BKV, keys_BJK = keys_BJK.mT @ v_BJV, None
+    # Compilers and exporters see plain products and derive their own backward.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
+    return ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
 
 
-def cost(order: str, positions: int, *, k: int, v: int, h: int, u: int, r: int, training: bool) -> float:
-    """Estimated cost per example of a contraction order, in multiply-adds of a well-fed matrix product.
+def apply_map(
+    q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y_BNHV, and the map and the queries in the layout [N, H, B, …].
 
-    Beside its arithmetic, every entry of a map costs the memory traffic of 100 multiply-adds and every entry of
-    a lambda that of 50; a convolution runs at twice the speed of the products forward, at half with its backward.
-    Fitted to medians on 2 CPU cores, batch 16, fp32, k=16, h=4, r=23. Forward + backward, ms:
-
-        map, v           lambda_first   query_first   conv
-        4×4, v=16 ¹          1.1            0.7          3
-        7×7, v=128          10.5            2.2         80
-        14×14, v=64         34             18          156
-        28×28, v=32        208            304          524
-        8×8, v=8 ²           3.7           38           15
-        16×16, v=6 ²        14            129           47
-
-    forward alone at 28×28: 75, 175, 19. (¹ batch 64, r=7; ² batch 64, r=15, k=16 and 8.)
+    In that layout the map is written by a product per query and read by one per image, each on plain strides:
+    with any other, the largest tensor of all is transposed between the two.
     """
-    context = positions * u
-    lambdas = 50 * positions * k * v
-    if order == "lambda_first":
-        return positions * context * k * v + lambdas
-    if order == "query_first":
-        return h * positions * context * (k + v + 100)
-    return (2.0 if training else 0.5) * positions * r * r * u * k * v + lambdas
+    batch, n, heads, k = q_BNHK.shape
+    q_NHBK = q_BNHK.permute(1, 2, 0, 3).contiguous()
+    a_NHBJ = torch.bmm(q_NHBK.view(n, -1, k), e_NKJ).view(n, heads, batch, -1)
+    a_BQJ = a_NHBJ.flatten(0, 1).transpose(0, 1)  # Q = (N H)
+    if keys_BJK is not None:
+        add = torch.baddbmm if torch.compiler.is_compiling() else torch.Tensor.baddbmm_  # exporters write to no view
+        a_BQJ = add(a_BQJ, q_BNHK.reshape(batch, -1, k), keys_BJK.mT)
+    if c_BKV is None:
+        y_BQV = torch.bmm(a_BQJ, v_BJV)
+    else:
+        y_BQV = torch.bmm(q_BNHK.reshape(batch, -1, k), c_BKV).baddbmm_(a_BQJ, v_BJV)
+    return y_BQV.view(batch, n, heads, -1), a_NHBJ, q_NHBK
 
 
-def choose_order(positions: int, *, k: int, v: int, h: int, u: int, r: int, training: bool) -> str:
-    """The order of least estimated `cost`; it depends on shapes alone, never the batch, so an export fixes it."""
-    return min(ORDERS, key=lambda order: cost(order, positions, k=k, v=v, h=h, u=u, r=r, training=training))
+class ApplyMap(torch.autograd.Function):
+    """`apply_map` with a backward that keeps its layout."""
+
+    @staticmethod
+    def forward(ctx, q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ):  # type: ignore[no-untyped-def, override]
+        y_BNHV, a_NHBJ, q_NHBK = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+        ctx.save_for_backward(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK)
+        return y_BNHV
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+        q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK = ctx.saved_tensors
+        n, heads, batch, k = q_NHBK.shape
+        dy_BQV = dy_BNHV.reshape(batch, n * heads, -1)
+        dv_BJV = torch.bmm(a_NHBJ.flatten(0, 1).permute(1, 2, 0), dy_BQV)
+        da_NHBJ = torch.empty_like(a_NHBJ)
+        da_BQJ = da_NHBJ.flatten(0, 1).transpose(0, 1)
+        for image in range(batch):  # a batched product does not write to these strides
+            torch.mm(dy_BQV[image], v_BJV[image].mT, out=da_BQJ[image])
+        da_NRJ = da_NHBJ.flatten(1, 2)  # R = (H B)
+        de_NKJ = torch.bmm(q_NHBK.flatten(1, 2).mT, da_NRJ)
+        dq_BNHK = torch.bmm(da_NRJ, e_NKJ.mT).view(n, heads, batch, k).permute(2, 0, 1, 3)
+        dc_BKV = dkeys_BJK = None
+        if c_BKV is not None:
+            dc_BKV = torch.bmm(q_BNHK.reshape(batch, -1, k).mT, dy_BQV)
+            dq_BNHK = torch.bmm(dy_BQV, c_BKV.mT).view_as(q_BNHK).add_(dq_BNHK)
+        if keys_BJK is not None:
+            dkeys_BJK = torch.bmm(da_BQJ.mT, q_BNHK.reshape(batch, -1, k))
+            dq_BNHK = torch.bmm(da_BQJ, keys_BJK).view_as(q_BNHK).add_(dq_BNHK)
+        return dq_BNHK, dc_BKV, dkeys_BJK, dv_BJV, de_NKJ
+
+
+ORDERS: dict[str, Order] = {
+    "lambda_first": lambda_first,
+    "query_first": query_first,
+    "conv": conv,
+    "fourier": fourier,
+}
+DENSE: dict[str, DenseOrder] = {"lambda_first": lambda_first, "query_first": query_first}
+"""Those that take a mask and placed queries."""

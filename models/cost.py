@@ -1,13 +1,35 @@
-"""What a network costs on paper: parameters and FLOPs, in the convention that reproduces the LambdaNetworks tables."""
+"""What a network costs on paper: parameters, FLOPs and activations, in the conventions of the papers' tables."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from models.attention import AxialAttention, GlobalAttention, LinearAttention, LocalAttention, SelfAttention
 from models.lambda_layer import LambdaLayer
+
+
+class Cost(NamedTuple):
+    """Of one image through a network."""
+
+    parameters: int
+    """Trained parameters."""
+    flops: int
+    """Two per multiply-add of convolutions, linear, lambda and attention layers: the convention that reproduces the
+    tables of LambdaNetworks and ResNet-RS.
+
+    A lambda layer costs what the paper's equations do, not what the chosen contraction order spends: per position the
+    position lambda min(r, side)²·k·u·v, its share of the content lambda k·u·v, and the application of each h·k·v, all
+    at the resolution before the pool of a stride. Self-attention costs its logits, the relative ones among them, and
+    the weighted sum; linear attention its summary of the context and the application."""
+    activations: int
+    """Numbers in the outputs of convolutions, as Radosavovic et al. (2020) count them, and of lambda and attention
+    layers, before the pool of a stride. The 1×1 convolutions inside those layers, their projections, count as well;
+    what else they build on the way does not."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -16,32 +38,70 @@ def parameters(model: nn.Module) -> int:
 
 
 def flops(model: nn.Module, size: int, channels: int = 3) -> int:
-    """Two per multiply-add of convolutions, linear and lambda layers, for one image of size × size.
+    """FLOPs of one image of size × size, see Cost."""
+    return costs(model, size, channels).flops
 
-    A lambda layer costs what the paper's equations do, not what the chosen contraction order spends: per position the
-    position lambda min(r, side)²·k·u·v, its share of the content lambda k·u·v, and one application of each, 2·h·k·v,
-    all at the resolution before the pool of a stride. Runs one forward pass; a model on the meta device is enough.
-    """
-    macs = 0
+
+def activations(model: nn.Module, size: int, channels: int = 3) -> int:
+    """Activations of one image of size × size, see Cost."""
+    return costs(model, size, channels).activations
+
+
+def costs(model: nn.Module, size: int, channels: int = 3) -> Cost:
+    """All three for one image of size × size. Runs one forward pass; a model on the meta device is enough."""
+    macs = numbers = 0
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal macs
+        nonlocal macs, numbers
         if isinstance(module, nn.Conv2d):
             macs += output[0].numel() * module.weight[0].numel()
+            numbers += output[0].numel()
         elif isinstance(module, nn.Linear):
             macs += module.weight.numel()
         elif isinstance(module, LambdaLayer):
-            height, width = inputs[0].shape[2:]
-            scope = min(module.r, height) * min(module.r, width)
-            macs += height * width * module.k * module.v * (module.u * (scope + 1) + 2 * module.h)
+            macs += _lambda_macs(module, *inputs[0].shape[2:])
+            numbers += inputs[0][0].numel()
+        elif isinstance(module, SelfAttention):
+            macs += _attention_macs(module, *inputs[0].shape[2:])
+            numbers += inputs[0][0].numel()
 
     hooks = [m.register_forward_hook(count) for m in model.modules()]
     training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _ShapesOnly():
             model.eval()(torch.empty(1, channels, size, size, device=next(model.parameters()).device))
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return 2 * macs
+    return Cost(parameters(model), 2 * macs, numbers)
+
+
+def _lambda_macs(layer: LambdaLayer, height: int, width: int) -> int:
+    """Multiply-adds of the layer's equations on a height × width map, projections left out."""
+    scope = height * width if layer.r is None else min(layer.r, height) * min(layer.r, width)
+    per_position = layer.content * (layer.u + layer.h) + layer.position * (layer.u * scope + layer.h)
+    return height * width * layer.k * layer.v * per_position
+
+
+def _attention_macs(layer: SelfAttention, height: int, width: int) -> int:
+    """The same of a self-attention layer: what every query meets, per channel."""
+    match layer:
+        case GlobalAttention():
+            met = 2 * height * width + height + width
+        case AxialAttention():
+            met = 3 * (height + width)
+        case LocalAttention():
+            met = 2 * layer.window**2 + 2 * layer.window
+        case LinearAttention():
+            met = 2 * layer.depth
+    return height * width * layer.heads * layer.depth * met
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Leaves out what changes no shape: on the meta device that is most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.batch_norm, F.relu, torch.relu):
+            return args[0]
+        return func(*args, **(kwargs or {}))

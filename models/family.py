@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal, overload
 
-from models.lambda_resnet import Architecture, LambdaBlocks, LambdaResNet
+from models.architecture import Architecture, LambdaBlocks
+from models.lambda_resnet import FeaturePyramid, LambdaResNet
 
 
 def every(step: int, last: int) -> tuple[int, ...]:
@@ -34,6 +35,16 @@ LAMBDAS_IN_C4: dict[int, tuple[int, ...]] = {
     420: every(10, 80),
 }
 """LambdaNetworks, table 18; the count from 1 is ours, the table does not say."""
+
+TRAINED_AT: dict[int, tuple[int, ...]] = {
+    50: (128, 160),
+    101: (160, 192),
+    152: (192, 224, 256, 288),
+    270: (256,),
+    350: (256, 288, 320),
+    420: (320,),
+}
+"""Pixels per side at which the paper trains lambda_resnet_<depth> (LambdaNetworks, table 19)."""
 
 HYBRIDS = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
 """c2 to c5, convolution or lambda: the 90-epoch study, on the vanilla ResNet-50."""
@@ -84,10 +95,32 @@ def list_models() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> LambdaResNet:
+def resolution(name: str) -> int:
+    """Pixels per side that a member is meant for.
+
+    The largest that the paper trains it at; 224 where its tables do not list it, and 32 for the small ones.
+    """
+    if name in SMALL:
+        return 32
+    sizes = {f"lambda_resnet_{depth}": max(sizes) for depth, sizes in TRAINED_AT.items()}
+    return sizes.get(name, 224)
+
+
+@overload
+def create_model(
+    name: str, num_classes: int = 1000, *, features_only: Literal[False] = False, **overrides: Any
+) -> LambdaResNet: ...
+@overload
+def create_model(
+    name: str, num_classes: int = 1000, *, features_only: Literal[True], **overrides: Any
+) -> FeaturePyramid: ...
+def create_model(
+    name: str, num_classes: int = 1000, *, features_only: bool = False, **overrides: Any
+) -> LambdaResNet | FeaturePyramid:
     """A freshly initialised network; `overrides` replace fields of its Architecture: u=4, dropout=0.2, ….
 
-    Raises ValueError for an unknown name, naming the nearest, and for overrides that do not exist or do not fit.
+    With `features_only` it has no classifier and gives the feature maps of its stages, see FeaturePyramid. Raises
+    ValueError for an unknown name, naming the nearest, and for overrides that do not exist or do not fit.
     """
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0)
@@ -95,9 +128,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Lambda
     if num_classes < 1:
         raise ValueError(f"num_classes is at least 1, not {num_classes}")
     base = ARCHITECTURES[name]
-    return LambdaResNet(
-        replace(base, **{key: _checked(base, key, value) for key, value in overrides.items()}), num_classes
-    )
+    architecture = replace(base, **{key: _checked(base, key, value) for key, value in overrides.items()})
+    return FeaturePyramid(architecture) if features_only else LambdaResNet(architecture, num_classes)
 
 
 def _checked(base: Architecture, key: str, value: Any) -> Any:
@@ -119,6 +151,6 @@ def _checked(base: Architecture, key: str, value: Any) -> Any:
             raise ValueError(f"{key} is a number, not {value!r}")
         return float(value)
     if type(value) is not type(default) and not (key == "r" and value is None):
-        wanted = "a whole number" if isinstance(default, int) else "a name"
+        wanted = {bool: "true or false", int: "a whole number"}.get(type(default), "a name")
         raise ValueError(f"{key} is {wanted}, not {value!r}")
     return value

@@ -2,94 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
+import torch
 from torch import Tensor, nn
 
-from models.blocks import SHORTCUTS, STEMS, Bottleneck, SqueezeExcite
-from models.lambda_layer import PAPER_SCOPE, PAPER_SCOPE_DEEP, LambdaLayer, check_arguments
+from models.architecture import Architecture as Architecture
+from models.attention import ATTENTION, SelfAttention
+from models.blocks import SHORTCUTS, STEM_STRIDES, STEMS, Bottleneck, SqueezeExcite
+from models.lambda_layer import LambdaLayer
+from models.recompute import recomputed
 
-LambdaBlocks = str | tuple[int, ...]
+OWN_START = (LambdaLayer, SelfAttention, SqueezeExcite)
+"""Layers that initialise their own convolutions."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What a network looks like. Stages are numbered from 2 as in the paper (c2, c3, …); all but c2 stride by 2.
+class Stage(nn.Sequential):
+    """Blocks one after the other; with `checkpointing`, training computes them a second time for their gradients."""
 
-    Raises ValueError where the fields do not fit together.
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        for block in self:
+            x = recomputed(block, x)
+        return x
+
+
+class Backbone(nn.Module):
+    """Stem and stages: what a classifier and a feature pyramid have in common, under the same parameter names."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.stem = STEMS[a.stem](a.in_channels, a.stem_width)
+        stages, channels, first = [], a.stem_width, 1
+        for stage, depth in enumerate(a.depths, start=2):
+            stages.append(build_stage(a, stage, channels, first))
+            channels, first = a.widths[stage - 2] * a.expansion, first + depth
+        self.stages = nn.Sequential(*stages)
+
+    def reset_parameters(self) -> None:
+        """Convolutions start as He's, other layers as they say. On the meta device there is nothing to fill."""
+        own = {m for layer in self.modules() if isinstance(layer, OWN_START) for m in layer.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module not in own and not module.weight.is_meta:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The output of every stage, c2 first: [b, channels, ⌈height/s⌉, ⌈width/s⌉] at its stride s."""
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+class FeaturePyramid(Backbone):
+    """The feature maps that detectors and segmenters read: images [b, in_channels, height, width] to one map a stage.
+
+    For the ImageNet members c2 to c5, of strides 4 to 32. Takes the weights of the classifier of the same
+    architecture, less `classifier.*`.
     """
 
-    depths: tuple[int, ...]
-    """Blocks of each stage."""
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Bottleneck width of each stage; its blocks put out `expansion` times that."""
-    lambdas: Mapping[int, LambdaBlocks] = field(default_factory=dict)
-    """Which blocks of a stage hold a lambda layer in place of the 3×3: "all", "rest" (all but the first, which
-    strides), or numbers counted from 1."""
-    se: tuple[int, ...] = ()
-    """Stages whose convolutional blocks squeeze and excite; lambda blocks never do."""
-    stem: str = "d"
-    stem_width: int = 64
-    shortcut: str = "pool"
-    expansion: int = 4
-    k: int = 16
-    """Query and key depth of the lambda layers."""
-    h: int = 4
-    """Heads (queries per lambda)."""
-    u: int = 1
-    """Intra-depth."""
-    r: int | None = None
-    """Scope; unset means the paper's, 23, or 7 where u > 1."""
-    order: str = "auto"
-    """Contraction order of the lambda layers, see models.contraction."""
-    dropout: float = 0.0
-    """Before the classifier."""
-    stochastic_depth: float = 0.0
-    """Drop rate of the last block; that of the i-th of n blocks is i/n of it."""
-    in_channels: int = 3
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        a = architecture
+        self.channels = [width * a.expansion for width in a.widths]
+        self.strides = [STEM_STRIDES[a.stem] * 2**stage for stage in range(len(a.depths))]
+        self.reset_parameters()
 
-    def __post_init__(self) -> None:
-        stages = range(2, 2 + len(self.depths))
-        if not self.depths or len(self.depths) != len(self.widths):
-            raise ValueError(f"depths {self.depths} and widths {self.widths} name different numbers of stages")
-        for name in ("depths", "widths"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} are at least 1, not {getattr(self, name)}")
-        for name in ("stem_width", "expansion", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name, allowed in (("stem", STEMS), ("shortcut", SHORTCUTS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("dropout", "stochastic_depth"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 0 and below 1, not {getattr(self, name)}")
-        for stage in {*self.se, *self.lambdas} - {*stages}:
-            raise ValueError(f"there is no stage c{stage}: the stages are c2 to c{stages[-1]}")
-        for stage, blocks in self.lambdas.items():
-            depth, width = self.depths[stage - 2], self.widths[stage - 2]
-            if blocks not in ("all", "rest") and (isinstance(blocks, str) or {*blocks} - {*range(1, depth + 1)}):
-                raise ValueError(
-                    f"lambda blocks {blocks!r} of c{stage} are not 'all', 'rest' or numbers from 1 to {depth}"
-                )
-            check_arguments(width, k=self.k, h=self.h, u=self.u, r=self.scope, order=self.order)
-
-    @property
-    def scope(self) -> int:
-        if self.r is not None:
-            return self.r
-        return PAPER_SCOPE if self.u == 1 else PAPER_SCOPE_DEEP
-
-    def is_lambda(self, stage: int, block: int) -> bool:
-        """Whether a block, counted from 1, of c`stage` holds a lambda layer."""
-        blocks = self.lambdas.get(stage, ())
-        if isinstance(blocks, str):
-            return blocks == "all" or block > 1
-        return block in blocks
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.forward_pyramid(x)
 
 
-class LambdaResNet(nn.Module):
+class LambdaResNet(Backbone):
     """A ResNet with lambda layers: images [b, in_channels, height, width] to logits [b, num_classes].
 
     Runs on any image size and batch. Convolutions start as He's, the classifier as N(0, 0.01), the last batch
@@ -97,25 +82,15 @@ class LambdaResNet(nn.Module):
     """
 
     def __init__(self, architecture: Architecture, num_classes: int = 1000) -> None:
-        super().__init__()
-        a = self.architecture = architecture
+        super().__init__(architecture)
         self.num_classes = num_classes
-        self.num_features = a.widths[-1] * a.expansion
-        self.stem = STEMS[a.stem](a.in_channels, a.stem_width)
-        stages, channels, first = [], a.stem_width, 1
-        for stage, depth in enumerate(a.depths, start=2):
-            stages.append(build_stage(a, stage, channels, first))
-            channels, first = a.widths[stage - 2] * a.expansion, first + depth
-        self.stages = nn.Sequential(*stages)
-        self.dropout = nn.Dropout(a.dropout)
+        self.num_features = architecture.widths[-1] * architecture.expansion
+        self.dropout = nn.Dropout(architecture.dropout)
         self.classifier = nn.Linear(self.num_features, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        own = {m for layer in self.modules() if isinstance(layer, LambdaLayer | SqueezeExcite) for m in layer.modules()}
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module not in own:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        super().reset_parameters()
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
@@ -130,22 +105,59 @@ class LambdaResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def roles(self) -> dict[str, list[str]]:
+        """Names of the parameters that fine-tuning at another resolution trains (Touvron et al., 2019).
 
-def build_stage(a: Architecture, stage: int, channels: int, first: int) -> nn.Sequential:
+        "head" is the classifier, "last_norm" the batch norm at the end of the last block's branch. The running
+        statistics of all other norms are part of the frozen network: in training mode they would go on changing, so
+        keep the network in eval mode but for the module of "last_norm", whose statistics are what the resolution shifts.
+        """
+        norm = f"stages.{len(self.stages) - 1}.{self.architecture.depths[-1] - 1}.expand.1"
+        return {
+            role: [f"{module}.{name}" for name, _ in self.get_submodule(module).named_parameters()]
+            for role, module in (("head", "classifier"), ("last_norm", norm))
+        }
+
+
+def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage:
     """The blocks of c`stage`, fed `channels`; `first` is the number of its first one in the network."""
     width, blocks = a.widths[stage - 2], []
     out = width * a.expansion
+    owner: LambdaLayer | None = None
     for block in range(1, a.depths[stage - 2] + 1):
         stride = 2 if block == 1 and stage > 2 else 1
         is_lambda = a.is_lambda(stage, block)
         mix: nn.Module
         if is_lambda:
-            mix = LambdaLayer(width, k=a.k, h=a.h, u=a.u, r=a.scope, stride=stride, order=a.order)
+            mix = _lambda_or_attention(a, width, stride, owner)
         else:
             mix = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        if a.share_embeddings and owner is None and isinstance(mix, LambdaLayer):
+            owner = mix
         shortcut = SHORTCUTS[a.shortcut](channels, out, stride)
         drop = a.stochastic_depth * (first + block - 1) / sum(a.depths)
         se = stage in a.se and not is_lambda
         blocks.append(Bottleneck(channels, width, out, mix, shortcut=shortcut, se=se, drop=drop))
         channels = out
-    return nn.Sequential(*blocks)
+    built = Stage(*blocks)
+    built.checkpointing = a.checkpointing
+    return built
+
+
+def _lambda_or_attention(a: Architecture, width: int, stride: int, owner: LambdaLayer | None) -> nn.Module:
+    """What looks across positions in a block named by `lambdas`; `owner` lends its table of embeddings."""
+    if a.layer != "lambda":
+        return ATTENTION[a.layer](width, heads=a.heads, stride=stride)
+    return LambdaLayer(
+        width,
+        k=a.k,
+        h=a.h,
+        u=a.u,
+        r=a.scope,
+        stride=stride,
+        content=a.content,
+        position=a.position,
+        key_norm=a.key_norm,
+        embeddings_of=owner,
+        order=a.order,
+    )

@@ -1,4 +1,4 @@
-"""The smallest member leaves torch: one graph for every batch size, checked with onnxruntime; the big ones in test-slow."""
+"""Members leave torch: one graph for every batch size, checked with onnxruntime; three of them here, all in test-slow."""
 
 from __future__ import annotations
 
@@ -8,24 +8,44 @@ import pytest
 import torch
 from torch import nn
 
-from models import create_model
+from models import create_model, list_models
+from models.blocks import Bottleneck
+from models.fold import fold_batch_norms
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+QUICK = {
+    "lambda_resnet_tiny": {},
+    "lambda_resnet_50": {"depths": (1, 1, 3, 1)},
+    "hybrid_resnet_50_ccll": {"depths": (1, 1, 1, 1), "u": 2},
+}
+"""The first of each kind, with no more blocks than it takes to hold one of every sort."""
 
-def check(name: str, side: int, folder: Path) -> None:
+
+def used(name: str, side: int, **overrides: object) -> tuple[nn.Module, torch.Tensor]:
+    """A member in eval mode whose branches count, and the images that its norms' statistics are of.
+
+    Untrained, lambda layers double a relative error, as they are products of three; small branches keep 36 of them from
+    hiding what the runtime does. On other images they could overflow.
+    """
     torch.manual_seed(0)
-    model = create_model(name, 10)
+    model = create_model(name, 10, **overrides)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # else the zero scales would hide the branches
-            nn.init.uniform_(module.weight, 0.5, 1)
-    model.train()(torch.randn(8, 3, side, side))
-    model.eval()
-    path = folder / f"{name}.onnx"
+        if isinstance(module, Bottleneck):
+            nn.init.constant_(module.expand[1].weight, 0.1)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # takes the statistics of the batch as they are
+    images = torch.randn(8, 3, side, side)
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval(), images
+
+
+def check(model: nn.Module, images: torch.Tensor, path: Path) -> None:
     torch.onnx.export(
         model,
-        (torch.randn(2, 3, side, side),),
+        (images[:2],),
         str(path),
         dynamo=True,
         verbose=False,
@@ -34,22 +54,29 @@ def check(name: str, side: int, folder: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for batch in (1, 3, 5):
-        images = torch.randn(batch, 3, side, side)
+    for batch in (1, 3, 8):
         with torch.inference_mode():
-            expected = model(images)
-        (found,) = session.run(None, {"images": images.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+            expected = model(images[:batch])
+        (found,) = session.run(None, {"images": images[:batch].numpy()})
+        scale = expected.std()
+        torch.testing.assert_close(torch.from_numpy(found) / scale, expected / scale, rtol=1e-3, atol=1e-3)
 
 
-def test_tiny_exports_to_onnx_with_a_dynamic_batch(tmp_path):
-    check("lambda_resnet_tiny", 16, tmp_path)
+@pytest.mark.parametrize("name", QUICK)
+def test_a_member_of_each_kind_exports_to_onnx_with_a_dynamic_batch(name, tmp_path):
+    check(*used(name, 32, **QUICK[name]), tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, side", [("lambda_resnet_50", 64), ("hybrid_resnet_50_llll", 64)])
-def test_resnets_export_to_onnx(name, side, tmp_path):
-    check(name, side, tmp_path)
+def test_a_folded_member_exports_too(tmp_path):
+    model, images = used("lambda_resnet_tiny", 16)
+    check(fold_batch_norms(model), images, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_every_member_exports_to_onnx_with_a_dynamic_batch(name, tmp_path):
+    check(*used(name, 64), tmp_path / "model.onnx")
 
 
 def test_torch_export_sees_one_graph_for_every_batch():

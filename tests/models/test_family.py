@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from models import LambdaLayer, LambdaResNet, create_model, list_models, load_weights
+from models.attention import ATTENTION
 from models.blocks import SqueezeExcite, StochasticDepth
+from models.family import DEPTHS, TRAINED_AT, resolution
 
 MILLIONS = {
     "lambda_resnet_101": 36.87,
@@ -75,6 +80,93 @@ def test_lambda_blocks_of_c4_are_counted_from_one_and_bring_no_squeeze():
     assert all(lambdas[3]) and not any(lambdas[0] + lambdas[1])
     squeezes = [any(isinstance(m, SqueezeExcite) for m in stage.modules()) for stage in stages]
     assert squeezes == [True, True, False, False]
+
+
+def test_the_names():
+    kinds = ("lambda_resnet_{}", "lambda_resnet_{}_c4", "resnet_{}", "resnet_{}_se")
+    scaled = {kind.format(depth) for kind in kinds for depth in (50, 101, 152, 200, 270, 350, 420)}
+    letters = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
+    hybrids = {f"hybrid_resnet_50_{each}" for each in letters}
+    assert {*list_models()} == scaled | hybrids | {*SMALL, "lambda_resnet_cifar_14", "lambda_resnet_cifar_26"}
+
+
+def test_resolutions_are_those_of_the_recipes():
+    recipes = Path(__file__).parents[2] / "conf" / "recipe"
+    rows = {tuple(int(n) for n in path.stem.split("_")[-1].split("-")) for path in recipes.glob("lambda_resnet_*.yaml")}
+    assert {(depth, size) for depth, sizes in TRAINED_AT.items() for size in sizes} == rows
+    assert [resolution(f"lambda_resnet_{depth}") for depth in DEPTHS] == [160, 192, 288, 224, 256, 320, 320]
+    others = ("lambda_resnet_152_c4", "resnet_152_se", "lambda_resnet_tiny")
+    assert [resolution(name) for name in others] == [224, 224, 32]
+
+
+@pytest.mark.parametrize("layer", ATTENTION)
+def test_lambda_blocks_hold_the_self_attention_that_is_named(layer):
+    model = unbuilt("hybrid_resnet_50_ccll", layer=layer, heads=4)
+    mixers = [type(block.mix[0]) for stage in model.stages for block in stage]
+    assert mixers == [nn.Conv2d] * 7 + [ATTENTION[layer]] * 9
+    assert all(m.heads == 4 for m in model.modules() if isinstance(m, ATTENTION[layer]))
+    torch.manual_seed(0)
+    small = create_model("lambda_resnet_tiny", 10, layer=layer)
+    small(torch.randn(2, 3, 9, 13)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
+
+
+def test_self_attention_initialises_itself():
+    torch.manual_seed(0)
+    model = create_model("lambda_resnet_tiny", 10, layer="global_attention")
+    (layer,) = (m for m in model.stages[2].modules() if isinstance(m, ATTENTION["global_attention"]))
+    assert layer.to_qkv.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_a_stage_shares_the_embeddings_of_its_first_lambda_layer():
+    separate, shared = (unbuilt("hybrid_resnet_50_clll", share_embeddings=share) for share in (False, True))
+    assert parameters(separate) - parameters(shared) == (13 - 3) * 23 * 23 * 16
+    assert [name for name in shared.state_dict() if "table" in name] == [f"stages.{s}.0.mix.0.table" for s in (1, 2, 3)]
+
+
+def test_a_copy_shares_its_own_embeddings():
+    torch.manual_seed(0)
+    model = create_model("lambda_resnet_small", 10, share_embeddings=True, lambdas={4: "all"}).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)
+    x = torch.randn(2, 3, 16, 16)
+    before, other = model(x), copy.deepcopy(model)
+    assert torch.equal(other(x), before)
+    with torch.no_grad():
+        other.stages[2][0].mix[0].table.zero_()
+    assert torch.equal(model(x), before)
+    zeroed = other(x)
+    with torch.no_grad():
+        model.stages[2][0].mix[0].table.zero_()
+    assert torch.equal(model(x), zeroed) and not torch.equal(zeroed, before)
+
+
+@pytest.mark.parametrize("switch", [{"content": False}, {"position": False}, {"key_norm": "l2"}, {"key_norm": "none"}])
+def test_switches_reach_the_layers(switch):
+    torch.manual_seed(0)
+    usual, other = create_model("lambda_resnet_small", 10), create_model("lambda_resnet_small", 10, **switch)
+    for norm in usual.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)
+    state = usual.state_dict()  # of a projection's rows the keys are last, and a layer without content has none
+    load_weights(other, {name: state[name][: len(t)] if t.ndim else t for name, t in other.state_dict().items()})
+    x = torch.randn(3, 3, 16, 16)
+    assert not torch.allclose(other(x), usual(x), rtol=0.01)
+    layers = [m for m in other.modules() if isinstance(m, LambdaLayer)]
+    assert len(layers) == 3 and all(getattr(m, name) == value for m in layers for name, value in switch.items())
+
+
+def test_roles_name_the_classifier_and_the_last_norm():
+    model = unbuilt("lambda_resnet_50")
+    assert model.roles() == {
+        "head": ["classifier.weight", "classifier.bias"],
+        "last_norm": ["stages.3.2.expand.1.weight", "stages.3.2.expand.1.bias"],
+    }
+    names = dict(model.named_parameters())
+    assert names.keys() >= {name for role in model.roles().values() for name in role}
+    assert isinstance(model.get_submodule("stages.3.2.expand.1"), nn.BatchNorm2d)
+    assert unbuilt("lambda_resnet_tiny").roles()["last_norm"][0] == "stages.2.0.expand.1.weight"
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -164,6 +256,15 @@ def test_channels_last_and_autocast():
     ("lambda_resnet_tiny", {"depths": [0, 1, 1]}, ["depths", "at least 1"]),
     ("lambda_resnet_tiny", {"lambdas": {5: "all"}}, ["c5", "c4"]),
     ("lambda_resnet_tiny", {"lambdas": {4: [2]}}, ["(2,)", "from 1 to 1"]),
+    ("lambda_resnet_tiny", {"layer": "attention"}, ["'attention'", "lambda", "axial_attention"]),
+    ("lambda_resnet_tiny", {"layer": "axial_attention", "heads": 5}, ["heads=5", "32"]),
+    ("lambda_resnet_tiny", {"layer": "axial_attention", "heads": 0}, ["heads", "at least 1", "0"]),
+    ("lambda_resnet_tiny", {"layer": "axial_attention", "position": False}, ["position", "axial_attention", "leave"]),
+    ("lambda_resnet_tiny", {"layer": "axial_attention", "share_embeddings": True}, ["share_embeddings", "axial_att"]),
+    ("lambda_resnet_tiny", {"position": False, "share_embeddings": True}, ["share_embeddings", "position False"]),
+    ("lambda_resnet_tiny", {"checkpointing": 1}, ["checkpointing is true or false", "1"]),
+    ("lambda_resnet_tiny", {"key_norm": "batch"}, ["'batch'", "softmax"]),
+    ("lambda_resnet_tiny", {"content": False, "position": False}, ["content", "position"]),
     ("lambda_resnet_tiny", {"num_classes": 0}, ["num_classes", "0"]),
 ])  # fmt: skip
 def test_bad_requests_name_found_and_allowed(name, overrides, words):

@@ -1,0 +1,35 @@
+"""Batch norms folded into the convolutions before them: the same function at inference, with fewer passes over memory."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def fold_batch_norms(model: Module) -> Module:
+    """A copy of `model`, in eval mode, that gives the same outputs to rounding.
+
+    Every BatchNorm2d that follows a Conv2d in an nn.Sequential becomes part of the convolution, which gets a bias, and an
+    identity takes its place; modules with a method `fold()` fold what they hold themselves. The copy is for inference
+    only: its weights have the running statistics in them, and no longer fit `model`'s names.
+    """
+    folded = copy.deepcopy(model).eval()
+    for module in folded.modules():
+        if isinstance(module, nn.Sequential):
+            _fold_pairs(module)
+        elif callable(fold := getattr(module, "fold", None)):
+            fold()
+    return folded
+
+
+def _fold_pairs(sequence: nn.Sequential) -> None:
+    for i, (conv, norm) in enumerate(pairwise(sequence)):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            sequence[i] = fuse_conv_bn_eval(conv, norm)
+            sequence[i + 1] = nn.Identity()

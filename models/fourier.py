@@ -1,0 +1,246 @@
+"""The contraction order `fourier`: position lambdas by a Fourier transform along the rows, as matrix products only.
+
+The position lambdas are a correlation of the values with the table. A transform along the height turns it into one
+one-dimensional correlation along the width per frequency, and that is a product with a Toeplitz matrix: transform,
+product per frequency, and transform back are all dense, well-shaped matrix products, forward and backward, where a
+convolution with one input channel has a slow backward and a two-dimensional FFT moves more memory than it computes on.
+The side is so short that a transform as a product costs less than a fast one, and any length will do: side + scope//2
+keeps the circular correlation from wrapping. Along the width the map is cut into tiles of T columns that each see
+T + r − 1 of the context; the Toeplitz matrix is the same for every tile.
+
+Shape suffixes as in models.contraction, and: F frequencies, P planes (real, imaginary), T columns of a tile, W columns
+of its context, C = (T P K) and E = (W P U) the two sides of a frequency's matrix.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE = 8
+"""Columns of a tile, about: more waste less context, fewer make thin products. 4 to 14 measured alike at sides of 28 and 56."""
+
+
+def fourier(
+    q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int
+) -> Tensor:
+    """Applies lambdas built by a transform along the rows. Returns y_BNHV; computes in at least single precision."""
+    if v_BJV.dtype in (torch.bfloat16, torch.float16):
+        q, keys, v, table = (None if t is None else t.float() for t in (q_BNHK, keys_BJK, v_BJV, table_YXKU))
+        with torch.autocast(v_BJV.device.type, enabled=False):
+            return fourier(q, keys, v, table, height, width).to(v_BJV.dtype)  # type: ignore[arg-type]
+    table_YXKU = centre(table_YXKU, height, width)
+    half = table_YXKU.shape[0] // 2
+    analysis, synthesis, of_table = transforms(height, half, table_YXKU)
+    columns = tile_width(width)
+    matrix_FCE = toeplitz(table_YXKU, of_table, columns)
+    c_BKV = None if keys_BJK is None else keys_BJK.mT @ v_BJV
+    # Compilers and exporters see plain products over the whole batch, accelerators want few and large ones.
+    if torch.compiler.is_compiling() or v_BJV.device.type != "cpu":
+        return _whole_batch(q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns)
+    tensors = (q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis)
+    if torch.is_grad_enabled():
+        return ApplyByImage.apply(*tensors, width, columns)
+    return apply_by_image(*tensors, width, columns, keep=False)[0]
+
+
+def tile_width(width: int) -> int:
+    """The width of the tiles that cut `width` columns evenly into pieces of about TILE."""
+    return -(-width // max(1, round(width / TILE)))
+
+
+def centre(table_YXKU: Tensor, height: int, width: int) -> Tensor:
+    """The part of the table whose offsets occur between two positions of a height × width map."""
+    for dim, side in enumerate((height, width)):
+        scope = table_YXKU.shape[dim]
+        half = min(scope // 2, side - 1)
+        table_YXKU = table_YXKU.narrow(dim, scope // 2 - half, 2 * half + 1)
+    return table_YXKU
+
+
+def transforms(height: int, half: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The Fourier transform of `height` rows, its inverse, and that of the 2·half + 1 offsets of a table, as matrices.
+
+    [(F P), height], [height, (F P)] and [F, P, 2·half + 1], of the length height + half, real numbers.
+    """
+    length = height + half
+    device = like.device
+    f = torch.arange(length // 2 + 1, dtype=torch.float64, device=device) * (2 * math.pi / length)
+    by_row = f[:, None] * torch.arange(height, dtype=torch.float64, device=device)
+    by_offset = f[:, None] * torch.arange(-half, half + 1, dtype=torch.float64, device=device)
+    analysis = torch.stack([by_row.cos(), -by_row.sin()], 1)
+    twice = torch.full_like(f, 2 / length)  # a frequency stands for its conjugate too, but for the first and,
+    twice[0] = 1 / length
+    if length % 2 == 0:  # in even lengths, the last
+        twice[-1] = 1 / length
+    synthesis = (analysis * twice[:, None, None]).flatten(0, 1).T.contiguous()
+    of_table = torch.stack([by_offset.cos(), by_offset.sin()], 1)  # conjugate: a correlation, not a convolution
+    return analysis.flatten(0, 1).to(like.dtype), synthesis.to(like.dtype), of_table.to(like.dtype)
+
+
+def toeplitz(table_YXKU: Tensor, of_table: Tensor, columns: int) -> Tensor:
+    """Per frequency the matrix from the context of a tile to its lambdas, [F, (P T K), (W P U)], W = T + X − 1."""
+    scope, k = table_YXKU.shape[1:3]
+    t_FPXKU = torch.tensordot(of_table, table_YXKU, 1)
+    real, imaginary = t_FPXKU.unbind(1)
+    product = torch.stack([torch.stack([real, -imaginary], 1), torch.stack([imaginary, real], 1)], 1)  # F P P X K U
+    # Column w of the context is at offset w − t of column t: rows in reverse are the windows of the padded offsets.
+    windows = F.pad(product, (0, 0, 0, 0, columns - 1, columns - 1)).unfold(3, columns + scope - 1, 1).flip(3)
+    return windows.permute(0, 1, 3, 4, 6, 2, 5).reshape(len(t_FPXKU), 2 * columns * k, -1)
+
+
+def tiles(width: int, columns: int, half: int) -> list[tuple[int, slice, slice]]:
+    """First column of every tile, the columns of the map in its context, and those of its matrix."""
+    found = []
+    for first in range(0, width, columns):
+        start, stop = max(0, first - half), min(width, first + columns + half)
+        found.append((first, slice(start, stop), slice(start - first + half, stop - first + half)))
+    return found
+
+
+def times(columns: slice, factor: int) -> slice:
+    return slice(columns.start * factor, columns.stop * factor)
+
+
+def _whole_batch(
+    q_BNHK: Tensor,
+    c_BKV: Tensor | None,
+    v_BJV: Tensor,
+    matrix_FCE: Tensor,
+    analysis: Tensor,
+    synthesis: Tensor,
+    width: int,
+    columns: int,
+) -> Tensor:
+    """Plain differentiable operations, every product over the whole batch."""
+    v, k = v_BJV.shape[2], q_BNHK.shape[3]
+    frequencies, height = len(matrix_FCE), len(synthesis)
+    u = v_BJV.shape[1] // (height * width)
+    half = (matrix_FCE.shape[2] // (2 * u) - columns) // 2
+    v_YXUBV = v_BJV.unflatten(1, (height, width, u)).permute(1, 2, 3, 0, 4)
+    f_FPXUR = (analysis @ v_YXUBV.flatten(1)).view(frequencies, 2, width, u, -1)  # R = (B V)
+    f_FER = f_FPXUR.transpose(1, 2).flatten(1, 3)
+    parts = []
+    for first, context, of_matrix in tiles(width, columns, half):
+        lambdas_FCR = matrix_FCE[:, :, times(of_matrix, 2 * u)] @ f_FER[:, times(context, 2 * u)]
+        p_YTKR = (synthesis @ lambdas_FCR.reshape(2 * frequencies, -1)).view(height, columns, k, -1)
+        parts.append(p_YTKR[:, : width - first])
+    p_BNKV = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
+    return q_BNHK @ (p_BNKV if c_BKV is None else p_BNKV + c_BKV.unsqueeze(1))
+
+
+def _transformed(v_BJV: Tensor, analysis: Tensor, width: int) -> Tensor:
+    """The values' transform along the rows, [B, F, (W P U), V]."""
+    height = analysis.shape[1]
+    batch, j, v = v_BJV.shape
+    u = j // (height * width)
+    f = torch.matmul(analysis, v_BJV.reshape(batch, height, -1)).view(batch, -1, 2, width, u, v)
+    return f.transpose(2, 3).reshape(batch, -1, width * 2 * u, v)
+
+
+def apply_by_image(
+    q_BNHK: Tensor,
+    c_BKV: Tensor | None,
+    v_BJV: Tensor,
+    matrix_FCE: Tensor,
+    analysis: Tensor,
+    synthesis: Tensor,
+    width: int,
+    columns: int,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """y_BNHV, the lambdas of every tile and image if they are to be kept, and the transformed values.
+
+    A tile of an image at a time: what is in the making stays in a core's cache, and no result is transposed.
+    """
+    batch, n, heads, k = q_BNHK.shape
+    v = v_BJV.shape[2]
+    height, frequencies = len(synthesis), len(matrix_FCE)
+    f_BFEV = _transformed(v_BJV, analysis, width)
+    planes = f_BFEV.shape[2] // width
+    half = (matrix_FCE.shape[2] // planes - columns) // 2
+    length = 1 / synthesis[0, 0]
+    all_tiles = tiles(width, columns, half)
+    new = q_BNHK.new_empty
+    y_BYXHV, q_BYXHK = new(batch, height, width, heads, v), q_BNHK.unflatten(1, (height, width))
+    # A tensor a tile: allocators give back the largest blocks at once, and fresh memory costs more than arithmetic.
+    kept = [new(batch, height * columns, k, v) for _ in all_tiles] if keep else []
+    p_NKV = new(height * columns, k, v)
+    lambdas_FCV, q_YTHK = new(frequencies, 2 * columns * k, v), q_BNHK.new_zeros(height, columns, heads, k)
+    for tile, (first, context, of_matrix) in enumerate(all_tiles):
+        matrix = matrix_FCE[:, :, times(of_matrix, planes)].contiguous()
+        inside = slice(first, min(width, first + columns))
+        there = inside.stop - first
+        for image in range(batch):
+            torch.bmm(matrix, f_BFEV[image, :, times(context, planes)], out=lambdas_FCV)
+            if c_BKV is not None:  # the same everywhere: all of it is in the real part of frequency zero
+                lambdas_FCV[0, : columns * k].view(columns, k, v).add_(c_BKV[image] * length)
+            if keep:
+                p_NKV = kept[tile][image]
+            torch.mm(synthesis, lambdas_FCV.view(2 * frequencies, -1), out=p_NKV.view(height, -1))
+            q_YTHK[:, :there] = q_BYXHK[image, :, inside]
+            y_YTHV = torch.bmm(q_YTHK.view(-1, heads, k), p_NKV).view(height, columns, heads, v)
+            y_BYXHV[image, :, inside] = y_YTHV[:, :there]
+    return y_BYXHV.view(batch, n, heads, v), kept, f_BFEV
+
+
+class ApplyByImage(torch.autograd.Function):
+    """`apply_by_image` with a backward that goes the same way, a tile of an image at a time."""
+
+    @staticmethod
+    def forward(ctx, q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns):  # type: ignore[no-untyped-def, override]
+        y_BNHV, kept, f_BFEV = apply_by_image(
+            q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns, keep=True
+        )
+        ctx.save_for_backward(q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept)
+        ctx.width, ctx.columns, ctx.content = width, columns, c_BKV is not None
+        return y_BNHV
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+        q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept = ctx.saved_tensors
+        width, columns = ctx.width, ctx.columns
+        batch, _, heads, k = q_BNHK.shape
+        v, height, frequencies = dy_BNHV.shape[3], len(synthesis), len(matrix_FCE)
+        planes = f_BFEV.shape[2] // width
+        half = (matrix_FCE.shape[2] // planes - columns) // 2
+        new = q_BNHK.new_empty
+        dq_BNHK, dmatrix_FCE, df_BFEV = new(q_BNHK.shape), torch.zeros_like(matrix_FCE), torch.zeros_like(f_BFEV)
+        dc_BKV = q_BNHK.new_zeros(batch, k, v) if ctx.content else None
+        q_BYXHK, dy_BYXHV, dq_BYXHK = (t.unflatten(1, (height, width)) for t in (q_BNHK, dy_BNHV, dq_BNHK))
+        q_YTHK, dy_YTHV = q_BNHK.new_zeros(height, columns, heads, k), q_BNHK.new_zeros(height, columns, heads, v)
+        dp_NKV, dlambdas = new(height * columns, k, v), new(2 * frequencies, columns * k * v)
+        analyse = synthesis.T.contiguous()
+        for tile, (first, context, of_matrix) in enumerate(tiles(width, columns, half)):
+            matrix = matrix_FCE[:, :, times(of_matrix, planes)].contiguous()
+            dmatrix, df_FEV = torch.zeros_like(matrix), new(frequencies, matrix.shape[2], v)
+            inside = slice(first, min(width, first + columns))
+            there = inside.stop - first
+            if there < columns:  # beyond the last column nothing is asked
+                q_YTHK.zero_()
+                dy_YTHV.zero_()
+            for image in range(batch):
+                q_YTHK[:, :there] = q_BYXHK[image, :, inside]
+                dy_YTHV[:, :there] = dy_BYXHV[image, :, inside]
+                q_NHK, dy_NHV = q_YTHK.flatten(0, 1), dy_YTHV.flatten(0, 1)
+                dq_YTHK = torch.bmm(dy_NHV, kept[tile][image].mT).view_as(q_YTHK)
+                dq_BYXHK[image, :, inside] = dq_YTHK[:, :there]
+                torch.bmm(q_NHK.mT, dy_NHV, out=dp_NKV)
+                torch.mm(analyse, dp_NKV.view(height, -1), out=dlambdas)
+                dlambdas_FCV = dlambdas.view(frequencies, -1, v)
+                if dc_BKV is not None:
+                    dc_BKV[image] += dlambdas_FCV[0, : columns * k].view(columns, k, v).sum(0)
+                torch.bmm(matrix.mT, dlambdas_FCV, out=df_FEV)
+                df_BFEV[image, :, times(context, planes)] += df_FEV
+                dmatrix.baddbmm_(dlambdas_FCV, f_BFEV[image, :, times(context, planes)].mT)
+            dmatrix_FCE[:, :, times(of_matrix, planes)] += dmatrix
+        df = df_BFEV.view(batch, frequencies, width, 2, -1).transpose(2, 3).reshape(batch, 2 * frequencies, -1)
+        dv_BJV = torch.matmul(analysis.T, df).view(batch, -1, v)
+        if dc_BKV is not None:
+            dc_BKV *= 1 / synthesis[0, 0]
+        return dq_BNHK, dc_BKV, dv_BJV, dmatrix_FCE, None, None, None, None

@@ -1,0 +1,41 @@
+"""Gradient checkpointing of blocks that hold batch norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), of which only x is kept: the backward pass runs the block a second time (Chen et al., 2016).
+
+    Result and gradients are those of block(x): random draws are repeated, and running statistics take in a batch
+    once, in the first run.
+    """
+    if torch.compiler.is_compiling():  # a compiled graph keeps buffers out of what it computes twice
+        return checkpoint(block, x, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _buffers_kept(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """Lets the block write to copies of its buffers. (A norm without statistics would save other tensors than in the
+    first run, which torch refuses.)"""
+    kept = [
+        (module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
