@@ -160,9 +160,7 @@ class ApplyMap(torch.autograd.Function):
         dy_BQV = dy_BNHV.reshape(batch, n * heads, -1)
         dv_BJV = torch.bmm(a_NHBJ.flatten(0, 1).permute(1, 2, 0), dy_BQV)
         da_NHBJ = torch.empty_like(a_NHBJ)
-        da_BQJ = da_NHBJ.flatten(0, 1).transpose(0, 1)
-        for image in range(batch):  # a batched product does not write to these strides
-            torch.mm(dy_BQV[image], v_BJV[image].mT, out=da_BQJ[image])
+        da_BQJ = da_NHBJ.flatten(0, 1).transpose(0, 1).baddbmm_(dy_BQV, v_BJV.mT, beta=0)
         da_NRJ = da_NHBJ.flatten(1, 2)  # R = (H B)
         de_NKJ = torch.bmm(q_NHBK.flatten(1, 2).mT, da_NRJ)
         dq_BNHK = torch.bmm(da_NRJ, e_NKJ.mT).view(n, heads, batch, k).permute(2, 0, 1, 3)
