@@ -23,7 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.race import FORMATS, GIB, Outcome, add_flags, autocast, cell, compare, free, mib, race, start, to_format
+from benchmarks.race import (
+    FORMATS,
+    GIB,
+    Outcome,
+    add_flags,
+    autocast,
+    cell,
+    compare,
+    free,
+    mib,
+    race,
+    start,
+    times,
+    to_format,
+)
 
 SHAPES = ["64x56", "128x28", "256x14", "512x7", "64x72", "128x36", "256x18", "512x9"]
 PASSES = {"forward": False, "forward+backward": True}
@@ -99,8 +113,8 @@ def header(names: list[str]) -> str:
 
 def line(row: dict[str, Any], names: list[str], outcomes: dict[str, Outcome]) -> str:
     cells = [f"{row['dim']}, {row['side']}", row["pass"], *(cell(outcomes, name) for name in names)]
-    cells += [row["best_peer"] or "–", f"{row['speed']}×"]
-    cells += [mib(outcomes, row["ours"]), mib(outcomes, row["best_peer"]), f"{row['memory']}×"]
+    cells += [row["best_peer"] or "–", times(row["speed"])]
+    cells += [mib(outcomes, row["ours"]), mib(outcomes, row["best_peer"]), times(row["memory"])]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -40,6 +40,7 @@ from benchmarks.race import (
     mib,
     race,
     start,
+    times,
     to_format,
 )
 from models import LambdaLayer, create_model
@@ -86,8 +87,8 @@ def against_peers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 **compare(outcomes, mine, outcomes.keys() - {*mine}),
             }
             cells = [f"{model}, {args.size}", title, *(cell(outcomes, name, images(args.batch)) for name in names)]
-            cells += [row["best_peer"] or "–", f"{row['speed']}×"]
-            cells += [mib(outcomes, row["ours"]), mib(outcomes, row["best_peer"]), f"{row['memory']}×"]
+            cells += [row["best_peer"] or "–", times(row["speed"])]
+            cells += [mib(outcomes, row["ours"]), mib(outcomes, row["best_peer"]), times(row["memory"])]
             print("| " + " | ".join(cells) + " |", flush=True)
             rows.append(row)
             free(torch.device(args.device))
@@ -180,7 +181,7 @@ def against_others(args: argparse.Namespace) -> list[dict[str, Any]]:
         for other, paper in zip(others, PAPER[title], strict=True):
             row = compare(outcomes, [first], [other])
             rows.append({"pass": title, "other": other, "paper": paper, **row})
-            ratios[other] = (f"{row['speed']}×", f"{paper}×")
+            ratios[other] = (times(row["speed"]), f"{paper}×")
         for name, size in COMPARED.items():
             speed = cell(outcomes, name, images(args.batch))
             cells = [title, f"{name}, {size}", speed, mib(outcomes, name), *ratios[name]]

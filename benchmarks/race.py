@@ -122,6 +122,11 @@ def cell(outcomes: Mapping[str, Outcome], name: str, show: Callable[[float], str
     return show(outcomes[best].seconds or math.inf) + best.removeprefix(name)
 
 
+def times(ratio: float | None) -> str:
+    """A ratio for a table."""
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
 def mib(outcomes: Mapping[str, Outcome], name: str | None) -> str:
     """Peak memory for a table."""
     return f"{(outcomes[name].bytes or 0) / MIB:.1f}" if name else "–"

@@ -34,6 +34,8 @@ def page() -> str:
         ("label", settings.Label),
         ("select", settings.Select),
         ("evaluate", settings.Evaluate),
+        ("measure", settings.Measure),
+        ("an entry of measure.models", settings.Measured),
         ("tracking", settings.Tracking),
     ]:
         rows = [f"## {title}", "", "| setting | default | kind | meaning |", "|---|---|---|---|"]

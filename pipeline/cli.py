@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import RemoteError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         return command(args)
-    except UserError as error:
+    except (UserError, RemoteError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -199,12 +199,13 @@ def submit(args: argparse.Namespace) -> int:
 
 def clean(args: argparse.Namespace) -> int:
     from pipeline import runner, storage
+    from pipeline.lock import lock
 
     job = _load(args)
     if not storage.exists(job.output):
         print("nothing to clean")
         return 0
-    with storage.lock(job.output):
+    with lock(job.output):
         sizes = runner.unreachable(job)
         for name, size in sizes.items():
             print(f"{size / 2**20:10.1f} MiB  {name}")

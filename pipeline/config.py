@@ -33,9 +33,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
     for item in overrides:
         _override(tree, item)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
+    _spell_out_measured(raw, path)
     _check_keys(raw, Job, "", path, extra=SHARED)
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
     generations = raw.get("generations") or []
+    measuring = bool((raw.get("measure") or {}).get("models"))
+    if measuring:
+        _check_trains_nothing(raw, path)
+        raw["teacher"] = {"model": ""}  # which every other job must name
     raw["generations"] = [
         {**generation, **{name: merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
@@ -46,19 +51,86 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path}: {_explain(error)}") from error
     assert isinstance(job, Job)
     _check_values(job, "", path)
+    for number, generation in enumerate(job.generations):
+        _check_select(generation.select, f"generations[{number}].select", path)
+    if job.generations and job.generations[0].label.corpus == "selected":
+        raise ConfigError(
+            f"{path}: generations[0].label.corpus is 'selected', but before the first generation nothing was selected; "
+            "set it in the `label` of later generations only"
+        )
+    _check_names(job, path)
+    _check_checkpoint(job, path)
     for where, train in [
         ("teacher", job.teacher),
         *((f"generations[{i}].student", g.student) for i, g in enumerate(job.generations)),
     ]:
         for key in ("duration", "warmup", "evaluate_every", "checkpoint_every"):
             parse_duration(getattr(train, key), f"{path}: {where}.{key}")
-    if job.prepare.dataset is None and job.data.root is None:
+    if job.prepare.dataset is None and job.data.root is None and not measuring:
         raise ConfigError(
             f"{path}: data.root is not set and there is no `prepare.dataset`; set data.root to the folder or URL "
             "that holds the shards and classes.json"
         )
+    if job.data.cache and "://" in job.data.cache:
+        raise ConfigError(
+            f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on each node's own disk, so name a local folder"
+        )
     job.output = resolve_output(job.output)
     return job
+
+
+def _spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
+    """`lambda_resnet_50@160` in measure.models becomes {model: lambda_resnet_50, size: 160}."""
+    measure = raw.get("measure")
+    entries = measure.get("models") if isinstance(measure, dict) else None
+    if not isinstance(entries, list):
+        return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, str):
+            model, _, size = entry.rpartition("@")
+            if not model or not size.isdigit():
+                raise ConfigError(
+                    f"{path}: measure.models[{number}] is '{entry}'; write model@size, such as lambda_resnet_50@160"
+                )
+            entries[number] = {"model": model, "size": int(size)}
+
+
+def _check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
+    teacher = raw.get("teacher")
+    also = "teacher.model" if isinstance(teacher, Mapping) and teacher.get("model") else "generations"
+    if also == "teacher.model" or raw.get("generations"):
+        raise ConfigError(
+            f"{path}: measure.models and {also} are both set; a job measures or trains, so drop one of them"
+        )
+
+
+def _check_select(select: Select, where: str, path: str) -> None:
+    weighted = select.weight == "confidence"
+    for one, other, both, why in (
+        ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
+        ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
+    ):
+        if both:
+            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
+
+
+def _check_names(job: Job, path: str) -> None:
+    """Rows of a table are told apart by name."""
+    names = [measured.name for measured in job.measure.models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigError(
+                f"{path}: measure.models[{names.index(name)}] and [{number}] are both called '{name}'; give one a label"
+            )
+
+
+def _check_checkpoint(job: Job, path: str) -> None:
+    named = job.teacher.checkpoint
+    several = named if isinstance(named, list) else [named]
+    if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
+        raise ConfigError(
+            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
+        )
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +160,11 @@ def resolve_output(output: str) -> str:
     """An absolute path (or the URL); a relative one inside Ray's package cache is refused, for it is thrown away."""
     from pipeline import storage
 
+    if output.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"output '{storage.redact(output)}' cannot be written to: https:// is for reading shards; set `output` to a "
+            "folder that all nodes share or to a URL such as s3://bucket/run"
+        )
     if storage.is_url(output):
         return output.rstrip("/")
     if not os.path.isabs(output) and RAY_CACHE in os.getcwd():
@@ -217,15 +294,29 @@ def _check_values(config: Any, where: str, path: str) -> None:
             close = difflib.get_close_matches(str(value), [str(c) for c in rules["choices"]], 1, 0.5)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise ConfigError(f"{path}: {full} is '{value}'{hint}; allowed are {allowed}")
-        for number in value if isinstance(value, list) else [value]:
+        for key, number in _elements(full, value):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 low, high = rules.get("low"), rules.get("high")
                 if number != number or (low is not None and number < low) or (high is not None and number > high):
                     span = f"at least {low}" if high is None else f"between {low} and {high}"
-                    raise ConfigError(f"{path}: {full} is {value}; it must be {span}")
+                    found = number if isinstance(value, dict) else value
+                    raise ConfigError(f"{path}: {key} is {found}; it must be {span}")
+
+
+def _elements(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What the limits of a setting apply to, each with its name."""
+    if isinstance(value, dict):
+        return [(f"{name}.{key}", entry) for key, entry in value.items()]
+    return [(name, entry) for entry in (value if isinstance(value, list) else [value])]
 
 
 def _explain(error: Exception) -> str:
+    from omegaconf.errors import KeyValidationError, MissingMandatoryValue
+
     key = getattr(error, "full_key", None) or ""
+    if isinstance(error, KeyValidationError):
+        return f'{key}: a name that is a number stands in quotes, such as "3": 0.5'
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is not set, and has no default"
     first = str(error).splitlines()[0]
     return f"{key}: {first}" if key else first

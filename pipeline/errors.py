@@ -8,6 +8,9 @@ UserError
 ├── ClusterError    the cluster cannot be reached, or work on it failed for good
 └── TrainingError   training cannot go on: loss is not finite, too few images for the step
 
+RemoteError (an OSError) is nobody's mistake: a server failed again and again. Work that meets one is tried again; if it
+ends a run, its text is shown like the others.
+
 Everything else is a bug and keeps its traceback.
 """
 
@@ -37,4 +40,8 @@ class ClusterError(UserError):
 
 
 class TrainingError(UserError):
+    pass
+
+
+class RemoteError(OSError):
     pass

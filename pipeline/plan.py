@@ -1,6 +1,7 @@
 """Which stages a job has, what each depends on, and where each lives: `<output>/<stage>-<fingerprint8>/`.
 
-    prepare? ─ index ─ gen0-teacher ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-label ─ … ─ evaluate ─ report
+    prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ … ─ evaluate ─ report
+    measure      (all that a job with `measure.models` has)
 
 A stage's fingerprint hashes its identity settings and what goes into it: the frozen corpora, the class list, the
 sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs are done.
@@ -19,11 +20,12 @@ from typing import Any
 from pipeline import storage
 from pipeline.data import corpus, shards
 from pipeline.data.classes import read_classes
-from pipeline.errors import DataError, WeightsError
+from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.settings import Job, Train, identity_of
 
 FORMAT = 1  # raise when a stage's files change their meaning
 DONE = "done.json"
+EVALUATION = "evaluate.json"  # what `evaluate` leaves
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,36 @@ class Done:
 
 
 def stages_of(job: Job) -> list[Stage]:
-    """The stages of a job in the order in which they run."""
+    """The stages of a job in the order in which they run; the last one leaves summary.json."""
+    if job.measure.models:
+        return [Stage("measure", "measure", ())]
     stages = [Stage("prepare", "prepare", ())] if job.prepare.dataset else []
     data = tuple(stage.name for stage in stages)
     stages.append(Stage("index", "index", data))
     stages.append(Stage("gen0-teacher", "adopt" if job.teacher.checkpoint else "train", ("index",)))
     trained = ["gen0-teacher"]
-    for number in range(1, len(job.generations) + 1):
-        label, select, student = (f"gen{number}-{kind}" for kind in ("label", "select", "student"))
-        stages.append(Stage(label, "label", (*data, trained[-1]), number))
+    for number, generation in enumerate(job.generations, 1):
+        audit, label, select, student = (f"gen{number}-{kind}" for kind in ("audit", "label", "select", "student"))
+        calibrating = (audit,) if generation.label.calibrate else ()
+        before = (f"gen{number - 1}-label", f"gen{number - 1}-select") if generation.label.corpus == "selected" else ()
+        stages.append(Stage(audit, "audit", ("index", trained[-1]), number))
+        stages.append(Stage(label, "label", (*data, *calibrating, *before, trained[-1]), number))
         stages.append(Stage(select, "select", ("index", label), number))
         stages.append(Stage(student, "train", ("index", label, select, trained[-1]), number))
         trained.append(student)
     stages.append(Stage("evaluate", "evaluate", ("index", *trained)))
     stages.append(Stage("report", "report", tuple(stage.name for stage in stages if stage.kind != "prepare")))
     return stages
+
+
+def indexed_of(job: Job) -> tuple[str, ...]:
+    """The sources whose labels are known, which `index` reads."""
+    return ("labelled", *held_out_of(job))
+
+
+def held_out_of(job: Job) -> tuple[str, ...]:
+    """Those of them that nothing may be trained on."""
+    return ("validation", "test", "audit_only") if job.generations and job.data.audit_only else ("validation", "test")
 
 
 def training_of(job: Job, stage: Stage) -> Train:
@@ -91,12 +108,26 @@ class Sources:
                     f"data.{source} is not set, but the job has {len(self.job.generations)} generations; "
                     f"set it to the pattern of the {source} shards"
                 )
-            listing = shards.find_shards(pattern, source, self.root)
+            empty = self.job.data.max_bad_shards if source == "unlabelled" else 0
+            listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
             where = pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
+            if source == "audit_only":
+                self._check_apart(listing)
             frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
             self.changes += frozen.changes
             self.found[source] = frozen
         return self.found[source]
+
+    def _check_apart(self, audit_only: list[shards.Shard]) -> None:
+        """No shard that only the audit may see belongs to another source."""
+        for source in ("unlabelled", "labelled", "validation", "test"):
+            others = {shard.path for shard in self[source].shards}
+            shared = [shard.name for shard in audit_only if shard.path in others]
+            if shared:
+                raise DataError(
+                    f"data.audit_only and data.{source} both match {len(shared)} shards, the first is {shared[0]}; "
+                    "what is audited must be used for nothing else: narrow one of the patterns"
+                )
 
     @cached_property
     def classes(self) -> list[str]:
@@ -111,12 +142,14 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
     made = {name: done[name].output for name in stage.needs}
     content = done["index"].info["content"] if "index" in stage.needs else {}
     match stage.kind:
+        case "measure":
+            return {"settings": identity_of(job.measure), "evaluation": _evaluation_sha256(job)}
         case "prepare":
             return {"settings": identity_of(job.prepare), "seed": job.seed}
         case "index":
             # Time stamps count here and nowhere else: shards that were touched are read again, and what depends on them
             # is done again only if what was read differs. What `prepare` wrote is known by its own fingerprint.
-            corpora = {name: sources[name] for name in ("labelled", "validation", "test")}
+            corpora = {name: sources[name] for name in indexed_of(job)}
             stamps = [shard.stamp for name in corpora for shard in corpora[name].shards]
             return {
                 "corpora": {name: found.fingerprint for name, found in corpora.items()},
@@ -143,8 +176,24 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
             if settings["init"] == "teacher":
                 given["initial"] = done[stage.needs[-1]].output
             return given
+        case "audit":
+            generation = job.generations[stage.generation - 1]
+            settings = identity_of(generation.label)
+            settings.pop("corpus", None)  # what is labelled later changes nothing here
+            return {
+                "settings": settings,
+                "threshold": generation.select.threshold,
+                "thresholds": generation.select.thresholds,
+                "teacher": made[stage.needs[-1]],
+                "audited": {name: content[name] for name in held_out_of(job) if name != "test"},
+                "classes": sources.classes,
+            }
         case "label":
             settings = identity_of(job.generations[stage.generation - 1].label)
+            if settings.get("calibrate"):
+                settings["temperature"] = done[f"gen{stage.generation}-audit"].info["temperature"]
+            if settings.get("corpus") == "selected":
+                settings["selection"] = made[f"gen{stage.generation - 1}-select"]
             return {
                 "settings": settings,
                 "teacher": made[stage.needs[-1]],
@@ -154,7 +203,7 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
             }
         case "select":
             # Copies of held-out images are dropped, so these corpora decide too.
-            held_out = [content["validation"], content["test"]]
+            held_out = [content[name] for name in held_out_of(job)]
             settings = identity_of(job.generations[stage.generation - 1].select)
             return {"settings": settings, "labels": made[stage.needs[-1]], "held_out": held_out}
         case "evaluate":
@@ -197,8 +246,25 @@ def data_root(job: Job, done: Mapping[str, Done]) -> str:
     return job.data.root or done["prepare"].folder
 
 
-def _checkpoint_sha256(job: Job) -> str:
-    path = str(job.teacher.checkpoint)
+def _evaluation_sha256(job: Job) -> str | None:
+    folder = job.measure.accuracy_from
+    if folder is None:
+        return None
+    path = storage.join(folder, EVALUATION)
+    if not storage.exists(path):
+        raise ConfigError(
+            f"measure.accuracy_from: there is no {EVALUATION} in {storage.redact(folder)}; "
+            "name the evaluate-… folder of a finished run"
+        )
+    return storage.sha256(path)
+
+
+def _checkpoint_sha256(job: Job) -> str | list[str]:
+    named = job.teacher.checkpoint
+    return _sha256_of(named) if isinstance(named, str) else [_sha256_of(path) for path in named]
+
+
+def _sha256_of(path: str) -> str:
     if not path.endswith(".safetensors"):
         path = storage.join(path, "model.safetensors")
     if not storage.exists(path):

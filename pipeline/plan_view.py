@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -11,9 +12,10 @@ from rich.table import Table
 
 from pipeline import runner, storage
 from pipeline.errors import UserError
-from pipeline.plan import Sources, Stage, data_root, read_done, stages_of, training_of
+from pipeline.plan import Sources, Stage, data_root, held_out_of, read_done, stages_of, training_of
 from pipeline.screen import PROGRESS
 from pipeline.settings import Job
+from pipeline.stages.label_progress import shares
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
@@ -29,6 +31,8 @@ def plan_table(job: Job) -> Group:
         state = "done" if look.done else "blocked" if look.problem else "will run"
         what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage)
         table.add_row(look.stage.name, state, shown, escape(what))
+    if job.measure.models:
+        return Group(table)
     prepared = job.data.root is not None or bool(found[0].done)
     return Group(_shards_table(job, found) if prepared else "shards: written by the first stage", "", table)
 
@@ -37,9 +41,9 @@ def _shards_table(job: Job, found: list[runner.Look]) -> Table:
     done = {look.stage.name: look.done for look in found if look.done}
     sources = Sources(job, data_root(job, done), write=False)
     table = _table("", "source", "pattern", "shards", "GiB")
-    for name in ("labelled", "unlabelled", "validation", "test"):
+    for name in ("labelled", "unlabelled", "audit_only", "validation", "test"):
         pattern = getattr(job.data, name)
-        if not pattern or (name == "unlabelled" and not job.generations):
+        if not pattern or (name in ("unlabelled", "audit_only") and not job.generations):
             continue
         try:
             shards = sources[name].shards
@@ -57,6 +61,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _what(job: Job, stage: Stage) -> str:
+    if stage.kind == "measure":
+        return ", ".join(measured.name for measured in job.measure.models)
+    if stage.kind == "audit":
+        return f"{' and '.join(name for name in held_out_of(job) if name != 'test')}, labelled by {stage.needs[-1]}"
     if stage.kind != "train":
         return ""
     train = training_of(job, stage)
@@ -89,14 +97,37 @@ def status_table(job: Job) -> Group:
             f"{facts['eta']:,.0f} s" if running and facts.get("eta") is not None else "",
             escape(str(finished.info.get("line", "")))
             if finished
-            else escape(facts.get("error") or _latest(facts.get("latest", {}))),
+            else escape(facts.get("error") or _latest(stage, facts.get("latest", {}))),
         )
-        for reason, count in (finished.info.get("bad") or {} if finished else {}).items():
-            table.add_row("", "", f"{count:,}", "", "", f"bad samples: {escape(reason)}")
+        if stage.kind in ("label", "index"):
+            for done, text in _details(facts.get("latest", {}), finished.info if finished else {}):
+                table.add_row("", "", done, "", "", escape(text))
     return Group(table)
 
 
-def _latest(values: dict[str, Any]) -> str:
+def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What else there is to tell of a stage that reads images, as (number, text): bad samples by reason, the worst shards, where the
+    time went; of one that runs from its journal's latest record, of a finished one from its done.json."""
+    bad = info.get("bad") or {name[4:]: value for name, value in latest.items() if name.startswith("bad_")}
+    for reason, count in bad.items():
+        yield f"{count:,.0f}", f"bad samples: {reason}"
+    if latest.get("failed") and not info:
+        yield f"{latest['failed']:,}", "failed shards"
+    if latest.get("worst"):
+        yield "", f"worst shards: {latest['worst']}"
+    seconds = {name[8:]: value for name, value in latest.items() if name.startswith("seconds_")}
+    if info.get("where") or seconds:
+        yield "", f"time: {info.get('where') or shares(seconds)}"
+
+
+def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
+    if stage.kind == "label":
+        about = f" of about {values['images_total']:,}" if "images_total" in values else ""
+        workers = values.get("workers", 0)
+        return (
+            f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
+            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} worker{'' if workers == 1 else 's'}"
+        )
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )

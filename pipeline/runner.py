@@ -16,31 +16,35 @@ from typing import Any
 from pipeline import plan, storage
 from pipeline.cluster.contract import Cluster
 from pipeline.errors import UserError
+from pipeline.lock import lock
 from pipeline.plan import Done, Sources, Stage
 from pipeline.screen import Screen
 from pipeline.settings import Job, execution_of, to_plain
 from pipeline.stages.context import Context, Result
 from pipeline.tracking.contract import StageRecord, Tracker
 
-STAGE_FOLDER = re.compile(r"(prepare|index|evaluate|report|gen\d+-(?:teacher|label|select|student))-[0-9a-f]{8}")
+STAGE_FOLDER = re.compile(
+    r"(prepare|index|evaluate|report|measure|gen\d+-(?:teacher|audit|label|select|student))-[0-9a-f]{8}"
+)
 
 
 def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
-    """Bring every stage of the job to its end and return the report's summary."""
-    with storage.lock(job.output):
+    """Bring every stage of the job to its end and return the last one's summary."""
+    with lock(job.output):
         storage.sweep(job.output)
         _write_job(job)
         tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
         try:
             done = _run_stages(job, cluster, tracker, screen, refreeze)
-            summary: dict[str, Any] = storage.read_json(storage.join(done["report"].folder, "summary.json"))
+            last = plan.stages_of(job)[-1].name
+            summary: dict[str, Any] = storage.read_json(storage.join(done[last].folder, "summary.json"))
         except BaseException as error:
             failed = isinstance(error, Exception)
             screen.write("failed" if failed else "stopped")
             tracker.end_job("failed" if failed else "killed", {}, ())
             raise
         screen.write("finished")
-        tracker.end_job("finished", {"gain_points": summary["gain_points"]}, ())
+        tracker.end_job("finished", {k: summary[k] for k in ("gain_points",) if k in summary}, ())
         return summary
 
 

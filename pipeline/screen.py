@@ -112,7 +112,8 @@ class Screen:
         step, total = record["step"], record["total"]
         first_step, first_time = facts.setdefault("first", [step, started])
         rate = (step - first_step) / max(record["time"] - first_time, 1e-6)
-        facts.update(step=step, total=total, rate=rate, eta=(total - step) / rate if total and rate > 0 else None)
+        eta = (total - step) / rate if total and rate > 0 else None
+        facts.update(step=step, total=total, rate=rate, eta=record.get("left", eta))  # a stage may know better
         facts.setdefault("latest", {}).update({k: v for k, v in record.items() if k not in RESERVED})
 
 
@@ -149,10 +150,10 @@ def percent(fraction: float) -> str:
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """Teacher and students side by side."""
-    table = Table(title="test split", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "model", "top-1", "top-5", "parameters", "images/s", "gain"):
-        table.add_column(column, justify="left" if column in ("stage", "model") else "right")
+    """What the job found: teacher and students, or measured models, side by side."""
+    if "rows" in summary:
+        return _measured_table(summary["rows"])
+    table = _results("test split", "stage", "model", "top-1", "top-5", "parameters", "images/s", "gain")
     for row in summary["stages"]:
         gain = 100 * (row["top1"] - summary["stages"][0]["top1"])
         table.add_row(
@@ -164,4 +165,26 @@ def results_table(summary: Mapping[str, Any]) -> Table:
             f"{row['images_per_second']:,.0f}",
             "" if row is summary["stages"][0] else f"{gain:+.2f}",
         )
+    return table
+
+
+def _measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _results(
+        "measured", "model", "parameters", "inference images/s", "training images/s", "latency ms", "top-1"
+    )
+    for row in rows:
+        measured = [row[key] for key in ("inference_images_per_second", "training_images_per_second", "latency_ms")]
+        table.add_row(
+            escape(row["name"]),
+            f"{row['parameters']:,}",
+            *("does not fit" if value is None else f"{value:,.1f}" for value in measured),
+            "" if row["top1"] is None else f"{row['top1']:.1f} %",
+        )
+    return table
+
+
+def _results(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("stage", "model") else "right")
     return table

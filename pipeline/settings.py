@@ -44,11 +44,18 @@ class Prepare:
 @dataclass
 class Data:
     root: str | None = execution(None, "folder or URL before the patterns; the prepared data where it is not given")
-    labelled: str = execution("labelled-*.tar", "pattern of the labelled shards (globs, braces, folders)")
+    labelled: str = execution("labelled-*.tar", "pattern of the labelled shards: globs, braces, a folder, a .txt list")
     unlabelled: str | None = execution("unlabelled-*.tar", "pattern of the unlabelled shards; needed by generations")
     validation: str = execution("val-*.tar", "pattern of the labelled shards that all tuning looks at")
     test: str = execution("test-*.tar", "pattern of the labelled shards that only `evaluate` reads")
+    audit_only: str | None = execution(
+        None, "pattern of labelled shards like the unlabelled ones, on which labels are audited and nothing is trained"
+    )
     classes: str = execution("classes.json", "class names in index order")
+    cache: str | None = execution(
+        None, "folder on each node's own disk for copies of remote shards, shared by its processes; null: none"
+    )
+    cache_gb: float = execution(100.0, "gigabytes (10^9 bytes) that the copies on a node may take", low=0.0)
     max_bad_shards: int = execution(0, "unreadable unlabelled shards that are tolerated", low=0)
     max_bad_fraction: float = execution(0.01, "share of unreadable images that is tolerated", low=0.0, high=1.0)
 
@@ -106,19 +113,52 @@ class Train:
 
 @dataclass
 class Teacher(Train):
-    checkpoint: str | None = identity(None, "a stage folder or a .safetensors file to use instead of training")
+    checkpoint: Any = identity(
+        None, "a stage folder or a .safetensors file to use instead of training; or a list of them, which are averaged"
+    )
 
 
 @dataclass
 class Label:
-    batch: int = identity(256, "images in a forward batch", low=1)
+    batch: int = identity(256, "images in a forward batch; halved by a worker whose memory it does not fit", low=1)
+    flip: bool = identity(
+        False, "average the probabilities of each image and its mirror image, for twice the time", neutral=False
+    )
+    compile: bool = execution(False, "torch.compile the teacher")
+    calibrate: bool = identity(
+        False,
+        "divide the logits by the temperature that the audit finds, so that confidences are honest",
+        neutral=False,
+    )
+    corpus: str = identity(
+        "all",
+        "label all unlabelled images, or only those that the generation before selected (from the second one on)",
+        choices=("all", "selected"),
+        neutral="all",
+    )
 
 
 @dataclass
 class Select:
     threshold: float = identity(0.3, "least confidence", low=0.0, high=1.0)
+    thresholds: dict[str, float] = identity(
+        {}, "least confidence by class name, where it is another one", low=0.0, high=1.0, neutral={}
+    )
     per_class: int | None = identity(None, "images per class after balancing; null: no balancing", low=1)
+    top_fraction: float | None = identity(
+        None,
+        "share of each class's confident images to keep, the best; not with per_class",
+        low=1e-6,
+        high=1.0,
+        neutral=None,
+    )
     max_copies: int | None = identity(None, "most copies of one image", low=1)
+    weight: str = identity(
+        "copies",
+        "what makes an image count more: copies up to per_class, or its confidence in the loss, uncopied",
+        choices=("copies", "confidence"),
+        neutral="copies",
+    )
 
 
 @dataclass
@@ -132,6 +172,46 @@ class Generation:
 class Evaluate:
     batch: int = identity(256, "images in a forward batch, for accuracy and speed alike", low=1)
     speed_seconds: float = execution(1.0, "time spent on measuring the speed of each model", low=0.0)
+
+
+@dataclass
+class Measured:
+    model: str = identity(REQUIRED, "a name of `python -m models` or timm/<name>")
+    size: int = identity(REQUIRED, "pixels per side", low=4, high=4096)
+    overrides: dict[str, Any] = identity({}, "arguments of the architecture")
+    label: str | None = identity(None, "what tables and plot call it; null: model@size")
+
+    @property
+    def name(self) -> str:
+        return self.label or f"{self.model}@{self.size}"
+
+
+@dataclass
+class Measure:
+    models: list[Measured] = identity(
+        [], "what to measure side by side, each also written model@size; such a job does no more"
+    )
+    batch: int | None = identity(
+        None, "images in a batch; null: doubled while that pays and fits, for each model", low=1
+    )
+    max_batch: int = identity(256, "largest batch that doubling looks at", low=1)
+    rounds: int = identity(7, "rounds in which all models take turns; figures are medians over them", low=1)
+    seconds: float = identity(0.5, "of a turn, which is at least one step", low=0.0)
+    dtype: str = identity("auto", "auto is bfloat16 on a GPU that has it", choices=("auto", "float32", "bfloat16"))
+    compile: str | None = identity(
+        None, "torch.compile's mode", choices=(None, "default", "reduce-overhead", "max-autotune")
+    )
+    published: str = identity(
+        "imagenet",
+        "which published accuracies are shown: of training on ImageNet alone, or with extra data",
+        choices=("imagenet", "extra"),
+    )
+    accuracy_from: str | None = execution(
+        None, "an evaluate-… folder, whose measured accuracies are shown for the models that it names"
+    )
+    map_batch: int | None = identity(
+        None, "adds the fp32 memory of attention maps or position embeddings at this batch, on paper", low=1
+    )
 
 
 @dataclass
@@ -162,6 +242,7 @@ class Job:
     teacher: Teacher = identity(Teacher, "generation 0")
     generations: list[Generation] = identity([], "students, each taught by the one before")
     evaluate: Evaluate = identity(Evaluate, "the test of teacher and students")
+    measure: Measure = identity(Measure, "speed, memory and accuracy of models side by side, in place of training")
     tracking: Tracking = execution(Tracking, "MLflow")
 
 
@@ -174,8 +255,14 @@ def identity_of(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         if "neutral" in item.metadata and value == item.metadata["neutral"]:
             continue
-        found[item.name] = identity_of(value) if is_dataclass(value) else value
+        found[item.name] = _plain_identity(value)
     return found
+
+
+def _plain_identity(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain_identity(entry) for entry in value]
+    return identity_of(value) if is_dataclass(value) else value
 
 
 def execution_of(config: Any) -> dict[str, Any]:

@@ -8,24 +8,22 @@ are used (after any fork) and never kept.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
+from pipeline import forks as forks  # before anything is opened
+from pipeline import remote, transport
 from pipeline.errors import DataError, OutputError
 
-LOCK_NAME = ".lock"
-LOCK_STALE_SECONDS = 60.0
+Value = TypeVar("Value")
 
 
 def is_url(path: str) -> bool:
@@ -60,7 +58,8 @@ def filesystem(path: str) -> tuple[Any, str]:
 
     scheme = path.split(":", 1)[0]
     try:
-        return fsspec.core.url_to_fs(path)
+        # Without its memory of listings: other processes write there too.
+        return fsspec.core.url_to_fs(path, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise DataError(
             f"cannot open {redact(path)}: {error}; known are local paths and fsspec URLs such as s3://, "
@@ -70,18 +69,16 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 def exists(path: str) -> bool:
     if is_url(path):
-        fs, inner = filesystem(path)
-        return bool(fs.exists(inner))
+        return ask(path, lambda fs, inner: bool(fs.exists(inner)))
     return os.path.exists(path)
 
 
 def listdir(path: str) -> list[str]:
     """Sorted names directly inside a folder, without temporary files; [] where there is no such folder."""
     if is_url(path):
-        fs, inner = filesystem(path)
-        fs.invalidate_cache()
         try:
-            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(inner, detail=False)]
+            found = ask(path, lambda fs, inner: fs.ls(inner, detail=False))
+            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in found]
         except FileNotFoundError:
             return []
     else:
@@ -96,9 +93,8 @@ def walk(path: str) -> dict[str, int]:
     """{path relative to the folder: bytes} of every file below it, without temporary files."""
     if is_url(path):
         fs, inner = filesystem(path)
-        fs.invalidate_cache()
         root = fs._strip_protocol(inner).rstrip("/")
-        found = fs.find(root, detail=True)
+        found = ask(path, lambda fs, inner: fs.find(root, detail=True))
         sizes = {name[len(root) + 1 :]: int(info["size"] or 0) for name, info in found.items()}
     else:
         base = Path(path)
@@ -111,10 +107,26 @@ def walk(path: str) -> dict[str, int]:
 
 
 def open_read(path: str) -> IO[bytes]:
+    """A seekable file; behind a URL one that outlives broken connections (pipeline.remote)."""
     if is_url(path):
-        fs, inner = filesystem(path)
-        return fs.open(inner, "rb")
+        return cast(IO[bytes], remote.RemoteFile(*filesystem(path), redact(path)))
     return open(path, "rb")
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; fewer where the file ends before."""
+    if is_url(path):
+        return remote.read_range(*filesystem(path), redact(path), offset, size)
+    with open(path, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), size, offset)
+        while len(data) < size and (more := os.pread(file.fileno(), size - len(data), offset + len(data))):
+            data += more
+        return data
+
+
+def describe(path: str) -> tuple[int, str]:
+    """(size, ETag or time of change) of the object behind a URL."""
+    return ask(path, transport.describe)
 
 
 def read_bytes(path: str) -> bytes:
@@ -146,9 +158,8 @@ def writing(path: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = os.path.join(folder, "file")
             yield temporary
-            fs, inner = filesystem(path)
-            with open(temporary, "rb") as source, fs.open(inner, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
+            # Not `fs.open`: when copying into it fails, closing it would put the first half in place.
+            _send(path, lambda fs, inner: fs.put_file(temporary, inner))
         return
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[-200:]}")
@@ -179,11 +190,38 @@ def sync_folder(folder: str) -> None:
 
 def write_bytes(path: str, data: bytes) -> None:
     if is_url(path):
-        fs, inner = filesystem(path)
-        fs.pipe_file(inner, data)
+        _send(path, lambda fs, inner: fs.pipe_file(inner, data))
         return
     with writing(path) as temporary:
         Path(temporary).write_bytes(data)
+
+
+def copy(source: str, target: str) -> None:
+    """Put a file that nobody changes in place a second time, in one step; both paths are in one store."""
+    if is_url(target):
+        inside = filesystem(source)[1]
+        _send(target, lambda fs, inner: fs.cp_file(inside, inner))
+        return
+    with writing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without links, or another one
+            shutil.copyfile(source, temporary)
+
+
+def _send(path: str, send: Callable[[Any, str], Any]) -> None:
+    """Write an object; sent again while it fails for what may pass."""
+    fs, inner = filesystem(path)
+    try:
+        remote.persist(redact(path), lambda: send(fs, inner), OutputError)
+    except FileNotFoundError as error:
+        raise OutputError(f"cannot write {redact(path)}: there is no such bucket or host; correct the name") from error
+
+
+def ask(path: str, ask: Callable[[Any, str], Value]) -> Value:
+    """Ask a remote file system about names; asked again while it fails for what may pass."""
+    fs, inner = filesystem(path)
+    return remote.persist(redact(path), lambda: ask(fs, inner))
 
 
 def write_json(path: str, value: Any) -> None:
@@ -202,9 +240,8 @@ def make_folder(path: str) -> None:
 def remove(path: str) -> None:
     """Remove a file or a folder with all that is in it; nothing happens where there is none."""
     if is_url(path):
-        fs, inner = filesystem(path)
-        if fs.exists(inner):
-            fs.rm(inner, recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            ask(path, lambda fs, inner: fs.rm(inner, recursive=True))
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -243,76 +280,3 @@ def require_token(output: str, token: str) -> None:
             f"a worker on {os.uname().nodename} does not see the driver's files in {redact(output)}: the path is not "
             "shared by the nodes; set `output` to a folder on shared storage or to a URL such as s3://bucket/run"
         )
-
-
-@contextlib.contextmanager
-def lock(output: str) -> Iterator[None]:
-    """Hold `output` for this run. A second run on the same output at the same time is an OutputError.
-
-    Local: flock on `.lock`, freed by the kernel when the process dies. Object store: a lock object with a
-    heartbeat, stale after 60 s.
-    """
-    if is_url(output):
-        with _lock_object(output):
-            yield
-        return
-    make_folder(output)
-    try:
-        file = open(os.path.join(output, LOCK_NAME), "a+")  # noqa: SIM115 - held open for the whole run
-    except OSError as error:
-        raise OutputError(f"output {output} is not writable: {error.strerror}; choose another `output`") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise OutputError(
-                f"output {output} is in use by {holder}; wait for that run to end, stop it, or choose another `output`"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _lock_object(output: str) -> Iterator[None]:
-    path, mine = join(output, LOCK_NAME), uuid.uuid4().hex
-    fs, inner = filesystem(path)
-
-    def beat() -> None:
-        fs.pipe_file(inner, json.dumps({"owner": mine, "time": time.time()}).encode())
-
-    if exists(path):
-        held = read_json(path)
-        age = time.time() - held["time"]
-        if age < LOCK_STALE_SECONDS:
-            raise OutputError(
-                f"output {redact(output)} is in use by another run (its lock was renewed {age:.0f} s ago); "
-                f"wait for it to end, or {LOCK_STALE_SECONDS:.0f} s if it was killed, or choose another `output`"
-            )
-        remove(path)
-    try:
-        # Conditional creation: of two runs that start together only one wins.
-        fs.pipe_file(inner, json.dumps({"owner": mine, "time": time.time()}).encode(), mode="create")
-    except FileExistsError as error:
-        raise OutputError(f"output {redact(output)} is in use by another run; choose another `output`") from error
-    except TypeError:  # a file system without conditional creation
-        beat()
-    stop = threading.Event()
-
-    def heart() -> None:
-        while not stop.wait(LOCK_STALE_SECONDS / 4):
-            with contextlib.suppress(Exception):
-                beat()
-
-    thread = threading.Thread(target=heart, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        remove(path)

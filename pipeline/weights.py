@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import storage
+from pipeline import ensemble, storage
 from pipeline.data.images import View
 from pipeline.errors import ConfigError, WeightsError
 
@@ -44,6 +44,9 @@ def build_model(
 ) -> nn.Module:
     """The architecture with new weights: one of ours, or timm's under timm/<name>. ConfigError for an unknown name."""
     overrides = dict(overrides or {})
+    if name == ensemble.ARCHITECTURE:
+        members = overrides.get("members") or []
+        return ensemble.Ensemble(build_model(one["architecture"], num_classes, one["overrides"]) for one in members)
     if name.startswith("timm/"):
         return _build_timm(name.removeprefix("timm/"), num_classes, overrides, pretrained)
     import models
@@ -107,21 +110,14 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Put a state dict into a model; a WeightsError names the parameter, the expected and the found shape."""
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+    from models import load_weights
+
+    try:
+        load_weights(model, state)
+    except ValueError as error:
         raise WeightsError(
-            f"{storage.redact(source)} does not fit the model: {'; '.join(problems[:3])}{more}; "
-            "name the architecture that the weights were trained with"
-        )
-    model.load_state_dict(state)
+            f"{storage.redact(source)}: {error}; name the architecture that the weights were trained with"
+        ) from error
 
 
 def write_card(folder: str, card: Card) -> None:

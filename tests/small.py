@@ -17,7 +17,7 @@ from tests import tiny
 from tests.data import tars
 
 CLASSES = ["cat", "dog", "owl"]
-STAGES = ["index", "gen0-teacher", "gen1-label", "gen1-select", "gen1-student", "evaluate", "report"]
+STAGES = ["index", "gen0-teacher", "gen1-audit", "gen1-label", "gen1-select", "gen1-student", "evaluate", "report"]
 TEACHER_ONLY = [name for name in STAGES if not name.startswith("gen1")]
 
 

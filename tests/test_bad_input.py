@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
+from pipeline.lock import lock
 from tests import small, tiny
 from tests.data import tars
 from tests.small import STAGES, Ran, World
@@ -161,7 +161,7 @@ def test_an_unreadable_unlabelled_tar_above_and_below_max_bad_shards(world: Worl
     whole = shard.read_bytes()
     shard.write_bytes(text_file(whole))
     refused(world.run(), "1 of 2 unlabelled shards failed, data.max_bad_shards allows 0", "unlabelled-001.tar")
-    stopped(world, "index", "gen0-teacher")
+    stopped(world, "index", "gen0-teacher", "gen1-audit")
     folder = world.folder("gen1-label")
     failed = json.loads((folder / "unlabelled-001.failed.json").read_text())
     assert failed["shard"] == "unlabelled-001.tar" and "not an uncompressed tar" in failed["error"]
@@ -191,7 +191,7 @@ def test_an_unlabelled_tar_that_ends_early(world: World) -> None:
     whole = shard.read_bytes()
     shard.write_bytes(whole[:2048] + text_file(whole[2048:]))  # two members, and then no header
     refused(world.run(), "1 unlabelled shards are damaged, data.max_bad_shards allows 0", "unlabelled-001.tar")
-    stopped(world, "index", "gen0-teacher")
+    stopped(world, "index", "gen0-teacher", "gen1-audit")
     shard.write_bytes(whole)
     assert "8 images of 2 shards labelled" in goes_on(world).out
 
@@ -297,7 +297,7 @@ def test_weights_that_are_not_the_teachers(world: World, finished: World, tmp_pa
     loose = tmp_path / "loose.safetensors"
     shutil.copy(weights, loose)
     other = world.run(f"teacher.checkpoint={loose}", "teacher.overrides.widths=[8,8,8]")
-    refused(other, f"{loose} does not fit the model", "has shape", "name the architecture")
+    refused(other, f"{loose}: the weights do not fit", "of another shape", "name the architecture")
     stopped(world, "index")
     loose.write_bytes(weights.read_bytes()[:1000])
     refused(world.run(f"teacher.checkpoint={loose}"), f"{loose} is not a safetensors file")
@@ -311,8 +311,8 @@ def test_weights_that_are_not_the_teachers(world: World, finished: World, tmp_pa
 
 def test_a_selection_that_keeps_nothing(world: World) -> None:
     nothing = world.run("select.threshold=1.0")
-    refused(nothing, "gen1-student", "the selection keeps no image (threshold 1.0)", "lower")
-    stopped(world, "index", "gen0-teacher", "gen1-label", "gen1-select")
+    refused(nothing, "the selection keeps no image", "select.threshold is 1", "lower it")
+    stopped(world, "index", "gen0-teacher", "gen1-audit", "gen1-label")
     ran = world.run("select.threshold=0.0")
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.count("done before") == 3
@@ -330,7 +330,7 @@ def test_an_output_that_cannot_be_written(teacher: World, tmp_path: Path) -> Non
 
 
 def test_a_second_run_on_the_same_output(teacher: World) -> None:
-    with storage.lock(str(teacher.output)):
+    with lock(str(teacher.output)):
         refused(teacher.run(), f"output {teacher.output} is in use by process {os.getpid()}", "choose another `output`")
     stopped(teacher)
     goes_on(teacher)
@@ -350,6 +350,7 @@ def test_a_relative_output_where_ray_unpacked_the_job(
 # ---- in a process of its own ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_ray_and_mlflow_it_is_one_sentence_too(world: World) -> None:
     """What is on by default, and a mistake that only a worker meets."""
     shard = world.shards / "unlabelled-001.tar"
@@ -357,5 +358,5 @@ def test_with_ray_and_mlflow_it_is_one_sentence_too(world: World) -> None:
     done = tiny.run(world.job, f"output={world.output}", "cluster=embedded", "tracking.enabled=true")
     words = ("1 of 2 unlabelled shards failed", f"shard {shard} is not an uncompressed tar")
     refused(Ran(done.returncode, done.stdout, done.stderr), *words)
-    stopped(world, "index", "gen0-teacher")
+    stopped(world, "index", "gen0-teacher", "gen1-audit")
     assert (world.folder("gen1-label") / "unlabelled-000.parquet").is_file()

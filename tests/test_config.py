@@ -52,6 +52,8 @@ def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
         ("output=${nowhere}/x", ["nowhere"]),
         ("prepare.dataset=mnist", ["prepare.dataset", "digits"]),
         ("prepare.dataset=null", ["data.root"]),
+        ("label.corpus=selected", ["generations[0].label.corpus", "before the first", "later generations only"]),
+        ("generations[1].label={corpus: kept}", ["generations[1].label.corpus is 'kept'", "all, selected"]),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(job: str, setting: str, wanted: list[str]) -> None:
@@ -99,8 +101,11 @@ def test_identity_fields_are_pinned() -> None:
     """A field that moves between the two kinds silently redoes, or silently keeps, everybody's stages."""
     names = {f.name for f in dataclasses.fields(settings.Teacher) if f.metadata["kind"] == "execution"}
     assert names == {"evaluate_every", "checkpoint_every", "keep", "compile"}
-    for cls in (settings.Label, settings.Select, settings.Affine, settings.Generation):
+    assert {f.name for f in dataclasses.fields(settings.Label) if f.metadata["kind"] == "execution"} == {"compile"}
+    for cls in (settings.Select, settings.Affine, settings.Generation, settings.Measured):
         assert all(f.metadata["kind"] == "identity" for f in dataclasses.fields(cls))
+    names = {f.name for f in dataclasses.fields(settings.Measure) if f.metadata["kind"] == "execution"}
+    assert names == {"accuracy_from"}  # the file's content is part of the fingerprint
     for cls in (settings.Data, settings.Workers, settings.Tracking):
         assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
     execution = {f.name for f in dataclasses.fields(settings.Job) if f.metadata["kind"] == "execution"}

@@ -132,26 +132,26 @@ def test_weights_of_other_sizes_are_named_with_both_shapes(stage: Path) -> None:
     with pytest.raises(WeightsError) as error:
         weights.load_model(str(stage))
     text = str(error.value)
-    assert text.startswith(f"{stage}/model.safetensors does not fit the model: ")
-    assert "has shape (" in text and ", expected (" in text and "and " in text and " more; " in text
+    assert text.startswith(f"{stage}/model.safetensors: the weights do not fit LambdaResNet: of another shape: ")
+    assert "(expected [" in text and ", found [" in text and " more; " in text
     assert text.endswith("name the architecture that the weights were trained with")
 
 
 def test_weights_of_another_depth_are_missing_or_unknown(stage: Path) -> None:
     edit_card(stage, overrides={"depths": [1, 1, 2], "widths": [8, 8, 16]})
-    with pytest.raises(WeightsError, match="is missing"):
+    with pytest.raises(WeightsError, match="missing: stages"):
         weights.load_model(str(stage))
 
     edit_card(stage, overrides={"depths": [1, 1, 1], "widths": [8, 8, 16]})
     path = str(stage / weights.WEIGHTS)
     weights.save_state(path, weights.read_state(path) | {"more.weight": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"does not fit the model: more\.weight is unknown; "):
+    with pytest.raises(WeightsError, match=r"the weights do not fit LambdaResNet: unexpected: more\.weight; "):
         weights.load_model(str(stage))
 
 
 def test_another_number_of_classes(stage: Path) -> None:
     edit_card(stage, classes=["a", "b"])
-    with pytest.raises(WeightsError, match=r"has shape \(3,.*expected \(2,"):
+    with pytest.raises(WeightsError, match=r"expected \[2,.*found \[3,"):
         weights.load_model(str(stage))
 
 

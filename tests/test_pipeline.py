@@ -16,8 +16,8 @@ import pytest
 
 from tests import tiny
 
-STAGES = ["prepare", "index", "gen0-teacher", "gen1-label", "gen1-select", "gen1-student", "gen2-label", "gen2-select",
-          "gen2-student", "evaluate", "report"]  # fmt: skip
+STAGES = ["prepare", "index", "gen0-teacher", "gen1-audit", "gen1-label", "gen1-select", "gen1-student", "gen2-audit",
+          "gen2-label", "gen2-select", "gen2-student", "evaluate", "report"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +163,10 @@ def test_kill_9_in_every_stage_changes_nothing(
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
-    from pipeline import storage
+    from pipeline.lock import lock
 
     job = tiny.write_job(tmp_path)
-    with storage.lock(str(tmp_path / "out")):
+    with lock(str(tmp_path / "out")):
         done = tiny.run(job, f"output={tmp_path / 'out'}")
     assert done.returncode == 2
     assert "in use" in done.stderr

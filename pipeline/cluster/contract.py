@@ -7,7 +7,7 @@ on_ray   the same on an embedded, a running or a remote Ray
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 Unit = TypeVar("Unit")
@@ -26,12 +26,14 @@ class Resources:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Value]):
-    """How one unit ended: `value`, or `error` (the last exception's text) after `attempts` tries."""
+    """How one unit ended: `value`, or `error` (the last exception's text) after `attempts` tries. `workers`: how many
+    were alive then."""
 
     name: str
     value: Value | None
     error: str | None
     attempts: int
+    workers: int = field(default=1, compare=False)
 
 
 class Cluster(Protocol):
@@ -42,13 +44,19 @@ class Cluster(Protocol):
         *,
         resources: Resources,
         attempts: int = 3,
+        overlap: int = 1,
     ) -> Iterator[Outcome[Value]]:
-        """Run every (name, unit) once; yield outcomes as they finish, in any order, one for each unit.
+        """Run every (name, unit); yield outcomes as they finish, in any order, one for each unit.
 
         `make_worker` runs once in each worker process (load the model there) and returns the function that
         handles a unit. A unit whose function raises, or whose worker dies, is tried again, after a death alone on
         its worker, at most `attempts` times in all, then reported with its error; other units are not touched.
-        A `UserError` raised by a unit is not retried. Units must be idempotent.
+        A `UserError` raised by a unit is not retried.
+
+        Units must be idempotent, also side by side: one that takes far longer than the others may be given to a
+        second worker, and the first answer counts. With `overlap` above 1 a worker handles that many units at once,
+        each on a thread of its own, so the function must bear that. If it has a method `close`, that is called when
+        the caller stops early, while units run: they shall end soon, however they end.
         """
         ...
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
@@ -42,7 +44,7 @@ def check_names(units: Sequence[tuple[str, Any]]) -> None:
 
 
 class Inline:
-    """Units one after the other, the training loop by a plain call."""
+    """Units one after the other, or `overlap` at once on threads; the training loop by a plain call."""
 
     def map(
         self,
@@ -51,16 +53,17 @@ class Inline:
         *,
         resources: Resources,
         attempts: int = 3,
+        overlap: int = 1,
     ) -> Iterator[Outcome[Value]]:
         check_names(units)
         if not units:
             return
         function = make_worker()
-        for name, unit in units:
-            result, tries = attempt(function, unit), 1
-            while result.error is not None and not result.final and tries < attempts:
-                result, tries = attempt(function, unit), tries + 1
-            yield Outcome(name, result.value, result.error, tries)
+        if overlap == 1:
+            for entry in units:
+                yield _handle(function, entry, attempts)
+        else:
+            yield from _overlapping(function, units, attempts, overlap)
 
     def fit(
         self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
@@ -72,3 +75,30 @@ class Inline:
 
     def close(self) -> None:
         pass
+
+
+def _handle(function: Callable[[Unit], Value], entry: tuple[str, Unit], attempts: int) -> Outcome[Value]:
+    name, unit = entry
+    result, tries = attempt(function, unit), 1
+    while result.error is not None and not result.final and tries < attempts:
+        result, tries = attempt(function, unit), tries + 1
+    return Outcome(name, result.value, result.error, tries)
+
+
+def _overlapping(
+    function: Callable[[Unit], Value], units: Sequence[tuple[str, Unit]], attempts: int, overlap: int
+) -> Iterator[Outcome[Value]]:
+    """As soon as one unit has ended the next one begins."""
+    waiting = iter(units)
+    with ThreadPoolExecutor(overlap, "unit") as threads:
+        running = {threads.submit(_handle, function, entry, attempts) for entry in islice(waiting, overlap)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for entry in islice(waiting, len(done)):
+                    running.add(threads.submit(_handle, function, entry, attempts))
+                for future in done:
+                    yield future.result()
+        finally:
+            if running and (close := getattr(function, "close", None)):
+                close()

@@ -36,6 +36,7 @@ class OnRay:
         *,
         resources: Resources,
         attempts: int = 3,
+        overlap: int = 1,
     ) -> Iterator[Outcome[Value]]:
         if not units:
             return
@@ -49,7 +50,10 @@ class OnRay:
         workers = resources.workers or max(fit, 1)
         if self._session.embedded:
             workers = min(workers, fit)
-        yield from pool.Pool(make_worker, units, resources, attempts, workers, self.patience).outcomes()
+        grows = resources.workers is None and not self._session.embedded
+        yield from pool.Pool(
+            make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows
+        ).outcomes()
 
     def fit(
         self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str

@@ -1,15 +1,18 @@
 """`map` on Ray: one actor per worker, a pull loop, and a ledger of who died while doing what.
 
-An actor has up to two units in flight, so that it never waits for the driver. When it dies, the unit it was
-working on is charged with a try and both are tried again alone on an actor, where the guilty one shows.
+An actor has up to two units in flight, so that it never waits for the driver; with `overlap` it works on that many at
+once. When it dies, what it was working on is charged with a try, and all that it held is tried again alone on an actor,
+where the guilty one shows. When nothing is left to hand out, an idle actor gets a copy of the unit that takes far longer
+than the others, in case it is the actor that is slow; the first answer counts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +23,10 @@ from pipeline.errors import ClusterError, UserError
 
 DIED = "its worker process died (killed, out of memory, or its machine was lost)"
 LOAD_DEATHS = 3  # workers in a row that die before they can take a unit
+IN_FLIGHT = 2
+SLOW = 3.0  # times the median: what takes longer is given to an idle worker too
+KNOWN = 3  # units that must have ended before any is called slow
+GROWTH_SECONDS = 15.0  # how often a cluster that may grow is looked at
 
 
 class Worker:
@@ -40,11 +47,13 @@ class Worker:
         return attempt(self.function, unit)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
     name: str
     unit: Any
     tries: int = 0
+    ended: bool = False
+    copied: bool = False
 
 
 @dataclass
@@ -58,6 +67,7 @@ class _Slot:
     loaded: bool = False
     solo: bool = False  # its unit was in flight when an actor died: nothing beside it
     flight: dict[Any, _Task] = field(default_factory=dict)
+    since: float = 0.0  # when its oldest unit became that
 
     def waits_for(self) -> list[Any]:
         if not self.placed:
@@ -65,6 +75,19 @@ class _Slot:
         if not self.loaded:
             return [self.loading]
         return list(self.flight)
+
+    def oldest(self) -> _Task | None:
+        """What it has been working on for longest, of what somebody still waits for."""
+        return next((task for task in self.flight.values() if not task.ended), None)
+
+
+def slowest(running: Mapping[str, float], ended: Sequence[float]) -> str | None:
+    """The unit that has been running for longest, if that is over SLOW times what the others took: seconds by name of
+    those that run, seconds of those that ended."""
+    if len(ended) < KNOWN or not running:
+        return None
+    name = max(running, key=lambda name: running[name])
+    return name if running[name] > SLOW * statistics.median(ended) else None
 
 
 class Pool:
@@ -76,6 +99,9 @@ class Pool:
         attempts: int,
         workers: int,
         patience: float,
+        *,
+        overlap: int = 1,
+        grows: bool = False,
     ) -> None:
         import ray
 
@@ -86,8 +112,11 @@ class Pool:
         self.alone: deque[_Task] = deque()
         self.left = len(units)
         self.load_deaths = 0
+        self.overlap, self.grows = overlap, grows
+        self.looked = time.monotonic()
+        self.took: list[float] = []  # seconds of every unit that ended
         self.make_worker = ray.put(make_worker)
-        self.actor_class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(Worker)
+        self.actor_class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=overlap)(Worker)
         self.slots = [self._new_slot() for _ in range(min(workers, len(units)))]
 
     def outcomes(self) -> Iterator[Outcome[Any]]:
@@ -95,6 +124,7 @@ class Pool:
         unplaced_since = time.monotonic()
         try:
             while self.left:
+                self._grow()
                 self._hand_out()
                 waited = {ref: slot for slot in self.slots for ref in slot.waits_for()}
                 ready, _ = self.ray.wait(list(waited), num_returns=1, timeout=1.0)
@@ -118,6 +148,13 @@ class Pool:
         with contextlib.suppress(Exception):  # dead already, or the cluster is gone
             self.ray.kill(slot.actor)
 
+    def _grow(self) -> None:
+        """A worker more for every place that the cluster has gained."""
+        if self.grows and self.queue and time.monotonic() - self.looked > GROWTH_SECONDS:
+            self.looked = time.monotonic()
+            more = min(room(self.resources), self.left) - len(self.slots)
+            self.slots += [self._new_slot() for _ in range(more)]
+
     def _hand_out(self) -> None:
         idle = [slot for slot in self.slots if slot.loaded and not slot.flight]
         for slot in idle:
@@ -126,12 +163,33 @@ class Pool:
                 self._send(slot, self.alone.popleft())
             elif self.queue:
                 self._send(slot, self.queue.popleft())
+            elif (task := self._slow_one()) is not None:
+                task.copied = True
+                self._send(slot, task)
         for slot in self.slots:
             # Near the end a unit waits for whichever worker is free first.
-            if slot.loaded and not slot.solo and len(slot.flight) == 1 and len(self.queue) > len(self.slots):
+            if (
+                slot.loaded
+                and not slot.solo
+                and 1 <= len(slot.flight) < IN_FLIGHT
+                and len(self.queue) >= len(self.slots)
+            ):
                 self._send(slot, self.queue.popleft())
 
+    def _slow_one(self) -> _Task | None:
+        """What an idle worker shall do a second time."""
+        now = time.monotonic()
+        tasks = {
+            task.name: (task, now - slot.since)
+            for slot in self.slots
+            if not slot.solo and (task := slot.oldest()) is not None and not task.copied
+        }
+        name = slowest({name: seconds for name, (_, seconds) in tasks.items()}, self.took)
+        return None if name is None else tasks[name][0]
+
     def _send(self, slot: _Slot, task: _Task) -> None:
+        if slot.oldest() is None:
+            slot.since = time.monotonic()
         slot.flight[slot.actor.run.remote(task.unit)] = task
 
     def _take(self, slot: _Slot, ref: Any) -> Iterator[Outcome[Any]]:
@@ -156,17 +214,31 @@ class Pool:
                 raise getattr(errors, name)(text)
             slot.loaded, self.load_deaths = True, 0
         else:
-            yield from self._settle(slot.flight.pop(ref), answer)
+            now, task = time.monotonic(), slot.flight[ref]
+            if task is slot.oldest():
+                self.took.append(now - slot.since)
+                slot.since = now
+            del slot.flight[ref]
+            yield from self._settle(task, answer)
 
     def _settle(self, task: _Task, answer: Try) -> Iterator[Outcome[Any]]:
+        if task.ended:  # its copy was faster
+            return
         task.tries += 1
         if answer.error is None or answer.final or task.tries >= self.attempts:
-            yield Outcome(task.name, answer.value, answer.error, task.tries)
-        else:
+            yield self._end(task, answer.value, answer.error)
+        elif not any(task in other.flight.values() for other in self.slots):
             self.queue.append(task)
 
+    def _end(self, task: _Task, value: Any, error: str | None) -> Outcome[Any]:
+        task.ended = True
+        for slot in self.slots:
+            if task in slot.flight.values():  # what it holds besides is the oldest from now on
+                slot.since = time.monotonic()
+        return Outcome(task.name, value, error, task.tries, sum(slot.loaded for slot in self.slots))
+
     def _bury(self, slot: _Slot) -> Iterator[Outcome[Any]]:
-        """Replace a dead actor. Units are handled in order: the first without an answer was being worked on."""
+        """Replace a dead actor. Units begin in order: the first `overlap` without an answer were being worked on."""
         if not slot.loaded:
             self.load_deaths += 1
             if self.load_deaths >= LOAD_DEATHS:
@@ -176,21 +248,22 @@ class Pool:
                 )
         answered = self.ray.wait(list(slot.flight), num_returns=len(slot.flight), timeout=0)[0] if slot.flight else []
         lost = []
-        for ref, task in slot.flight.items():
+        flight, slot.flight = slot.flight, {}
+        for ref, task in flight.items():
             try:
                 answer = self.ray.get(ref) if ref in answered else None
             except self.ray.exceptions.RayError:
                 answer = None
-            if answer is None:
-                lost.append(task)
-            else:
+            if answer is not None:
                 yield from self._settle(task, answer)
-        if lost:
-            lost[0].tries += 1
-            if lost[0].tries >= self.attempts:
-                yield Outcome(lost[0].name, None, DIED, lost[0].tries)
-                lost = lost[1:]
-        self.alone.extend(lost)
+            elif not task.ended:
+                lost.append(task)
+        for task in lost[: self.overlap]:
+            task.tries += 1
+            if task.tries >= self.attempts:
+                yield self._end(task, None, DIED)
+        held = [task for other in self.slots for task in other.flight.values()]
+        self.alone.extend(task for task in lost if not task.ended and task not in held)
         self._kill(slot)
         self.slots[self.slots.index(slot)] = self._new_slot()
 

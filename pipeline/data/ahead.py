@@ -1,70 +1,106 @@
-"""Work ahead of a consumer: one thread reads items, some work on them; in order and in bounded memory."""
+"""Work ahead of consumers: items are read and worked on by threads, in order and in bounded memory.
+
+An `Ahead` serves several streams of items at once, and the threads are theirs together. A stream is read once those
+that began before it have been read to their end: the next one fills up what room the current one leaves, so that
+between two streams nobody waits.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
+LOOK_SECONDS = 0.1  # how often a reader that waits looks whether its stream was closed
 
-def run_ahead(
-    items: Iterable[Item], work: Callable[[Item], Value], threads: int, ahead: int, seconds: dict[str, float]
-) -> Generator[Value]:
-    """work(item) of every item, in order. An exception of reading or of the work is raised here.
 
-    At most `ahead` results wait to be asked for, at most 4 x `threads` items to be worked on. Closing the
-    generator ends the threads. Adds to `seconds`: `read`, `decode` (the work, summed over the threads) and
-    `wait`, the time spent here for results.
-    """
-    results: queue.Queue[Future[tuple[Value, float]] | None] = queue.Queue(ahead)
-    room = threading.Semaphore(4 * threads)
-    closed = threading.Event()
-    seconds.update({part: seconds.get(part, 0.0) for part in ("read", "decode", "wait")})
+class Ahead:
+    """`threads` do the work. At most `ahead` results of all streams wait to be asked for, and at most 4 x `threads`
+    items to be worked on."""
 
-    def timed(item: Item) -> tuple[Value, float]:
-        start = time.perf_counter()
-        try:
+    def __init__(self, threads: int, ahead: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, "work")
+        self._room = threading.Semaphore(ahead)
+        self._raw = threading.Semaphore(4 * threads)
+        self._turn = threading.Lock()
+
+    def run(self, items: Iterable[Item], work: Callable[[Item], Value], seconds: dict[str, float]) -> Generator[Value]:
+        """work(item) of every item, in order. An exception of reading or of the work is raised here.
+
+        Closing the generator ends the reading. Adds to `seconds`: `read`, `decode` (the work, summed over the
+        threads) and `wait`, the time spent here for results.
+        """
+        results: queue.SimpleQueue[Future[tuple[Value, float]] | BaseException | None] = queue.SimpleQueue()
+        closed = threading.Event()
+        seconds.update({part: seconds.get(part, 0.0) for part in ("read", "decode", "wait")})
+
+        def timed(item: Item) -> tuple[Value, float]:
+            start = time.perf_counter()
             return work(item), time.perf_counter() - start
-        finally:
-            room.release()
 
-    def read(pool: ThreadPoolExecutor) -> None:
-        start = time.perf_counter()
-        try:
-            for item in items:
-                seconds["read"] += time.perf_counter() - start
-                room.acquire()
-                if closed.is_set():
-                    return
-                results.put(pool.submit(timed, item))
+        def submit(item: Item) -> bool:
+            if not (_acquire(self._room, closed) and _acquire(self._raw, closed)):
+                return False
+            future = self._pool.submit(timed, item)
+            future.add_done_callback(lambda _: self._raw.release())
+            results.put(future)
+            return True
+
+        def read() -> None:
+            if not _acquire(self._turn, closed):
+                return
+            try:
                 start = time.perf_counter()
-        except BaseException as error:
-            failed: Future[Any] = Future()
-            failed.set_exception(error)
-            results.put(failed)
-        finally:
-            results.put(None)
+                for item in items:
+                    seconds["read"] += time.perf_counter() - start
+                    if not submit(item):
+                        return
+                    start = time.perf_counter()
+                seconds["read"] += time.perf_counter() - start
+                results.put(None)
+            except BaseException as error:
+                results.put(error)
+            finally:
+                self._turn.release()
 
-    with ThreadPoolExecutor(threads, "work") as pool:
-        reader = threading.Thread(target=read, args=(pool,), name="read", daemon=True)
+        reader = threading.Thread(target=read, name="read", daemon=True)
         reader.start()
         try:
             start = time.perf_counter()
-            while (future := results.get()) is not None:
-                value, worked = future.result()
+            while (found := results.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                try:
+                    value, worked = found.result()
+                finally:
+                    self._room.release()
                 seconds["wait"] += time.perf_counter() - start
                 seconds["decode"] += worked
                 yield value
                 start = time.perf_counter()
         finally:
             closed.set()
-            while reader.is_alive():  # it may be waiting for room in the queue
-                with contextlib.suppress(queue.Empty):
-                    results.get(timeout=0.02)
+            reader.join()
+            while not results.empty():
+                left = results.get()
+                if isinstance(left, Future):
+                    left.cancel()
+                    self._room.release()
+
+    def close(self) -> None:
+        """End the threads; no stream may be open."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _acquire(what: threading.Semaphore | threading.Lock, closed: threading.Event) -> bool:
+    """Wait for it, or for the stream to be closed."""
+    while not closed.is_set():
+        if what.acquire(timeout=LOOK_SECONDS):
+            return True
+    return False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from pipeline import storage
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 CLASSES_NAME = "classes.json"
 
@@ -30,6 +32,17 @@ def read_classes(path: str) -> list[str]:
     if twice:
         raise DataError(f"{shown} names a class twice: {', '.join(twice[:3])}; give each a name of its own")
     return names
+
+
+def by_number(values: Mapping[str, float], names: Sequence[str], setting: str) -> dict[int, float]:
+    """A setting's values by class name as values by class index; ConfigError for a name that there is not."""
+    numbers = {name: number for number, name in enumerate(names)}
+    for name in values:
+        if name not in numbers:
+            close = difflib.get_close_matches(name, names, 1, 0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"the {len(names)} names there begin with '{names[0]}'"
+            raise ConfigError(f"{setting} names the class '{name}', which {CLASSES_NAME} does not have; {hint}")
+    return {numbers[name]: value for name, value in values.items()}
 
 
 def write_classes(folder: str, names: list[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
@@ -23,6 +23,7 @@ class Corpus:
     fingerprint: str  # sha256 over names and sizes, 64 hex digits
     shards: list[Shard]
     changes: list[str]  # one line per way in which today's listing differs from the frozen one
+    touched: dict[str, str] = field(default_factory=dict)  # shards of another stamp than the frozen one, which it gives
 
 
 def fingerprint(shards: list[Shard]) -> str:
@@ -42,22 +43,25 @@ def freeze(
     """The frozen corpus of this source and pattern; frozen now, from `shards`, at first use or by `refreeze`.
 
     Where today's listing differs, the frozen shards are used and `changes` says what is different; a frozen
-    shard that is missing or has another size is a DataError. `write=False` (for plan) writes nothing.
+    shard that is missing or has another size is a DataError; one of which only the stamp differs is `touched`, and its
+    checksum decides. `write=False` (for plan) writes nothing.
     """
     texts = [storage.redact(text) for text in ([pattern] if isinstance(pattern, str) else pattern)]
     records = _records(output)
     uses = [
-        (use["sequence"], record)
+        (use, record)
         for record in records
         for use in record["uses"]
         if use["source"] == source and use["pattern"] == texts
     ]
     if uses:
-        frozen = max(uses, key=lambda use: use[0])[1]
+        use, frozen = max(uses, key=lambda use: use[0]["sequence"])
+        stamps = {name: stamp for (name, _), stamp in zip(frozen["shards"], use["stamps"], strict=True)}
+        touched = {shard.name: old for shard in shards if (old := stamps.get(shard.name, shard.stamp)) != shard.stamp}
         if frozen["fingerprint"] == fingerprint(shards):
-            return Corpus(frozen["fingerprint"], shards, [])
+            return Corpus(frozen["fingerprint"], shards, [], touched)
         if not refreeze:
-            return _compare(frozen, shards, source)
+            return _compare(frozen, shards, source, touched)
     found = fingerprint(shards)
     if write:
         _write(output, records, found, shards, source, texts)
@@ -85,7 +89,7 @@ def _write(
     storage.write_json(storage.join(output, f"corpus-{found[:8]}.json"), record)
 
 
-def _compare(frozen: dict[str, Any], shards: list[Shard], source: str) -> Corpus:
+def _compare(frozen: dict[str, Any], shards: list[Shard], source: str, touched: dict[str, str]) -> Corpus:
     now = {shard.name: shard for shard in shards}
     sizes = {str(name): int(size) for name, size in frozen["shards"]}
     missing = [name for name in sizes if name not in now]
@@ -100,7 +104,7 @@ def _compare(frozen: dict[str, Any], shards: list[Shard], source: str) -> Corpus
         )
     new = [shard.name for shard in shards if shard.name not in sizes]
     change = f"source '{source}': {len(new)} new shards are not used ({_some(new)}); --refreeze takes them in"
-    return Corpus(frozen["fingerprint"], [now[name] for name in sizes], [change])
+    return Corpus(frozen["fingerprint"], [now[name] for name in sizes], [change], touched)
 
 
 def _some(names: list[str]) -> str:

@@ -25,12 +25,14 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+TORCH_MODES = ("bilinear", "bicubic")
+COPIED = 1 << 24  # pixels of a picture that may be copied and resized as a whole
 
 # Nothing else may be opened: EPS would start Ghostscript, and obscure decoders are where the holes are.
 WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "PPM", "TIFF")
 Image.init()
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # AVIF depends on how Pillow was built
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,8 +62,9 @@ class BadImage(Exception):
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
     """The (first) picture in `data` as RGB, upright. Raises BadImage, never anything else.
 
-    Alpha is dropped, 16-bit grey is scaled to 8. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long
-    as its shorter side keeps that many pixels, which is several times faster for large photos.
+    What is transparent shows white, as on a page. 16 bits are scaled to 8; colour profiles are ignored, as by
+    torchvision and timm. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its shorter side keeps
+    that many pixels.
     """
     if not data:
         raise BadImage("empty", "0 bytes")
@@ -80,17 +83,24 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = 
         raise BadImage("too_large", f"more than {min(max_pixels, MAX_PIXELS)} pixels") from None
     except UnidentifiedImageError:
         if data.startswith(MAGIC) or data[8:12] in (b"WEBP", b"avif", b"avis"):
-            raise BadImage("unreadable", "begins like an image, but its header is damaged") from None
+            status = "truncated" if _ends_early(data) else "unreadable"
+            raise BadImage(status, "begins like an image, but its header is damaged") from None
         raise BadImage("not_an_image", f"begins with {data[:12]!r}") from None
     except Exception as error:  # damaged data makes decoders raise anything: SyntaxError, struct.error, …
         text = f"{type(error).__name__}: {error}"[:200]
-        cut = "truncated" in text.lower() or _webp_cut(data)
+        cut = "truncated" in text.lower() or _ends_early(data)
         raise BadImage("truncated" if cut else "unreadable", text) from None
 
 
-def _webp_cut(data: bytes) -> bool:
-    """Pillow does not say why a WebP fails; the file itself tells how long it should be."""
-    return data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+def _ends_early(data: bytes) -> bool:
+    """A WebP or AVIF is shorter than it says itself; their decoders do not tell why they fail."""
+    if data[8:12] == b"WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    at = 0
+    if data[8:12] in (b"avif", b"avis"):
+        while (size := int.from_bytes(data[at : at + 4], "big")) >= 8:  # boxes; 0 and 1 mean other things
+            at += size
+    return at > len(data)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -102,14 +112,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # through RGBA: a transparent entry keeps its colour, as alpha does elsewhere
+    if image.mode == "F":
+        raise BadImage("unreadable", "floating-point pixels, whose black and white are not known")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+        page = Image.new("RGB", image.size, "white")
+        page.paste(image, mask=image)
+        return page
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,11 @@ class View:
 
     @property
     def at_least(self) -> int:
-        """What `decode` must keep of a JPEG: twice the pixels that the resampling needs at least."""
+        """What `decode` must keep of a JPEG: twice the side that resampling begins to need.
+
+        Photos of 2,000 x 1,500 then load 1.6 times as fast, for a mean difference of 0.2 of 255 and 0.5 at worst.
+        Once the side would be more than twice as fast, but the mean 0.6 and in some photos 4.
+        """
         return 2 * self.resize
 
 
@@ -155,12 +172,30 @@ def to_array(image: Image.Image, view: View) -> np.ndarray:
     left, top = round((wide - view.size) / 2), round((high - view.size) / 2)
     if (wide, high) == (width, height):
         image = image.crop((left, top, left + view.size, top + view.size))
+    elif view.interpolation in TORCH_MODES and max(width * height, wide * high) <= COPIED:
+        return _resized(image, (high, wide), view)[:, top : top + view.size, left : left + view.size].copy()
     else:
-        # Resizing just the part that stays is quicker, and a 1 x 100,000 picture never becomes a giant.
+        # Resizing just the part that stays: a 1 x 100,000 picture never becomes a giant. Slower, and its outermost
+        # pixels differ by up to a dozen, because the filter does not see beyond the part.
         right, bottom = (left + view.size) * width / wide, (top + view.size) * height / high
         box = (left * width / wide, top * height / high, min(right, width), min(bottom, height))
         image = image.resize((view.size, view.size), INTERPOLATIONS[view.interpolation], box=box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], view: View) -> np.ndarray:
+    """uint8 [3, *size]: Pillow's filters by torch's vectorised code, in half the time and within 2 of 255."""
+    import pyarrow as pa
+    import torch
+
+    try:  # Pillow's own memory, four bytes a pixel: a copy of three would take a sixth of the time, and hold the GIL
+        pixels = torch.from_dlpack(pa.array(image).values).view(image.height, image.width, 4)
+    except ValueError:  # it lies in several pieces, as those above 16 MB do
+        pixels = torch.from_numpy(np.array(image))
+    channels_last = pixels.permute(2, 0, 1)[None]  # which the quick kernel asks for
+    whole = torch.nn.functional.interpolate(channels_last, size, mode=view.interpolation, antialias=True)[0, :3]
+    array: np.ndarray = whole.numpy()
+    return array
 
 
 def load(data: bytes, view: View, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import DataError
 
+Metadata = Mapping[str, Any]
 METADATA_KEY = b"noisy_lambda"
 FORMAT = 1
 DENSE_CLASSES = 128
@@ -47,6 +48,10 @@ CHECKED = {
     "shard_size": "the shard's size",
     "class_list": "the class list (hash)",
     "teacher": "the teacher (sha256 of its weights)",
+    "temperature": "the temperature of the logits",
+    "flip": "the mean with the mirror image",
+    "batch_asked": "the batch size that was asked for",
+    "selection": "the selection that it follows",
 }
 
 
@@ -157,17 +162,26 @@ def make_table(columns: Mapping[str, Sequence[Any]], rows: npt.NDArray[np.int64]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def write_labels(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None:
+def write_labels(path: str, table: pa.Table, metadata: Metadata | Callable[[], Metadata]) -> None:
     """Write a label file in one step; equal table and metadata give equal bytes."""
-    write_table(path, table.cast(SCHEMA), {"format": FORMAT, **metadata})
+
+    def complete() -> Metadata:
+        return {"format": FORMAT, **(metadata() if callable(metadata) else metadata)}
+
+    write_table(path, table.cast(SCHEMA), complete)
 
 
-def write_table(path: str, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write any Parquet file of ours in one step, `metadata` as JSON under its one key."""
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
-    with storage.writing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+def write_table(path: str, table: pa.Table, metadata: Metadata | Callable[[], Metadata], **options: Any) -> None:
+    """Write any Parquet file of ours in one step, `metadata` as JSON under its one key; called once the rows are
+    written, where it is a function. `options` are pyarrow's ParquetWriter's."""
+    table = table.replace_schema_metadata(None)
+    with (
+        storage.writing(path) as temporary,
+        pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer,
+    ):
+        writer.write_table(table)
+        text = json.dumps(metadata() if callable(metadata) else metadata, sort_keys=True, allow_nan=False)
+        writer.add_key_value_metadata({METADATA_KEY.decode(): text})
 
 
 def read_labels(path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -177,13 +191,13 @@ def read_labels(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read_metadata(path: str) -> dict[str, Any]:
     """What the file says of itself; DataError where it is not one of ours. Reads the footer only."""
-    return _metadata(path, _open(path, lambda file: file.schema_arrow.metadata))
+    return _metadata(path, _open(path, lambda file: file.metadata.metadata))
 
 
 def read_with_metadata(path: str, columns: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
     """`read_labels` and `read_metadata` in one opening of the file."""
-    table = read_labels(path, columns)
-    return table, _metadata(path, table.schema.metadata)
+    table, found = _open(path, lambda file: (file.read(columns=list(columns)), file.metadata.metadata))
+    return table, _metadata(path, found)
 
 
 def _open(path: str, use: Any) -> Any:
@@ -198,8 +212,8 @@ def _open(path: str, use: Any) -> Any:
         ) from error
 
 
-def _metadata(path: str, schema_metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    text = (schema_metadata or {}).get(METADATA_KEY)
+def _metadata(path: str, of_file: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    text = (of_file or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(
             f"{storage.redact(path)} was not written by this pipeline (no '{METADATA_KEY.decode()}' in its "

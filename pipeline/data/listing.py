@@ -1,8 +1,8 @@
-"""Patterns of shards: braces, globs and folders, matched against one listing per folder.
+"""Patterns of shards: braces, globs, folders and list files, matched against one listing per folder.
 
-`data/train-{000..146}.tar`, `data/*/part-?.tar`, `s3://bucket/corpus`, `https://host/x-{0..9}.tar`. Sizes and
-modification stamps come with the listing; no request is spent on a single file, save over http(s), where
-there may be nothing to list.
+`data/train-{000..146}.tar`, `data/*/part-?.tar`, `s3://bucket/corpus`, `https://host/x-{0..9}.tar`, `shards.txt`.
+Sizes and modification stamps come with the listing; no request is spent on a single file, save over http(s),
+where there may be nothing to list.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipeline.errors import DataError
 MAGIC = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
+LIST_SUFFIX = ".txt"
+HTTP_THREADS = 32
 MAX_EXPANSION = 1_000_000
 
 
@@ -39,6 +42,8 @@ class Pattern:
     base: str
     parts: tuple[str, ...]
     query: str = ""  # of an http(s) URL: signatures; part of the path to open, never of a name
+    home: str | None = None  # the folder of the list file that it is a line of
+    where: str = ""  # which line of which list file
 
     @property
     def prefix(self) -> str:
@@ -50,28 +55,86 @@ class Pattern:
             fixed.append(part)
         return "/".join([self.base, *fixed])
 
+    @property
+    def single(self) -> bool:
+        """It names files behind http(s), where there is no listing."""
+        return self.base.startswith(("http://", "https://")) and not any(MAGIC.search(part) for part in self.parts)
 
-def parse(text: str, root: str | None) -> Pattern:
-    """Relative patterns start at `root`, else in the working directory; a folder stands for its `*.tar`."""
-    query = ""
+    def texts(self) -> list[str]:
+        """What follows `base`, with braces written out; it may hold wildcards."""
+        return expand("/".join(self.parts))
+
+    def path(self, text: str) -> str:
+        return f"{self.base}/{text}{self.query}"
+
+
+def read(text: str, root: str | None) -> list[Pattern]:
+    """The pattern `text`, or one for each line of the list file that it names. Raises DataError.
+
+    Relative patterns start at `root`, else in the working directory; the lines of a list file in its folder.
+    """
+    for given in (text, root or ""):
+        if given.startswith("pipe:"):
+            raise DataError(
+                f"'pipe:' is refused, because it would run a command: {given[:60]!r}; "
+                "give local paths or URLs such as s3:// or https://"
+            )
+    one = _parse(text, root)
+    if not one.parts[-1].lower().endswith(LIST_SUFFIX):
+        return [one]
+    path = "/".join([one.base, *one.parts]) + one.query
+    return [_line(number, line, path) for number, line in _lines(path)]
+
+
+def _lines(path: str) -> list[tuple[int, str]]:
+    shown = storage.redact(path)
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"the list file {shown} is no UTF-8 text; write one shard path or URL a line") from None
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise DataError(f"cannot read the list file {shown}: {reason}; correct its path or write it") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise DataError(f"the list file {shown} names no shard; write one shard path or URL a line")
+    return lines
+
+
+def _line(number: int, line: str, path: str) -> Pattern:
+    home = path.partition("?")[0].rpartition("/")[0]
+    where = f"line {number} of the list file {storage.redact(path)}: "
+    if "\0" in line or line.partition("?")[0].lower().endswith(LIST_SUFFIX):
+        raise DataError(f"{where}{line[:60]!r} names no shards; write the path or URL of a .tar")
+    try:
+        [pattern] = read(line, home or "/")
+    except DataError as error:
+        raise DataError(f"{where}{error}") from None
+    return replace(pattern, home=home, where=where)
+
+
+def _parse(text: str, root: str | None) -> Pattern:
+    """A folder stands for its `*.tar`."""
+    query, folder = "", False
     if storage.is_url(text):
         scheme, rest = text.split("://", 1)
         if scheme in ("http", "https"):
             rest, _, query = rest.partition("?")
         host, _, inner = rest.partition("/")
         base = f"{scheme}://{host}"
-        literal_file = inner.endswith(".tar")
     elif text.startswith("/"):
         base, inner = "", text
-        literal_file = not Path(text).is_dir()
     elif root is not None and storage.is_url(root):
         base, inner = root.rstrip("/"), text
-        literal_file = inner.endswith(".tar")
     else:
         base, inner = str(Path(root or ".").absolute()).rstrip("/"), text
-        literal_file = not Path(base, inner).is_dir()
     parts = [part for part in inner.split("/") if part not in ("", ".")]
-    if not parts or not (literal_file or MAGIC.search(parts[-1]) or BRACES.search(parts[-1])):
+    while parts and parts[0] == ".." and base.count("/") > (2 if storage.is_url(base) else 0):
+        base, parts = base.rpartition("/")[0], parts[1:]
+    if parts and not inner.lower().endswith((".tar", LIST_SUFFIX)):
+        folder = storage.is_url(base) or Path(base or "/", *parts).is_dir()
+    if not parts or (folder and not (MAGIC.search(parts[-1]) or BRACES.search(parts[-1]))):
         parts.append("*.tar")
     return Pattern(text, base, tuple(parts), f"?{query}" if query else "")
 
@@ -115,6 +178,13 @@ class Listing:
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, Entry]] = {}
+        self._asked: dict[str, dict[str, Entry]] = {}
+
+    def ask(self, patterns: Sequence[Pattern]) -> None:
+        """Ask for the files behind http(s), where there is no listing, many at a time; before `match`."""
+        paths = [one.path(text) for one in patterns if one.single for text in one.texts()]
+        with ThreadPoolExecutor(HTTP_THREADS) as pool:
+            self._asked.update(zip(paths, pool.map(_http_file, paths), strict=True))
 
     def folder(self, path: str) -> dict[str, Entry]:
         """{name: entry} of a folder, {} where there is none."""
@@ -126,13 +196,11 @@ class Listing:
         """({path: entry} of what is there, the names written out in full that are not)."""
         found: dict[str, Entry] = {}
         missing: list[str] = []
-        for text in expand("/".join(pattern.parts)):
-            parts = text.split("/")
-            if pattern.base.startswith(("http://", "https://")) and not MAGIC.search(text):
-                path = f"{pattern.base}/{text}{pattern.query}"
-                hits = _http_file(path)
+        for text in pattern.texts():
+            if pattern.single:
+                hits = self._asked[pattern.path(text)]
             else:
-                hits = dict(self._descend(pattern.base, parts))
+                hits = dict(self._descend(pattern.base, text.split("/")))
             found.update(hits)
             if not hits and not MAGIC.search(text):
                 missing.append(f"{pattern.base}/{text}")
@@ -179,10 +247,8 @@ def _list_local(path: str) -> dict[str, Entry]:
 
 
 def _list_url(path: str) -> dict[str, Entry]:
-    fs, inner = storage.filesystem(path)
-    fs.invalidate_cache()
     try:
-        found = fs.ls(inner, detail=True)
+        found = storage.ask(path, lambda fs, inner: fs.ls(inner, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except Exception as error:  # every driver has exceptions of its own for credentials, names and networks
@@ -204,6 +270,14 @@ def _http_file(path: str) -> dict[str, Entry]:
             "and size; use a server that sends Content-Length, or copy the shards"
         )
     return {path: _entry(info)}
+
+
+def entry_at(path: str) -> Entry:
+    """A file as a listing would show it now. FileNotFoundError where there is none."""
+    if not storage.is_url(path):
+        stat = Path(path).stat()
+        return Entry(stat.st_size, str(stat.st_mtime_ns), False)
+    return _entry(storage.ask(path, lambda fs, inner: fs.info(inner)))
 
 
 def _entry(info: dict[str, Any]) -> Entry:

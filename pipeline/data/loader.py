@@ -106,6 +106,8 @@ class TrainingData(Dataset):
                 start = here.stop
                 code[here] = SOURCE_CODES[self.sources[number].name]
                 targets[here], hard[here] = self._targets(number, rows)
+                # The loss is linear in its targets: an image weighs what they sum to.
+                targets[here] *= np.array([of.weight[row] for of, row in rows], np.float32)[:, None]
                 for place, shard, (of_shard, row), seed in zip(
                     range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), strict=True
                 ):
@@ -156,9 +158,10 @@ class TrainingData(Dataset):
         key = (number, shard, row)
         if key in self._kept:
             return self._kept[key]
-        path = self.sources[number].shards[shard].path
+        tar = self.sources[number].shards[shard]
+        path = tar.path
         try:
-            image = images.decode(shards.read_at(path, int(rows.offset[row]), int(rows.size[row])))
+            image = images.decode(shards.read_at(path, int(rows.offset[row]), int(rows.size[row]), tar.cache))
         except OSError as error:
             raise DataError(
                 f"cannot read image {rows.index[row]} of {storage.redact(path)} ({type(error).__name__}: {error}); "
@@ -195,7 +198,8 @@ def batches(
     """This rank's part of the global steps start_step … stop_step-1, in order.
 
     Each is {'step': int, 'images': uint8 [b, 3, size, size], 'targets': float32 [b, classes],
-    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first.
+    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets sum
+    to 1, or to the image's weight where the selection gives it one.
     `workers` processes read ahead (0: none); `start_method`: fork, spawn or forkserver (None: the platform's).
     DataError for a source without images, and for an image or row that cannot be read when its step comes.
     """

@@ -14,6 +14,7 @@ from typing import IO
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 1 << 20  # long names and PAX records: 1 MiB is far above what any writer produces
+MAX_PADDING = 1 << 20  # GNU tar and bsdtar pad to 10 KiB, writers to tape to 512 KiB at most
 ZEROS = bytes(BLOCK)
 PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=\n]+)=")
 
@@ -141,11 +142,13 @@ class Tar:
         return data
 
     def _check_end(self, at: int) -> None:
-        """After the marker only zeros may follow; else members are lost (two tars in one file, a hole)."""
-        self._file.seek(at)
-        while chunk := self._file.read(1 << 20):
-            if chunk.count(0) != len(chunk):
-                raise Damage(at, f"data follows the end-of-archive marker at byte {at}")
+        """After the marker only zeros may follow, as many as writers pad with; else members are lost: two tars in
+        one file, a hole, a file that was given its size and never written to its end."""
+        rest = self._total - at
+        if rest > MAX_PADDING:
+            raise Damage(at, f"{rest} bytes follow the end-of-archive marker at byte {at}, more than any padding")
+        if any(self._read(at, rest)):
+            raise Damage(at, f"data follows the end-of-archive marker at byte {at}")
 
 
 def _padded(size: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data import labels
+from pipeline.data.cache import Cache
 from pipeline.errors import DataError
 
 
@@ -20,6 +21,7 @@ class TrainingShard:
     rows: str
     selection: str | None
     count: int
+    cache: Cache | None = None  # of the node, for a remote tar
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Rows:
     label: np.ndarray  # int32 [n]
     classes: np.ndarray  # int32 [n, k]; k = 0 where the labels are hard
     probs: np.ndarray  # float16 [n, k]
+    weight: np.ndarray  # float32 [n], of the image in the loss
     row_of_slot: np.ndarray  # int64 [count]
 
     @property
@@ -46,10 +49,12 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
     index = table["index"].to_numpy()
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
-        copies = np.ones(len(rows), np.int64)
+        copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)
     else:
-        chosen = labels.read_labels(shard.selection, ["index", "copies"])
+        chosen = labels.read_labels(shard.selection)
         wanted, copies = chosen["index"].to_numpy(), chosen["copies"].to_numpy()
+        weighted = "weight" in chosen.column_names
+        weight = chosen["weight"].to_numpy() if weighted else np.ones(len(wanted), np.float32)
         rows = np.searchsorted(index, wanted)
         if len(rows) and (rows[-1] >= len(index) or (index[rows] != wanted).any()):
             raise DataError(
@@ -79,5 +84,6 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
         label=column("label"),
         classes=lists("classes"),
         probs=lists("probs"),
+        weight=weight,
         row_of_slot=row_of_slot,
     )

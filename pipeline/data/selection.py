@@ -1,9 +1,8 @@
 """Which pseudo-labelled samples a student sees, and how often: label files in, selection files out.
 
-Samples at or above the confidence threshold; in each class exactly the `per_class` most confident, or
-copies up to that number (pipeline.data.cut says how the exact cut is found without holding rows). Each
-shard then selects alone. A selection file has `index` and `copies` of the samples with copies, in index
-order.
+Samples at or above the confidence threshold, balanced over the classes (pipeline.data.cut says what is kept and how the
+exact cut is found without holding rows). Each shard then selects alone. A selection file has `index` and `copies` of the
+samples with copies, in index order, and `weight`, their confidence, where that is wanted in place of copies.
 """
 
 from __future__ import annotations
@@ -18,24 +17,16 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.data import labels
-from pipeline.data.cut import (
-    Cut,
-    Ints,
-    Settings,
-    candidates,
-    count_group,
-    finish_first_pass,
-    histogram,
-    merge,
-    refine,
-    start,
-    tie_hash,
-)
+from pipeline.data.candidates import LabelFile, count_group, histogram, read_files
+from pipeline.data.cut import Counts, Cut, Settings, finish_first_pass, merge, refine, start
+from pipeline.data.ranks import Distances, Ints, tie_hash
 from pipeline.errors import DataError
 
-__all__ = ["SCHEMA", "Map", "Settings", "select_all", "select_shard"]
+__all__ = ["SCHEMA", "WEIGHT", "Map", "Settings", "select_all", "select_shard"]
 
 SCHEMA = pa.schema([pa.field("index", pa.int32(), nullable=False), pa.field("copies", pa.int32(), nullable=False)])
+WEIGHT = pa.field("weight", pa.float32(), nullable=False)
+ENCODING = {"index": "DELTA_BINARY_PACKED", "copies": "DELTA_BINARY_PACKED"}  # a bit or two a row instead of bytes
 MANY_COPIES = 16  # a class above this is worth a warning
 
 # Applies a picklable function to every group of label files, here or on a cluster; results in any order.
@@ -59,35 +50,44 @@ class Kept:
         return self
 
 
-def select_shard(path: str, cut: Cut) -> tuple[str, pa.Table, Kept]:
-    """The selection of one label file: its shard's name, its `SCHEMA` table, what it adds to the sums."""
-    found = candidates(path, cut.settings)
-    label, distance = found.label, found.distance
-    extra = cut.take[label] & (distance <= cut.cut_distance[label])
-    tied = np.flatnonzero(extra & (distance == cut.cut_distance[label]))
-    extra[tied] = tie_hash(found.shard, found.row[tied]) <= cut.cut_hash[label[tied]]
-    copies = cut.base[label] + extra
-    kept = copies > 0
-    row, label, copies = found.row[kept], label[kept], copies[kept]
-    table = pa.table([row.astype(np.int32), copies.astype(np.int32)], schema=SCHEMA)
+def select_shard(file: LabelFile, cut: Cut, greatest: Distances) -> tuple[pa.Table, Kept]:
+    """The selection of one label file: its table, and what it adds to the sums. `greatest`: `reach(cut)`."""
+    found = file.without_held_out(file.within(greatest))
+    distance, limit = found.distance, cut.cut_distance[found.label]
+    extra = cut.take[found.label] & (distance <= limit)
+    tied = np.flatnonzero(extra & (distance == limit))
+    extra[tied] = tie_hash(file.shard, found.row[tied]) <= cut.cut_hash[found.label[tied]]
+    copies = cut.base[found.label] + extra
+    kept = np.flatnonzero(copies)
+    row, label, copies = found.row[kept], found.label[kept], copies[kept]
+    confidence = file.confidence[row]
+    columns, schema = [row.astype(np.int32), copies.astype(np.int32)], SCHEMA
+    if cut.settings.by_confidence:
+        columns, schema = [*columns, confidence], SCHEMA.append(WEIGHT)
     classes = cut.settings.num_classes
-    copied = np.zeros(classes, np.int64)
-    np.add.at(copied, label, copies)
     unique = np.bincount(label, minlength=classes).astype(np.int64)
+    # Sums of 64-bit floats: exact below 2**53.
+    copied = np.bincount(label, copies, minlength=classes).astype(np.int64)
     return (
-        found.shard,
-        table,
-        Kept(unique, copied, histogram(found.confidence[kept]), {found.shard: int(copies.sum())}),
+        pa.table(columns, schema=schema),
+        Kept(unique, copied, histogram(confidence), {file.shard: int(copies.sum())}),
     )
+
+
+def reach(cut: Cut) -> Distances:
+    """Of each class, the greatest distance with which a sample may have a copy."""
+    greatest = np.where(cut.take, cut.cut_distance, 0)
+    return np.where(cut.base > 0, cut.settings.limits(), greatest).astype(np.uint32)
 
 
 def select_group(paths: tuple[str, ...], cut: Cut, out: str) -> Kept:
     """Write the selection files of several label files into the folder `out`."""
-    sums = []
-    for path in paths:
-        shard, table, kept = select_shard(path, cut)
-        metadata = {"shard": shard, "samples": table.num_rows, "copies": kept.shards[shard]}
-        labels.write_table(storage.join(out, labels.file_name(shard)), table, metadata)
+    sums, greatest = [], reach(cut)
+    for file in read_files(paths, cut.settings):
+        table, kept = select_shard(file, cut, greatest)
+        metadata = {"shard": file.shard, "samples": table.num_rows, "copies": kept.shards[file.shard]}
+        path = storage.join(out, labels.file_name(file.shard))
+        labels.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
         sums.append(kept)
     return functools.reduce(Kept.add, sums)
 
@@ -100,7 +100,7 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
     or above the threshold), `excluded` (of those, held-out images), `kept` and `copies` in all; per class
     `available`, `kept_per_class`, `copies_per_class`; `histogram` and `kept_histogram` of confidences in
     100 equal steps from 0 to 1; the classes that are `empty`, `short` of `per_class`, and `much_copied`
-    (more than 16 times); `shards`, the copies in each.
+    (more than 16 times); `shards`, the copies in each. DataError where nothing can be kept, before a file is written.
     """
     if not paths:
         raise DataError(
@@ -111,6 +111,8 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
     state = start(settings)
     first = merge(map_fn(functools.partial(count_group, state=state), dealt))
     available = first.digits.sum(axis=1)
+    if not available.any():
+        raise _nothing(settings, first)
     begun, cut = finish_first_pass(state, first)
     next_state, cut = refine(begun, first, cut)
     while next_state is not None:
@@ -135,3 +137,22 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
         "much_copied": np.flatnonzero(cut.base + cut.take > MANY_COPIES).tolist(),
         "shards": dict(sorted(kept.shards.items())),
     }
+
+
+def _nothing(settings: Settings, counts: Counts) -> DataError:
+    if not counts.labelled:
+        return DataError(
+            f"the selection keeps no image: of {counts.samples:,} unlabelled samples none has a label; look at the reasons "
+            "in the column `status` of the label files, and mend the shards"
+        )
+    if counts.excluded:
+        return DataError(
+            f"the selection keeps no image: all {counts.excluded:,} confident ones are copies of validation or test images; "
+            "data.unlabelled must name other images than data.validation and data.test"
+        )
+    highest = np.flatnonzero(counts.histogram).max() / len(counts.histogram)
+    lowest = min([settings.threshold, *settings.thresholds.values()])
+    return DataError(
+        f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about {highest:.2f}, but "
+        f"select.threshold is {lowest:g}; lower it, or train a better teacher"
+    )

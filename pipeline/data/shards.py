@@ -10,13 +10,14 @@ are skipped as if they were not there.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import IO, cast
 
 from pipeline import storage
-from pipeline.data.listing import Listing, Pattern, parse
+from pipeline.data.cache import Cache
+from pipeline.data.checksum import Hashed
+from pipeline.data.listing import Entry, Listing, Pattern, read
 from pipeline.data.members import Damage, Member, Tar
 from pipeline.errors import DataError
 
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "ppm", "ti
 TEXT_SUFFIXES = ("cls", "json")
 MAX_IMAGE = 256 << 20  # bytes of an image member that are ever read into memory
 MAX_TEXT = 1 << 20
+SKIPPED = "skipped"  # the status of a sample whose image nobody wanted, so it is not a bad one
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Shard:
     size: int
     stamp: str  # mtime in ns, or ETag
     source: str
+    sha256: str | None = None  # of its bytes, where it is known from before
 
 
 @dataclass(frozen=True)
@@ -59,49 +62,70 @@ class Scan:
     cut: str | None  # why the archive stops early, where it does
 
 
-def find_shards(pattern: str | list[str], source: str, root: str | None = None) -> list[Shard]:
+def find_shards(pattern: str | list[str], source: str, root: str | None = None, max_empty: int = 0) -> list[Shard]:
     """The shards of a pattern or a list of them, sorted by name. `root` is where relative patterns start.
 
-    The names of a list are relative to the deepest folder that all its patterns share. Raises DataError.
+    The names of a list file's shards are relative to its folder if all lie below it; those of several patterns
+    to the deepest folder that all share. Up to `max_empty` files of 0 bytes are passed on, for their readers to
+    refuse. Raises DataError.
     """
     texts = [pattern] if isinstance(pattern, str) else list(pattern)
     where = f"source '{source}'"
-    for text in [*texts, root or ""]:
-        if text.startswith("pipe:"):
-            raise DataError(
-                f"{where}: 'pipe:' is refused, because it would run a command: {text[:60]!r}; "
-                "give local paths or URLs such as s3:// or https://"
-            )
     if not texts:
         raise DataError(f"{where}: the list of shard patterns is empty; name at least one")
-    patterns = [parse(text, root) for text in texts]
     listing = Listing()
+    try:
+        patterns = [one for text in texts for one in read(text, root)]
+        listing.ask(patterns)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     shards: dict[str, Shard] = {}
+    empty: list[Shard] = []
     for one, prefix in zip(patterns, _prefixes(patterns), strict=True):
-        found, missing = listing.match(one)
-        if not found:
-            raise DataError(f"{where}: {_nothing_found(one, listing)}")
-        if missing:
-            raise DataError(
-                f"{where}: {len(missing)} shards of the pattern {storage.redact(one.text)} are missing, "
-                f"such as {storage.redact(missing[0])}; add them or narrow the pattern"
-            )
+        try:
+            found = _match(one, listing)
+        except DataError as error:
+            raise DataError(f"{where}: {one.where}{error}") from None
         for path, entry in found.items():
             shard = Shard(path.removesuffix(one.query)[len(prefix) + 1 :], path, entry.size, entry.stamp, source)
-            shown = storage.redact(path)
             if entry.size == 0:
-                raise DataError(f"{where}: shard {shown} is empty (0 bytes); remove it or copy it again")
+                empty.append(shard)
+            if ".." in shard.name.split("/"):
+                raise DataError(
+                    f"{where}: the pattern {storage.redact(one.text)} gives the shard name {shard.name}; names become "
+                    "paths of label files, so write the pattern without '..'"
+                )
             if shard.name in shards:
                 raise DataError(
                     f"{where}: two shards are named {shard.name}: {storage.redact(shards[shard.name].path)} "
-                    f"and {shown}; a shard is known by its name, so no two patterns may match the same"
+                    f"and {storage.redact(path)}; a shard is known by its name, so no two patterns may match the same"
                 )
             shards[shard.name] = shard
+    if len(empty) > max_empty:
+        more = f", and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DataError(
+            f"{where}: shard {storage.redact(empty[0].path)} is empty (0 bytes){more}; remove it or copy it again"
+        )
     return [shards[name] for name in sorted(shards)]
+
+
+def _match(pattern: Pattern, listing: Listing) -> dict[str, Entry]:
+    found, missing = listing.match(pattern)
+    if not found:
+        raise DataError(_nothing_found(pattern, listing))
+    if missing:
+        raise DataError(
+            f"{len(missing)} shards of the pattern {storage.redact(pattern.text)} are missing, "
+            f"such as {storage.redact(missing[0])}; add them or narrow the pattern"
+        )
+    return found
 
 
 def _prefixes(patterns: list[Pattern]) -> list[str]:
     """The folder that the names of each pattern are relative to: the one shared by all, if any is."""
+    home = patterns[0].home
+    if home is not None and all(one.home == home and f"{one.prefix}/".startswith(f"{home}/") for one in patterns):
+        return [home] * len(patterns)
     folders = [pattern.prefix.split("/") for pattern in patterns]
     shared = 0
     while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
@@ -128,28 +152,34 @@ def _nothing_found(pattern: Pattern, listing: Listing) -> str:
 
 
 class Reader:
-    """One sequential pass over a shard: iterate, then look at `without_image` and `cut`.
+    """One sequential pass over a shard: iterate, then look at `without_image`, `cut` and, where images were read,
+    the `sha256` of the whole file.
 
     Yields (sample, image bytes); the bytes are empty where the status is not `ok`, or with `images=False`,
     which seeks over the data. Memory is bounded by one image. Raises DataError where the file is no tar.
     """
 
-    def __init__(self, path: str, images: bool = True) -> None:
+    def __init__(self, path: str, images: bool = True, cache: Cache | None = None) -> None:
         self.path = path
         self.images = images
+        self.cache = cache
         self.without_image = 0
         self.cut: str | None = None
+        self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
         self.without_image, self.cut = 0, None
         index = 0
-        with storage.open_read(self.path) as file:
-            for run, data in self._runs(Tar(file)):
+        with _open(self.path, self.cache) as file:
+            hashed = Hashed(file) if self.images else None
+            for run, data in self._runs(Tar(cast(IO[bytes], hashed or file))):
                 if run.image is None:
                     self.without_image += 1
                     continue
                 yield run.sample(index), data
                 index += 1
+            if hashed:
+                self.sha256 = hashed.sha256()
 
     def _runs(self, tar: Tar) -> Iterator[tuple[_Run, bytes]]:
         run: _Run | None = None
@@ -212,6 +242,10 @@ class _Run:
         return Sample(index, self.key, self.image.offset, size, self.suffix, self.texts, self.status)
 
 
+def _open(path: str, cache: Cache | None) -> IO[bytes]:
+    return cache.open_read(path) if cache else storage.open_read(path)
+
+
 def scan(path: str) -> Scan:
     """The samples of a shard from its headers alone, seeking over the data."""
     reader = Reader(path, images=False)
@@ -219,19 +253,14 @@ def scan(path: str) -> Scan:
     return Scan(samples, reader.without_image, reader.cut)
 
 
-def stream(path: str) -> Reader:
-    """The same samples as `scan`, each with its image bytes."""
-    return Reader(path)
+def stream(path: str, cache: Cache | None = None) -> Reader:
+    """The same samples as `scan`, each with its image bytes; through the node's cache where one is given."""
+    return Reader(path, cache=cache)
 
 
-def read_at(path: str, offset: int, size: int) -> bytes:
+def read_at(path: str, offset: int, size: int, cache: Cache | None = None) -> bytes:
     """`size` bytes from `offset`; DataError where the file does not hold them."""
-    if storage.is_url(path):
-        fs, inner = storage.filesystem(path)
-        data = bytes(fs.cat_file(inner, start=offset, end=offset + size))
-    else:
-        with Path(path).open("rb", buffering=0) as file:
-            data = _pread(file.fileno(), offset, size)
+    data = cache.read_range(path, offset, size) if cache else storage.read_range(path, offset, size)
     if len(data) < size:
         raise DataError(
             f"shard {storage.redact(path)} has no {size} bytes at {offset}: it changed since it was indexed; "
@@ -240,16 +269,14 @@ def read_at(path: str, offset: int, size: int) -> bytes:
     return data
 
 
-def _pread(handle: int, offset: int, size: int) -> bytes:
-    data = os.pread(handle, size, offset)
-    while len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
-        data += more
-    return data
+def bad_counts(statuses: Mapping[str, int]) -> dict[str, int]:
+    """Of samples counted by status those that are bad."""
+    return {status: number for status, number in statuses.items() if status not in ("ok", SKIPPED)}
 
 
-def read_texts(path: str, samples: list[Sample], suffix: str) -> Iterator[bytes | None]:
+def read_texts(path: str, samples: list[Sample], suffix: str, cache: Cache | None = None) -> Iterator[bytes | None]:
     """The `.cls` or `.json` text of each sample, None where it has none; the shard is opened once."""
-    with storage.open_read(path) as file:
+    with _open(path, cache) as file:
         for sample in samples:
             if suffix not in sample.texts:
                 yield None

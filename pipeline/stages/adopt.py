@@ -1,19 +1,51 @@
-"""Use existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file.
+"""Use existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file, or several, which
+are averaged.
 
 A model.yaml beside the weights says what they are; without one, the teacher's settings do.
 """
 
 from __future__ import annotations
 
-from pipeline import storage, weights
+import dataclasses
+
+import torch
+
+from pipeline import ensemble, storage, weights
 from pipeline.errors import WeightsError
 from pipeline.stages.context import Context, Result
 from pipeline.stages.train import card_of, check_models
 
+State = dict[str, torch.Tensor]
+
 
 def run(context: Context) -> Result:
-    source, settings, classes = str(context.job.teacher.checkpoint), context.job.teacher, context.sources.classes
     check_models(context)
+    named = context.job.teacher.checkpoint
+    sources = [named] if isinstance(named, str) else list(named)
+    found = [_read(context, source) for source in sources]
+    card, state = found[0] if len(found) == 1 else _averaged(sources, found)
+    weights.save_state(storage.join(context.folder, weights.WEIGHTS), state)
+    weights.write_card(context.folder, card)
+    model = weights.build_model(card.architecture, len(card.classes), card.overrides)
+    made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
+    parameters = weights.parameter_count(model)
+    pairs = zip(sources, found, strict=True)
+    line = ", ".join(f"{card.architecture} from {storage.redact(source)}" for source, (card, _) in pairs)
+    return Result(
+        {
+            "model": card.architecture,
+            "parameters": parameters,
+            "line": line if len(sources) == 1 else f"the mean of {line}",
+        },
+        output=made,
+        metrics={"parameters": parameters},
+        model=True,
+    )
+
+
+def _read(context: Context, source: str) -> tuple[weights.Card, State]:
+    """What the weights are, and the weights, which fit."""
+    settings, classes = context.job.teacher, context.sources.classes
     if source.endswith(".safetensors"):
         path, folder = source, source.removesuffix(storage.name(source))
         described = storage.name(source) == weights.WEIGHTS and storage.exists(storage.join(folder, weights.CARD))
@@ -25,23 +57,27 @@ def run(context: Context) -> Result:
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) than "
             f"this job's ({describe(classes)}); name a checkpoint of the same class list in the same order"
         )
-    model = weights.build_model(card.architecture, len(classes), card.overrides)
     state = weights.read_state(path)
-    weights.load_state(model, state, path)
-    weights.save_state(storage.join(context.folder, weights.WEIGHTS), state)
-    weights.write_card(context.folder, card)
-    made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
-    parameters = weights.parameter_count(model)
-    return Result(
-        {
-            "model": card.architecture,
-            "parameters": parameters,
-            "line": f"{card.architecture} from {storage.redact(source)}",
-        },
-        output=made,
-        metrics={"parameters": parameters},
-        model=True,
-    )
+    weights.load_state(weights.build_model(card.architecture, len(classes), card.overrides), state, path)
+    return card, state
+
+
+def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tuple[weights.Card, State]:
+    """All of them as one model."""
+    first = found[0][0]
+    for source, (card, _) in zip(sources, found, strict=True):
+        if card.view() != first.view():
+            raise WeightsError(
+                f"teacher.checkpoint {storage.redact(source)} looks at images as {_shown(card)}, and "
+                f"{storage.redact(sources[0])} as {_shown(first)}; teachers that are averaged must look at the same pixels"
+            )
+    members = [{"architecture": card.architecture, "overrides": dict(card.overrides)} for card, _ in found]
+    card = dataclasses.replace(first, architecture=ensemble.ARCHITECTURE, overrides={"members": members})
+    return card, ensemble.joined(state for _, state in found)
+
+
+def _shown(card: weights.Card) -> str:
+    return f"{card.size} pixels, crop {card.crop}, {card.interpolation}, mean {card.mean}, std {card.std}"
 
 
 def describe(classes: list[str]) -> str:

@@ -6,10 +6,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
+from pipeline.data.cache import Cache
 from pipeline.plan import Done, Sources, Stage
 from pipeline.settings import Job
 from pipeline.tracking.journal import Journal
@@ -43,6 +45,12 @@ class Context:
     warn: Callable[[str], None]
     token: str
 
+    @property
+    def cache(self) -> Cache | None:
+        """The nodes' cache of remote shards, if the job has one."""
+        data = self.job.data
+        return Cache(str(Path(data.cache).expanduser().absolute()), int(data.cache_gb * 1e9)) if data.cache else None
+
     def map(
         self,
         make_worker: Callable[[], Callable[[Unit], Value]],
@@ -50,6 +58,7 @@ class Context:
         workers: int | None = None,
         *,
         small: bool = False,
+        overlap: int = 1,
     ) -> Iterator[Outcome[Value]]:
         """`Cluster.map`, with the check that every worker sees the output folder. `small`: the work is over sooner
         than workers would have started, so it is done here."""
@@ -58,7 +67,7 @@ class Context:
             yield from (Outcome(name, function(unit), None, 1) for name, unit in units)
             return
         checked = functools.partial(_checked_worker, make_worker, self.job.output, self.token)
-        yield from self.cluster.map(checked, units, resources=self.resources(workers))
+        yield from self.cluster.map(checked, units, resources=self.resources(workers), overlap=overlap)
 
     def fit(self, loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]:
         """`Cluster.fit`, with the check that every worker sees the output folder."""

@@ -9,25 +9,25 @@ The test shards are read here and nowhere else.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from models.measure import alternate, device_name
 from pipeline import storage, weights
 from pipeline.data.loader import TrainingShard
 from pipeline.errors import DataError
+from pipeline.plan import EVALUATION
 from pipeline.screen import percent
 from pipeline.stages.context import Context, Result
 from pipeline.stages.train import indexed_shards
 from pipeline.train.dist import join
 from pipeline.train.evaluate import accuracy
 
-EVALUATION = "evaluate.json"
-ROUNDS = 5  # models take turns, so that a busy moment of the machine does not fall on one of them
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -92,41 +92,28 @@ def _accuracy_worker(test: Test) -> Callable[[str], dict[str, Any]]:
 def _speed_worker(test: Test) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
     def measure(folders: Sequence[str]) -> list[dict[str, Any]]:
         """Inference images/s of each model at its own size: medians over alternating rounds."""
-        with join() as world, torch.inference_mode():
+        with join() as world:
             device = world.device
             dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-            loaded = []
-            for folder in folders:
-                model, card = weights.load_model(folder)
-                images = torch.randn(test.batch, 3, card.size, card.size, device=device)
-                loaded.append(
-                    (
-                        model.to(device).to(memory_format=torch.channels_last),
-                        images.contiguous(memory_format=torch.channels_last),
-                    )
-                )
-            rates: list[list[float]] = [[] for _ in loaded]
-            for turn in range(ROUNDS + 1):
-                for number, (model, images) in enumerate(loaded):
-                    rate = _rate(model, images, dtype, test.seconds / ROUNDS)
-                    if turn:  # the first round warms up
-                        rates[number].append(rate)
-            facts = {"batch": test.batch, "device": _device_name(device), "dtype": str(dtype).removeprefix("torch.")}
-            return [{"images_per_second": statistics.median(found), **facts} for found in rates]
+            steps = {folder: _step(folder, test.batch, device, dtype) for folder in folders}
+            seconds = alternate(steps, rounds=ROUNDS, seconds=test.seconds / ROUNDS, device=device)
+        for folder, found in seconds.items():
+            if found == math.inf:
+                raise DataError(f"evaluate.batch {test.batch} does not fit in memory with {folder}; lower it")
+        facts = {"batch": test.batch, "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
+        return [{"images_per_second": test.batch / seconds[folder], **facts} for folder in folders]
 
     return measure
 
 
-def _rate(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, seconds: float) -> float:
-    done, start = 0, time.perf_counter()
-    while not done or time.perf_counter() - start < seconds:
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        done += len(images)
-    return done / (time.perf_counter() - start)
+def _step(folder: str, batch: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Inference of one batch with the model of a stage folder."""
+    model, card = weights.load_model(folder)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, card.size, card.size, device=device).contiguous(memory_format=torch.channels_last)
 
+    def step() -> object:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(images)
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return step

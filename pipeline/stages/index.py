@@ -1,4 +1,4 @@
-"""Read the labelled, validation and test shards once: where each good image lies, and its label.
+"""Read the shards whose labels are known once: where each good image lies, and its label.
 
     index-1a2b3c4d/<source>/<shard>.parquet   index int32, key string, offset int64, size int32, label int32, image_hash uint64
     index-1a2b3c4d/shards.json                {source: {shard name: rows}}
@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data import images, labels, shards
+from pipeline.data.cache import Cache
+from pipeline.data.classes import by_number
 from pipeline.data.shards import Sample, Shard
 from pipeline.errors import DataError
+from pipeline.plan import indexed_of
 from pipeline.stages.context import Context, Result
 
-SOURCES = ("labelled", "validation", "test")
 SHARDS = "shards.json"
 SMALL_BYTES = 32 << 20  # of shards that one process reads in the time in which a worker starts
 
@@ -43,16 +45,19 @@ class Indexed:
 def run(context: Context) -> Result:
     if context.job.generations:
         context.sources["unlabelled"]  # a mistake in its pattern shall not wait until the teacher is trained
+    for number, generation in enumerate(context.job.generations):
+        by_number(generation.select.thresholds, context.sources.classes, f"generations[{number}].select.thresholds")
+    sources = indexed_of(context.job)
     units = [
-        (f"{source}/{shard.name}", (source, shard)) for source in SOURCES for shard in context.sources[source].shards
+        (f"{source}/{shard.name}", (source, shard)) for source in sources for shard in context.sources[source].shards
     ]
     names = context.sources.classes
-    rows: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
-    per_class = {source: np.zeros(len(names), np.int64) for source in SOURCES}
-    digests: dict[str, dict[str, str]] = {source: {} for source in SOURCES}
+    rows: dict[str, dict[str, int]] = {source: {} for source in sources}
+    per_class = {source: np.zeros(len(names), np.int64) for source in sources}
+    digests: dict[str, dict[str, str]] = {source: {} for source in sources}
     bad: Counter[str] = Counter()
     with context.journal() as log:
-        worker = functools.partial(make_worker, context.folder, len(names))
+        worker = functools.partial(make_worker, context.folder, len(names), context.cache)
         small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
         for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):
             if outcome.value is None:
@@ -67,16 +72,16 @@ def run(context: Context) -> Result:
             log.log(number, len(units), shard=outcome.name, images=rows[source][name], bad=bad.total())
     _check(context, per_class, bad)
     ordered = {
-        source: {shard.name: rows[source][shard.name] for shard in context.sources[source].shards} for source in SOURCES
+        source: {shard.name: rows[source][shard.name] for shard in context.sources[source].shards} for source in sources
     }
     storage.write_json(storage.join(context.folder, SHARDS), ordered)
-    counts = {source: int(per_class[source].sum()) for source in SOURCES}
+    counts = {source: int(found.sum()) for source, found in per_class.items()}
     line = ", ".join(f"{number:,} {source}" for source, number in counts.items()) + (
         f", {bad.total():,} bad" if bad else ""
     )
     lists = {source: found.tolist() for source, found in per_class.items()}
     # What a source holds, whatever its shards' time stamps: the identity that training, selection and evaluation depend on.
-    content = {source: _digest(sorted(digests[source].items())) for source in SOURCES}
+    content = {source: _digest(sorted(found.items())) for source, found in digests.items()}
     info = {"counts": counts, "content": content, "per_class": lists, "bad": dict(bad), "line": line}
     return Result(info, output=_digest([content, sorted(bad.items())]))
 
@@ -86,9 +91,9 @@ def _digest(value: object) -> str:
 
 
 def _check(context: Context, per_class: dict[str, np.ndarray], bad: Counter[str]) -> None:
-    for source in SOURCES:
+    for source, found in per_class.items():
         lost = sum(number for reason, number in bad.items() if reason.startswith(f"{source}:"))
-        total = lost + int(per_class[source].sum())
+        total = lost + int(found.sum())
         if lost == total or lost > context.job.data.max_bad_fraction * total:
             raise DataError(
                 f"{lost} of {total} {source} images cannot be used, more than data.max_bad_fraction "
@@ -105,12 +110,12 @@ def rows_path(folder: str, source: str, shard: str) -> str:
     return storage.join(folder, source, labels.file_name(shard))
 
 
-def make_worker(folder: str, classes: int) -> Callable[[tuple[str, Shard]], Indexed]:
+def make_worker(folder: str, classes: int, cache: Cache | None = None) -> Callable[[tuple[str, Shard]], Indexed]:
     """Returns the function that indexes one (source, shard)."""
 
     def index(unit: tuple[str, Shard]) -> Indexed:
         source, shard = unit
-        reader = shards.stream(shard.path)
+        reader = shards.stream(shard.path, cache)
         good: list[Sample] = []
         hashes: list[int] = []
         bad: list[tuple[str, str]] = []
@@ -125,7 +130,7 @@ def make_worker(folder: str, classes: int) -> Callable[[tuple[str, Shard]], Inde
             raise DataError(
                 f"the {source} shard {shard.name} is damaged ({reader.cut}); labelled shards must be whole: write it again"
             )
-        found = read_labels(shard, good, classes)
+        found = read_labels(shard, good, classes, cache)
         table = pa.table({
             "index": pa.array([s.index for s in good], pa.int32()),
             "key": pa.array([s.key for s in good], pa.string()),
@@ -152,13 +157,15 @@ def _unusable(sample: Sample, data: bytes) -> str | None:
     return None
 
 
-def read_labels(shard: Shard, samples: list[Sample], classes: int) -> list[int]:
+def read_labels(shard: Shard, samples: list[Sample], classes: int, cache: Cache | None = None) -> list[int]:
     """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first mistake."""
-    texts = shards.read_texts(shard.path, samples, "cls")
+    texts = shards.read_texts(shard.path, samples, "cls", cache)
     found = []
     for sample, text in zip(samples, texts, strict=True):
         where = f"sample {sample.index} ('{sample.key}') of shard {shard.name}"
-        word = text.decode("utf-8", "replace").strip() if text is not None else _label_in_json(shard, sample, where)
+        word = (
+            text.decode("utf-8", "replace").strip() if text is not None else _label_in_json(shard, sample, where, cache)
+        )
         if not word.isascii() or not word.isdigit():
             raise DataError(f"{where} has the label '{word[:40]}'; it must be a class index from 0 to {classes - 1}")
         if int(word) >= classes:
@@ -170,8 +177,8 @@ def read_labels(shard: Shard, samples: list[Sample], classes: int) -> list[int]:
     return found
 
 
-def _label_in_json(shard: Shard, sample: Sample, where: str) -> str:
-    [text] = shards.read_texts(shard.path, [sample], "json")
+def _label_in_json(shard: Shard, sample: Sample, where: str, cache: Cache | None) -> str:
+    [text] = shards.read_texts(shard.path, [sample], "json", cache)
     if text is None:
         raise DataError(f"{where} has no label; every labelled sample needs a .cls member with the class index")
     try:

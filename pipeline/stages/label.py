@@ -3,82 +3,162 @@
     gen1-label-1a2b3c4d/<shard>.parquet        a row per sample (labels.SCHEMA)
     gen1-label-1a2b3c4d/<shard>.failed.json    or why there is none; tried again at the next start
 
-Kill it at any moment: what is finished stays, what was in flight is done again.
+Kill it at any moment: what is finished stays, what was in flight is done again. Label files of the same teacher that
+another corpus left in the output (`--refreeze` made a new one) are taken over, where the shard is unchanged.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from pipeline import storage, weights
-from pipeline.data import labels
-from pipeline.data.labeller import LabelSpec, make_labeller
+from pipeline.data import finished, labels
+from pipeline.data.kept import Before
+from pipeline.data.labeller import IN_FLIGHT, LabelSpec, make_labeller
+from pipeline.data.shards import SKIPPED, Shard, bad_counts
 from pipeline.errors import DataError
 from pipeline.stages.context import Context, Result
+from pipeline.stages.label_progress import Progress, shares
+from pipeline.tracking import journal
 
 FAILED = ".failed.json"
+LABEL_FOLDER = re.compile(r"gen\d+-label-[0-9a-f]{8}")
+READERS = 16  # threads that read footers
 
 
 def run(context: Context) -> Result:
-    job, teacher = context.job, context.needs[context.stage.needs[-1]]
+    job = context.job
     settings = job.generations[context.stage.generation - 1].label
-    shards = context.sources["unlabelled"].shards
+    corpus = context.sources["unlabelled"]
+    shards = corpus.shards
     present = set(storage.walk(context.folder))
     for name in present:
         if name.endswith(FAILED):
             storage.remove(storage.join(context.folder, name))
-    waiting = [shard for shard in shards if labels.file_name(shard.name) not in present]
-    spec = LabelSpec(
-        load=weights.load_model,
-        weights=teacher.folder,
-        teacher=teacher.output,
-        out=context.folder,
-        classes=tuple(context.sources.classes),
-        batch=settings.batch,
-    )
+    temperature = 1.0
+    if settings.calibrate:
+        temperature = context.needs[f"gen{context.stage.generation}-audit"].info["temperature"]
+    spec = replace(make_spec(context, temperature), earlier=_earlier(context), before=_before(context))
+    waiting = [
+        _with_checksum(shard, corpus.touched[shard.name], spec) if shard.name in corpus.touched else shard
+        for shard in sorted(shards, key=lambda shard: -shard.size)
+        if shard.name in corpus.touched or labels.file_name(shard.name) not in present
+    ]
     failed: dict[str, str] = {}
-    images = 0
+    made: dict[str, dict[str, Any]] = {}
     with context.journal() as log:
-        done = len(shards) - len(waiting)
-        log.log(done, len(shards))
-        units = [(shard.name, shard) for shard in sorted(waiting, key=lambda shard: -shard.size)]
-        for outcome in context.map(functools.partial(make_labeller, spec), units, job.workers.label):
+        records, _ = journal.read(context.folder)
+        progress = Progress(log, shards, waiting, records[-1] if records else {})
+        units = [(shard.name, shard) for shard in waiting]
+        labeller = functools.partial(make_labeller, spec)
+        for outcome in context.map(labeller, units, job.workers.label, overlap=IN_FLIGHT):
+            progress.add(outcome.name, outcome.value, outcome.workers)
             if outcome.value is None:
                 failed[outcome.name] = str(outcome.error)
                 record = {"shard": outcome.name, "error": outcome.error, "attempts": outcome.attempts}
                 storage.write_json(storage.join(context.folder, _failed_name(outcome.name)), record)
                 context.warn(f"shard {outcome.name} failed: {outcome.error}")
             else:
-                images += outcome.value["rows"]
-            done += 1
-            log.log(done, len(shards), images=images, failed=len(failed))
+                made[outcome.name] = _facts(outcome.value)
     if len(failed) > job.data.max_bad_shards:
         name, error = next(iter(failed.items()))
         raise DataError(
             f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows {job.data.max_bad_shards}; "
             f"the first is {name}: {error}; mend or remove the shards, or raise data.max_bad_shards"
         )
-    return _result(context, failed)
+    return _result(context, failed, made)
 
 
-def _result(context: Context, failed: dict[str, str]) -> Result:
+def make_spec(context: Context, temperature: float) -> LabelSpec:
+    """How this generation's teacher labels, here and in the audit."""
+    teacher = context.needs[context.stage.needs[-1]]
+    settings = context.job.generations[context.stage.generation - 1].label
+    return LabelSpec(
+        load=weights.load_model,
+        weights=teacher.folder,
+        teacher=teacher.output,
+        out=context.folder,
+        classes=tuple(context.sources.classes),
+        batch=settings.batch,
+        threads=max(2, math.ceil(context.job.workers.cpus)),
+        temperature=temperature,
+        flip=settings.flip,
+        compile=settings.compile,
+        cache=context.cache,
+    )
+
+
+def _earlier(context: Context) -> tuple[str, ...]:
+    """The label folders of other corpora and generations."""
+    output, own = context.job.output, storage.name(context.folder)
+    return tuple(
+        storage.join(output, name) for name in storage.listdir(output) if name != own and LABEL_FOLDER.fullmatch(name)
+    )
+
+
+def _before(context: Context) -> Before | None:
+    """The generation before, where only what it kept is labelled."""
+    number = context.stage.generation
+    if context.job.generations[number - 1].label.corpus == "all":
+        return None
+    made, chosen = (context.needs[f"gen{number - 1}-{kind}"] for kind in ("label", "select"))
+    return Before(made.folder, chosen.folder, chosen.output, frozenset(made.info["failed"]))
+
+
+def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
+    """A shard that was touched since the corpus was frozen, with the checksum that it had when its stamp was `stamp`,
+    where a label file tells."""
+    for folder in (spec.out, *spec.earlier):
+        metadata = finished.read(storage.join(folder, labels.file_name(shard.name)), {"shard_size": shard.size})
+        if metadata and metadata.get("shard_stamp") == stamp:
+            return replace(shard, sha256=metadata["shard_sha256"])
+    return shard
+
+
+def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is summed up over the shards."""
+    return {name: metadata.get(name) for name in ("counts", "cut", "seconds", "batch")}
+
+
+def _read_facts(context: Context, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
+    """The same of shards that were labelled before this attempt, from their files."""
+
+    def read(shard: Shard) -> tuple[str, dict[str, Any]]:
+        return shard.name, _facts(labels.read_metadata(storage.join(context.folder, labels.file_name(shard.name))))
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(readers.map(read, shards))
+
+
+def _result(context: Context, failed: dict[str, str], made: dict[str, dict[str, Any]]) -> Result:
     """Compare the files with the corpus and add up what they say of themselves."""
     shards = context.sources["unlabelled"].shards
     present = set(storage.walk(context.folder))
     lost = [shard.name for shard in shards if labels.file_name(shard.name) not in present and shard.name not in failed]
     if lost:
         raise DataError(f"{len(lost)} shards have no label file after labelling, the first is {lost[0]}; run again")
+    made |= _read_facts(context, [shard for shard in shards if shard.name not in made and shard.name not in failed])
     counts: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    batches: Counter[str] = Counter()
     cut: list[str] = []
     for shard in shards:
         if shard.name not in failed:
-            metadata = labels.read_metadata(storage.join(context.folder, labels.file_name(shard.name)))
-            counts.update(metadata["counts"])
-            if metadata.get("cut"):
+            facts = made[shard.name]
+            counts.update(facts["counts"])
+            seconds.update(facts["seconds"])
+            batches[str(facts["batch"])] += 1
+            if facts["cut"]:
                 cut.append(shard.name)
-                context.warn(f"shard {shard.name} is damaged, {metadata['cut']}; its samples up to there are labelled")
+                context.warn(f"shard {shard.name} is damaged, {facts['cut']}; its samples up to there are labelled")
+    skipped = counts.pop(SKIPPED, 0)
     allowed, total = context.job.data, sum(counts.values())
     if len(cut) + len(failed) > allowed.max_bad_shards:
         for name in cut:  # as failed ones: tried again at the next start
@@ -87,23 +167,34 @@ def _result(context: Context, failed: dict[str, str]) -> Result:
             f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows {allowed.max_bad_shards}; "
             f"the first is {[*failed, *cut][0]}; mend or remove it, or raise data.max_bad_shards"
         )
-    bad: dict[str, Any] = {status: number for status, number in counts.items() if status != "ok"}
+    bad = bad_counts(counts)
     if sum(bad.values()) > allowed.max_bad_fraction * total:
         reasons = ", ".join(f"{number:,} {status}" for status, number in bad.items())
         raise DataError(
             f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than data.max_bad_fraction "
             f"{allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
         )
-    line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled" + (
-        f", {sum(bad.values()):,} bad" if bad else ""
-    )
+    line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
+    line += f", {sum(bad.values()):,} bad" if bad else ""
+    line += f", {skipped:,} skipped that were not kept before" if skipped else ""
     metrics = {
         "images": float(total),
         "ok": float(counts["ok"]),
         "bad": float(sum(bad.values())),
         "failed_shards": float(len(failed)),
     }
-    return Result({"line": line, "images": total, "bad": bad, "failed": sorted(failed)}, metrics=metrics)
+    metrics |= {f"seconds_{part}": value for part, value in seconds.items()}
+    info = {
+        "line": line,
+        "images": total,
+        "bad": bad,
+        "skipped": skipped,
+        "failed": sorted(failed),
+        "time": {part: round(value, 3) for part, value in seconds.items()},
+        "where": shares(seconds),
+        "batches": dict(batches),
+    }
+    return Result(info, metrics=metrics)
 
 
 def _failed_name(shard: str) -> str:

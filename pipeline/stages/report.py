@@ -1,10 +1,11 @@
 """The end of a job: its numbers in summary.json, and everything worth seeing on one page.
 
 report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "model", "top1", "top5", "parameters",
-                                        "images_per_second"}, …], "gain_points", "report"}
+                                        "images_per_second"}, …], "audits", "gain_points", "report"}
 report-1a2b3c4d/index.html             self-contained: opens from anywhere
 report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png
-report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-contact.png  …
+report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png
+report-1a2b3c4d/gen1-contact.png       gen1-dropped.png  gen1-bad.png  …
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
 from pipeline.plan import Done
-from pipeline.stages import report_labels, report_page, report_plots
+from pipeline.stages import report_audit, report_page, report_plots, report_section
 from pipeline.stages.context import Context, Result
-from pipeline.stages.report_contact import contact_sheet
-from pipeline.stages.report_labels import Found
-from pipeline.stages.report_page import Page, Picture, Section
+from pipeline.stages.report_page import Page, Picture
 from pipeline.stages.report_plots import Curve, Model
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
@@ -36,17 +35,18 @@ def run(context: Context) -> Result:
     evaluation = storage.read_json(storage.join(context.needs["evaluate"].folder, "evaluate.json"))
     fields = [field.name for field in dataclasses.fields(Model)]
     models = [Model(**{name: row[name] for name in fields}) for row in evaluation["models"]]
-    summary = _summary(context, models)
+    generations = context.job.generations
+    audits = [report_audit.summary(context, number) for number in range(1, len(generations) + 1)]
+    summary = _summary(context, models, audits)
 
     # ---- pictures and facts -----------------------------------------------------------------------------------------
-    generations = context.job.generations
     shards = len(context.sources["unlabelled"].shards) if generations else 0
     total = shards * len(generations) + 1
     with context.journal() as log:
         sections = []
         for number in range(1, len(generations) + 1):
             read = functools.partial(_progress, log, (number - 1) * shards, total)
-            sections.append(_generation(context, models, number, read))
+            sections.append(report_section.section(context, models, number, audits[number - 1], read))
         overview = _overview(models, evaluation["images"], context.needs)
         page = Page(
             context.job.name,
@@ -67,6 +67,11 @@ def run(context: Context) -> Result:
         storage.write_json(storage.join(context.folder, SUMMARY), summary)
         log.log(total, total)
     metrics = {"gain_points": summary["gain_points"], "top1": models[-1].top1, "top5": models[-1].top5}
+    metrics |= {
+        f"gen{audit['generation']}_expected_noise": audit["expected_noise"]
+        for audit in audits
+        if audit["expected_noise"] is not None
+    }
     return Result({"line": summary["report"]}, metrics=metrics, artifacts=[SUMMARY, *files])
 
 
@@ -74,10 +79,11 @@ def _progress(log: Journal, before: int, total: int, number: int) -> None:
     log.log(before + number, total)
 
 
-def _summary(context: Context, models: Sequence[Model]) -> dict[str, Any]:
+def _summary(context: Context, models: Sequence[Model], audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "job": context.job.name,
         "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
+        "audits": list(audits),
         "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
         "report": storage.redact(storage.join(context.folder, PAGE)),
     }
@@ -132,87 +138,6 @@ def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: 
     groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
     steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
     return [Curve(model.label, model.generation, steps, values)] if points else []
-
-
-def _generation(context: Context, models: Sequence[Model], number: int, progress: Callable[[int], None]) -> Section:
-    label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
-    settings = context.job.generations[number - 1].select
-    corpus, names = context.sources["unlabelled"].shards, context.sources.classes
-    chosen = storage.read_json(storage.join(select, SUMMARY))
-    kept = chosen["kept_per_class"]
-    found = report_labels.scan(label, select, corpus, report_labels.shown_classes(kept), progress)
-    rows = report_labels.contact_rows(found, label, corpus, names, kept)
-    teacher, student = models[number - 1].label, models[number].label
-    who = teacher if number > 1 else "the teacher"
-    wanted = f"; the dashed line is the {settings.per_class:,} wanted of each" if settings.per_class else ""
-    pictures = [
-        Picture(
-            f"gen{number}-confidence.png",
-            report_plots.confidence(
-                chosen["histogram"], chosen["kept_histogram"], chosen["confident"], settings.threshold, number
-            ),
-            f"Histogram of the confidence of generation {number}'s labels",
-            f"How sure {who} was of its label for each unlabelled image, and which images were kept.",
-        ),
-        Picture(
-            f"gen{number}-classes.png",
-            report_plots.classes(
-                names, chosen["available"], kept, chosen["copies_per_class"], settings.per_class, number
-            ),
-            f"Samples per class before and after balancing in generation {number}",
-            f"Images at or above the threshold by the label that {who} gave, and what {student} learns from{wanted}.",
-        ),
-    ]
-    if rows:
-        classes = sum(count > 0 for count in kept)
-        some = "Each class" if len(rows) == classes else f"{len(rows)} of {classes:,} classes"
-        pictures.append(
-            Picture(
-                f"gen{number}-contact.png",
-                contact_sheet(rows, number),
-                f"Contact sheet of generation {number}'s kept images",
-                f"{some} as {who} labelled it, with the confidence: look for mistakes on the right.",
-            )
-        )
-    facts = _facts(found, chosen, settings, len(corpus))
-    return Section(number, teacher, student, facts, pictures, *_bad(found))
-
-
-def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) -> dict[str, str]:
-    labelled = chosen["labelled"]
-    share = f" ({100 * chosen['confident'] / labelled:.0f} %)" if labelled else ""
-    facts = {"unlabelled images": f"{sum(found.statuses.values()):,}", "shards": f"{shards:,}"}
-    bad = [
-        f"{number:,} {status.replace('_', ' ')}" for status, number in found.statuses.most_common() if status != "ok"
-    ]
-    facts["bad samples"] = ", ".join(bad) or "none"
-    if found.missing:
-        facts["shards without labels"] = f"{len(found.missing):,}"
-    facts[f"confidence ≥ {settings.threshold:g}"] = f"{chosen['confident']:,}{share}"
-    if chosen["excluded"]:
-        facts["copies of held-out images"] = f"{chosen['excluded']:,} dropped"
-    facts["kept"] = f"{chosen['kept']:,}"
-    if settings.per_class:
-        facts["kept, with copies"] = f"{chosen['copies']:,}"
-        facts["wanted per class"] = f"{settings.per_class:,}"
-    if chosen["empty"]:
-        facts["classes without an image"] = f"{len(chosen['empty']):,}"
-    return facts
-
-
-def _bad(found: Found) -> tuple[list[tuple[str, str, str]], str]:
-    """What is wrong with which shards and samples, and a title that says how many there are."""
-    samples = sum(found.statuses.values()) - found.statuses["ok"]
-    listed = [(shard, "all", why) for shard, why in found.missing] + [
-        (shard, "its end", why) for shard, why in found.damaged
-    ]
-    title = ", ".join(
-        f"{number:,} bad {name}{'s' if number > 1 else ''}"
-        for number, name in ((len(listed), "shard"), (samples, "sample"))
-        if number
-    )
-    listed = listed[: report_labels.BAD_SHOWN] + found.bad
-    return listed, title if len(listed) >= samples else f"{title}: the first of them"
 
 
 def _stages(context: Context) -> list[tuple[str, str, str, str]]:

@@ -1,4 +1,4 @@
-"""The contact sheet: the most and the least confident kept images of some classes, side by side."""
+"""Contact sheets: the most and the least confident images of some classes, side by side."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SCALE = DPI // 100  # pixels of the file for each of the page's
 
 @dataclass(frozen=True)
 class Row:
-    """One class of the contact sheet: (image, confidence) of its most and its least confident kept images."""
+    """One class of a contact sheet: (image, confidence) of its most and its least confident images."""
 
     name: str
     most: Sequence[tuple[Image.Image, float]]
     least: Sequence[tuple[Image.Image, float]]
 
 
-def contact_sheet(rows: Sequence[Row], generation: int) -> bytes:
-    """Kept images of some classes: on the left the most confident, on the right the least."""
+def contact_sheet(rows: Sequence[Row], generation: int, titles: tuple[str, str]) -> bytes:
+    """Images of some classes, on the left the most confident, on the right the least; `titles` of the two sides."""
     columns = max(3, *(max(len(row.most), len(row.least)) for row in rows))
     step, head, line, middle, scale = CELL + SPACE, 46, CELL + 21, 26, SCALE
     width, height = NAME + 2 * columns * step + middle, head + len(rows) * line
@@ -39,7 +39,7 @@ def contact_sheet(rows: Sequence[Row], generation: int) -> bytes:
         figure.text(x / width, 1 - y / height, text, fontsize=size, color=shade, parse_math=False, **style)
 
     starts = (NAME, NAME + columns * step + middle)
-    for x, title in zip(starts, ("Most confident", "Least confident kept"), strict=True):
+    for x, title in zip(starts, titles, strict=True):
         write(x, 20, title, 10.5, colour(generation), fontweight="bold")
     for number, row in enumerate(rows):
         y = head - 14 + number * line
@@ -48,13 +48,13 @@ def contact_sheet(rows: Sequence[Row], generation: int) -> bytes:
         for start, pictures in zip(starts, (row.most, row.least), strict=True):
             for column, (image, sure) in enumerate(pictures):
                 x = start + column * step
-                canvas[y * scale : (y + CELL) * scale, x * scale : (x + CELL) * scale] = _thumbnail(image, CELL * scale)
+                canvas[y * scale : (y + CELL) * scale, x * scale : (x + CELL) * scale] = thumbnail(image, CELL * scale)
                 write(x + CELL / 2, y + CELL + 12, f"{sure:.3f}", 7.2, MUTED, ha="center")
     figure.figimage(canvas, origin="upper")
     return png(figure)
 
 
-def _thumbnail(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+def thumbnail(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
     """A square of the image's middle, uint8 [side, side, 3]; small images are enlarged without smoothing."""
     times = side // min(image.size)
     if times >= 2:

@@ -1,4 +1,4 @@
-"""What the report reads from label and selection files: bad samples, and the images for the contact sheet.
+"""What the report reads from label and selection files: bad samples, and the images for the contact sheets.
 
 Files are read one by one (a few at a time) and only counts and a handful of places per class are kept, so a corpus
 of any size is fine. Confidences are not counted here: the selection's summary has their histograms.
@@ -30,32 +30,56 @@ THREADS = 8
 
 
 class Place(NamedTuple):
-    """One kept image: the number of its shard in the corpus, and its row there."""
+    """One labelled image: the number of its shard in the corpus, and its row there."""
 
     confidence: float
     shard: int
     row: int
 
 
-@dataclass
-class Found:
-    """From some label files. `most` and `least`: per shown class the best places so far, best first."""
+class BadSample(NamedTuple):
+    """One image that could not be used: the number of its shard, its key, what is wrong, where its bytes lie."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    bad: list[tuple[str, str, str]] = field(default_factory=list)  # (shard, key, status), the first few
-    damaged: list[tuple[str, str]] = field(default_factory=list)  # (shard, why it stops early)
-    missing: list[tuple[str, str]] = field(default_factory=list)  # (shard without a label file, why)
+    shard: int
+    key: str
+    status: str
+    offset: int
+    size: int
+
+
+@dataclass
+class Extremes:
+    """Per shown class: the most and the least confident places so far, best first, and how many there are in all."""
+
     most: dict[int, list[Place]] = field(default_factory=dict)
     least: dict[int, list[Place]] = field(default_factory=dict)
+    count: Counter[int] = field(default_factory=Counter)
+
+    def add(self, other: Extremes) -> None:
+        self.count += other.count
+        for mine, new, descending in ((self.most, other.most, True), (self.least, other.least, False)):
+            for number, places in new.items():
+                mine[number] = _best(mine.get(number, []) + places, descending)
+
+
+@dataclass
+class Found:
+    """From some label files; `dropped` are labelled images that were not kept."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    bad: list[BadSample] = field(default_factory=list)  # the first few
+    damaged: list[tuple[str, str]] = field(default_factory=list)  # (shard, why it stops early)
+    missing: list[tuple[str, str]] = field(default_factory=list)  # (shard without a label file, why)
+    kept: Extremes = field(default_factory=Extremes)
+    dropped: Extremes = field(default_factory=Extremes)
 
     def add(self, other: Found) -> None:
         """Take in the files that come next in the corpus."""
         self.statuses += other.statuses
         self.bad = (self.bad + other.bad)[:BAD_SHOWN]
         self.damaged += other.damaged
-        for mine, new, descending in ((self.most, other.most, True), (self.least, other.least, False)):
-            for number, places in new.items():
-                mine[number] = _best(mine.get(number, []) + places, descending)
+        self.kept.add(other.kept)
+        self.dropped.add(other.dropped)
 
 
 def shown_classes(kept_per_class: Sequence[int]) -> list[int]:
@@ -90,15 +114,13 @@ def scan(
     return found
 
 
-def contact_rows(
-    found: Found, label_folder: str, corpus: Sequence[Shard], names: Sequence[str], kept_per_class: Sequence[int]
-) -> list[Row]:
-    """The pictures of the contact sheet, read from the shards; no picture stands on both sides."""
+def contact_rows(found: Extremes, label_folder: str, corpus: Sequence[Shard], names: Sequence[str]) -> list[Row]:
+    """The pictures of a contact sheet, read from the shards; no picture stands on both sides."""
     chosen: dict[int, tuple[list[Place], list[Place]]] = {}
     for number in found.most:
-        half = kept_per_class[number] // 2
+        half = found.count[number] // 2
         least = found.least[number][: min(EACH, half)]
-        chosen[number] = found.most[number][: kept_per_class[number] - half], least
+        chosen[number] = found.most[number][: found.count[number] - half], least
     wanted = sorted({(place.shard, place.row) for sides in chosen.values() for side in sides for place in side})
     rows: dict[int, list[int]] = {}
     for shard, row in wanted:
@@ -133,18 +155,21 @@ def _scan_shard(label_path: str, select_path: str, shard: str, number: int, show
     found = Found(statuses=Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(status).to_pylist()}))
     if metadata.get("cut"):
         found.damaged.append((shard, str(metadata["cut"])))
-    bad = np.flatnonzero(pc.not_equal(status, "ok"))[:BAD_SHOWN]
+    bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", shards.SKIPPED]))))[:BAD_SHOWN]
     if len(bad):
-        keys = labels.read_labels(label_path, ["key"])["key"].take(bad).to_pylist()
-        found.bad = list(zip([shard] * len(bad), keys, status.take(bad).to_pylist(), strict=True))
-    kept = labels.read_labels(select_path, ["index"])["index"].to_numpy()
-    label, sure = _column(table, "label")[kept], _column(table, "confidence")[kept]
-    for wanted in shown:
-        inside = np.flatnonzero(label == wanted)
-        if len(inside):
-            order = inside[np.argsort(-sure[inside], kind="stable")]
-            places = [Place(float(sure[i]), number, int(kept[i])) for i in {*order[:EACH], *order[-EACH:]}]
-            found.most[wanted], found.least[wanted] = _best(places, True), _best(places, False)
+        named = labels.read_labels(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
+        found.bad = [BadSample(number, row["key"], row["status"], row["offset"], row["size"]) for row in named]
+    label, sure = _column(table, "label"), _column(table, "confidence")
+    kept = np.zeros(len(label), bool)
+    kept[labels.read_labels(select_path, ["index"])["index"].to_numpy()] = True
+    for extremes, side in ((found.kept, kept), (found.dropped, ~kept)):
+        for wanted in shown:
+            inside = np.flatnonzero(side & (label == wanted))
+            if len(inside):
+                order = inside[np.argsort(-sure[inside], kind="stable")]
+                places = [Place(float(sure[i]), number, int(i)) for i in {*order[:EACH], *order[-EACH:]}]
+                extremes.most[wanted], extremes.least[wanted] = _best(places, True), _best(places, False)
+                extremes.count[wanted] = len(inside)
     return found
 
 

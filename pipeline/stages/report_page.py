@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.stages.report_plots import Model
-from pipeline.stages.report_style import clean, colour, short
+from pipeline.stages.report_style import HALF, clean, colour, short
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --muted: #66727f; --line: #e3e8ed; }
@@ -72,9 +73,10 @@ class Section:
     generation: int
     teacher: str
     student: str
+    lead: str  # a sentence or two
     facts: Mapping[str, str]
-    pictures: Sequence[Picture]  # two side by side, then full width
-    bad: Sequence[tuple[str, str, str]] = ()  # (shard, key, what is wrong)
+    pictures: Sequence[Picture]  # those of half the page's width stand in pairs
+    bad: Sequence[tuple[str, str, str, str]] = ()  # (shard, key, what is wrong, how it begins)
     bad_title: str = ""
 
 
@@ -83,7 +85,7 @@ class Page:
     job: str
     images: int  # of the test split
     models: Sequence[Model]
-    overview: Sequence[Picture]  # two side by side, then full width
+    overview: Sequence[Picture]
     sections: Sequence[Section]
     stages: Sequence[tuple[str, str, str, str]]  # (stage, folder name, fingerprint, seconds)
     notes: Sequence[str] = field(default_factory=tuple)
@@ -182,15 +184,22 @@ def _cells(values: Sequence[str]) -> str:
 
 
 def _pictures(pictures: Sequence[Picture]) -> str:
-    pair = f'<div class="pair">{"".join(map(_figure, pictures[:2]))}</div>' if pictures else ""
-    return pair + "".join(map(_figure, pictures[2:]))
+    groups = itertools.groupby(pictures, key=lambda picture: _width(picture) <= 100 * HALF)
+    return "".join(
+        f'<div class="pair">{"".join(map(_figure, group))}</div>' if narrow else "".join(map(_figure, group))
+        for narrow, group in groups
+    )
+
+
+def _width(picture: Picture) -> int:
+    """Pixels of the page, of which the picture has two each; from the PNG's header."""
+    return int.from_bytes(picture.png[16:20], "big") // 2
 
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
-    width = int.from_bytes(picture.png[16:20], "big") // 2  # from the PNG's header: two pixels for each of the page's
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text(picture.alt)}" width="{width}">'
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text(picture.alt)}" width="{_width(picture)}">'
         f"<figcaption>{text(picture.caption)}</figcaption></figure>"
     )
 
@@ -200,17 +209,18 @@ def _section(section: Section) -> str:
     bad = ""
     if section.bad:
         rows = "".join(
-            f"<tr><td><code>{text(shard)}</code></td><td><code>{text(key)}</code></td><td>{text(why)}</td></tr>"
-            for shard, key, why in section.bad
+            f"<tr><td><code>{text(shard)}</code></td><td><code>{text(key)}</code></td><td>{text(why)}</td>"
+            f"<td><code>{text(start)}</code></td></tr>"
+            for shard, key, why, start in section.bad
         )
         bad = (
             f'<details class="card"><summary>{text(section.bad_title)}</summary><table><tr><th>shard</th><th>sample</th>'
-            f"<th>what is wrong</th></tr>{rows}</table></details>"
+            f"<th>what is wrong</th><th>it begins with</th></tr>{rows}</table></details>"
         )
     return (
         f'<section><h2><i style="background:{colour(section.generation)}"></i>Generation {section.generation}'
         f"<small>{section.teacher} labels, {section.student} learns</small></h2>"
-        f'<dl class="card">{facts}</dl>{_pictures(section.pictures)}{bad}</section>'
+        f'<p class="lead">{text(section.lead)}</p><dl class="card">{facts}</dl>{_pictures(section.pictures)}{bad}</section>'
     )
 
 

@@ -110,7 +110,7 @@ def speed_accuracy(models: Sequence[Model]) -> bytes:
     figure, axes = figure_of("Speed against accuracy")
     x = np.array([model.images_per_second for model in models])
     y = np.array([100 * model.top1 for model in models])
-    _speed_range(axes, x.min(), x.max())
+    speed_range(axes, x.min(), x.max())
     percent_range(axes, y, y, margin=0.25)
     for before, after in itertools.pairwise(zip(x, y, strict=True)):
         arrow = {"arrowstyle": "-|>", "color": PALE, "linewidth": 1.6, "shrinkA": 7, "shrinkB": 7}
@@ -135,7 +135,7 @@ def speed_accuracy(models: Sequence[Model]) -> bytes:
     return png(figure)
 
 
-def _speed_range(axes: Axes, low: float, high: float) -> None:
+def speed_range(axes: Axes, low: float, high: float) -> None:
     """The axis of speeds: logarithmic where they differ much."""
     if high > 4 * low:
         axes.set_xscale("log")

@@ -1,7 +1,7 @@
 """Keep the confident part of the pseudo-labels, balanced over the classes; copies of held-out images are dropped.
 
-gen1-select-1a2b3c4d/<shard>.parquet   index int32, copies int32
-gen1-select-1a2b3c4d/summary.json      what was kept, per class and per shard (selection.select_all)
+gen1-select-1a2b3c4d/<shard>.parquet   index int32, copies int32, with `weight: confidence` also weight float32
+gen1-select-1a2b3c4d/summary.json      what was kept, per class and per shard (selection.select_all), and `bias`
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data import labels, selection
+from pipeline.data.classes import by_number
 from pipeline.errors import DataError
+from pipeline.plan import held_out_of
 from pipeline.stages import index
 from pipeline.stages.context import Context, Result
 
 SUMMARY = "summary.json"
 SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
+BIASED = 0.25  # total variation distance, beyond chance, from which on it is worth a warning
+NAMED = 3  # classes that such a warning names on either side
 
 
 def run(context: Context) -> Result:
     settings = context.job.generations[context.stage.generation - 1].select
-    folder = context.needs[f"gen{context.stage.generation}-label"].folder
-    names = set(storage.walk(folder))
-    paths = [
-        storage.join(folder, name)
-        for shard in context.sources["unlabelled"].shards
-        if (name := labels.file_name(shard.name)) in names
-    ]
+    paths = label_files(context)
     wanted = selection.Settings(
         num_classes=len(context.sources.classes),
         threshold=settings.threshold,
         per_class=settings.per_class,
         max_copies=settings.max_copies,
+        top_fraction=settings.top_fraction,
+        thresholds=by_number(settings.thresholds, context.sources.classes, "select.thresholds"),
+        by_confidence=settings.weight == "confidence",
         expected={"class_list": labels.class_list_hash(context.sources.classes)},
         exclude=held_out(context),
     )
@@ -54,6 +55,8 @@ def run(context: Context) -> Result:
                 yield outcome.value
 
         summary = selection.select_all(paths, wanted, map_groups, context.folder)
+    labelled = context.needs["index"].info["per_class"]["labelled"]
+    summary["bias"] = bias(summary["available"], labelled)
     storage.write_json(storage.join(context.folder, SUMMARY), summary)
     _warn(context, summary)
     line = f"{summary['kept']:,} of {summary['labelled']:,} images kept, {summary['copies']:,} with copies"
@@ -61,15 +64,54 @@ def run(context: Context) -> Result:
     return Result({"line": line}, metrics=metrics, artifacts=[SUMMARY])
 
 
+def label_files(context: Context) -> list[str]:
+    """The label files of all shards but those that could not be labelled; DataError where one is gone."""
+    done = context.needs[f"gen{context.stage.generation}-label"]
+    names = [
+        labels.file_name(shard.name)
+        for shard in context.sources["unlabelled"].shards
+        if shard.name not in done.info["failed"]
+    ]
+    lost = sorted(set(names) - set(storage.walk(done.folder)))
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(names)} label files are gone from {storage.redact(done.folder)}, the first is {lost[0]}; delete "
+            "the done.json there and run again, which labels the shards that lack one"
+        )
+    return [storage.join(done.folder, name) for name in names]
+
+
 def held_out(context: Context) -> np.ndarray:
-    """Sorted hashes uint64 of all validation and test images."""
+    """Sorted hashes uint64 of all validation, test and audited images."""
     folder = context.needs["index"].folder
     found = [
         labels.read_labels(index.rows_path(folder, source, shard.name), ["image_hash"])["image_hash"].to_numpy()
-        for source in ("validation", "test")
+        for source in held_out_of(context.job)
         for shard in context.sources[source].shards
     ]
     return np.unique(np.concatenate(found).astype(np.uint64))
+
+
+def bias(confident: Sequence[int], labelled: Sequence[int]) -> dict[str, Any]:
+    """How far the confident images' distribution over the classes, before balancing, is from the labelled images'.
+
+    `distance`: total variation, ½ Σ |p - q|, the share of images that would have to change class; `chance`: what two
+    draws of these sizes from one distribution over equal classes would have; `over` and `under`: the classes by which it
+    is too many and too few, most first, as [class, share of the confident, share of the labelled].
+    """
+    p, q = (np.asarray(counts) / sum(counts) for counts in (confident, labelled))
+    order = np.argsort(q - p, kind="stable")
+    chance = np.sqrt(len(p) / (2 * np.pi) * (1 / sum(confident) + 1 / sum(labelled)))
+
+    def named(numbers: np.ndarray) -> list[list[Any]]:
+        return [[int(number), round(float(p[number]), 6), round(float(q[number]), 6)] for number in numbers[:NAMED]]
+
+    return {
+        "distance": round(float(np.abs(p - q).sum() / 2), 6),
+        "chance": round(float(chance), 6),
+        "over": named(order[(p > q)[order]]),
+        "under": named(order[::-1][(p < q)[order[::-1]]]),
+    }
 
 
 def _worker(function: Callable[[tuple[str, ...]], Any]) -> Callable[[tuple[str, ...]], Any]:
@@ -85,3 +127,13 @@ def _warn(context: Context, summary: dict[str, Any]) -> None:
             context.warn(
                 f"{context.stage.name}: {text} {len(classes)} classes ({shown}{' …' if len(classes) > 5 else ''})"
             )
+    found = summary["bias"]
+    if found["distance"] > BIASED + found["chance"]:
+        over, under = (
+            ", ".join(f"{names[number]} ({100 * p:.3g} % for {100 * q:.3g} %)" for number, p, q in found[side])
+            for side in ("over", "under")
+        )
+        context.warn(
+            f"{context.stage.name}: the confident labels are spread over the classes unlike the labelled images: "
+            f"{100 * found['distance']:.0f} % of them would have to be of another class; too many of {over}; too few of {under}"
+        )

@@ -140,7 +140,7 @@ def indexed_shards(context: Context, source: str) -> list[TrainingShard]:
     folder = context.needs["index"].folder
     counts = storage.read_json(storage.join(folder, index.SHARDS))[source]
     return [
-        TrainingShard(shard.path, index.rows_path(folder, source, shard.name), None, counts[shard.name])
+        TrainingShard(shard.path, index.rows_path(folder, source, shard.name), None, counts[shard.name], context.cache)
         for shard in context.sources[source].shards
     ]
 
@@ -155,6 +155,7 @@ def selected_shards(context: Context) -> list[TrainingShard]:
             storage.join(label, labels.file_name(shard.name)),
             storage.join(select, labels.file_name(shard.name)),
             counts[shard.name],
+            context.cache,
         )
         for shard in context.sources["unlabelled"].shards
         if counts.get(shard.name)

@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline import storage
+from pipeline import remote, storage
 
 NAME = "metrics.jsonl"
 PART = re.compile(r"metrics-(\d{6,})\.jsonl")
@@ -140,7 +140,7 @@ def _fetch(fs: Any, inner: str, names: list[str]) -> list[bytes]:
     if not names:
         return []
     paths = [fs._strip_protocol(storage.join(inner, name)) for name in names]
-    found = fs.cat(paths)
+    found = remote.persist(inner, lambda: fs.cat(paths))
     if isinstance(found, bytes):
         return [found]
     return [found[path] for path in paths]

@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.data import images, shards
+from pipeline.data.cache import Cache
 from pipeline.data.loader import TrainingShard
 from pipeline.data.order import share
 from pipeline.train.dist import World
@@ -38,6 +39,7 @@ class Labelled:
     offset: int
     size: int
     label: int
+    cache: Cache | None = None
 
 
 @dataclass
@@ -98,7 +100,10 @@ def read_index(validation: Sequence[TrainingShard]) -> list[Labelled]:
     for shard in validation:
         with storage.open_read(shard.rows) as file:
             rows = pq.read_table(file, columns=["key", "offset", "size", "label"]).to_pydict()
-        found += [Labelled(shard.path, *row) for row in zip(*rows.values(), strict=True)]
+        found += [
+            Labelled(shard.path, key, offset, size, label, shard.cache)
+            for key, offset, size, label in zip(*rows.values(), strict=True)
+        ]
     return found
 
 
@@ -133,7 +138,7 @@ def _decode(samples: Sequence[Labelled], view: images.View, batch: int) -> Itera
 
 def _read(sample: Labelled, view: images.View) -> tuple[np.ndarray, int] | None:
     try:
-        return images.load(shards.read_at(sample.path, sample.offset, sample.size), view), sample.label
+        return images.load(shards.read_at(sample.path, sample.offset, sample.size, sample.cache), view), sample.label
     except images.BadImage as error:
         log.warning("left out of the evaluation: %s of %s (%s)", sample.key, storage.redact(sample.path), error)
         return None

@@ -86,6 +86,21 @@ def test_outcomes_come_as_units_finish(cluster: Any, tmp_path: Path) -> None:
     outcomes.close()
 
 
+def test_a_worker_handles_as_many_units_at_once_as_may_overlap(cluster: Any, tmp_path: Path) -> None:
+    units = [(str(n), Unit(n, act="meet" if n < 2 else "", folder=str(tmp_path))) for n in range(6)]
+    outcomes = list(cluster.map(make_worker, units, resources=Resources(workers=1), overlap=2))
+    assert {outcome.name: outcome.value for outcome in outcomes} == {str(n): n**2 for n in range(6)}
+    assert all(outcome.workers == 1 and outcome.attempts == 1 for outcome in outcomes)
+
+
+def test_overlapping_units_fail_alone(cluster: Any, tmp_path: Path) -> None:
+    acts = {1: "raise", 2: "raise once", 3: "user error"}
+    units = [(str(n), Unit(n, acts.get(n, ""), str(tmp_path))) for n in range(8)]
+    outcomes = {o.name: o for o in cluster.map(make_worker, units, resources=Resources(workers=2), overlap=2)}
+    assert {name: o.attempts for name, o in outcomes.items() if o.error} == {"1": 3, "3": 1}
+    assert outcomes["2"].value == 4 and outcomes["2"].attempts == 2 and len(outcomes) == 8
+
+
 def test_fit_returns_what_the_loop_returned(cluster: Any, tmp_path: Path) -> None:
     result = cluster.fit(loop, Training(str(tmp_path)), resources=Resources(workers=1), folder=str(tmp_path))
     assert (result["rank"], result["world"], result["started_at"]) == (0, 1, 0)

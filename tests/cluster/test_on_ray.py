@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.on_ray import OnRay
+from pipeline.cluster.pool import slowest
 from pipeline.errors import ClusterError, DataError
 from tests.cluster.units import Training, Unit, loop, make_worker, make_worker_of
 
@@ -36,6 +37,40 @@ def test_a_unit_that_kills_its_workers_fails_alone(embedded_ray: Any, tmp_path: 
     assert all("worker process died" in (o.error or "") and o.attempts == 3 for o in failed.values())
     # Units this short may lose an answer that was under way when their worker died: then one try more.
     assert all(o.value == int(o.name) ** 2 and o.attempts <= 2 for o in outcomes if not o.error)
+
+
+def test_overlapping_units_of_a_dead_worker_are_tried_again_alone(embedded_ray: Any, tmp_path: Path) -> None:
+    """Both are charged with the death they share; after that only the guilty one."""
+    units = [(str(n), Unit(n, "kill" if n == 2 else "", str(tmp_path))) for n in range(8)]
+    outcomes = {o.name: o for o in embedded_ray.map(make_worker, units, resources=Resources(workers=1), overlap=2)}
+    assert len(outcomes) == 8
+    failed = outcomes.pop("2")
+    assert "worker process died" in (failed.error or "") and failed.attempts == 3
+    assert len(list(tmp_path.glob("2-*"))) == 3
+    assert {name: o.value for name, o in outcomes.items()} == {str(n): n**2 for n in range(8) if n != 2}
+    assert all(outcome.attempts <= 2 for outcome in outcomes.values())
+
+
+def test_a_slow_unit_is_given_to_an_idle_worker_too(embedded_ray: Any, tmp_path: Path) -> None:
+    units = [(str(n), Unit(n, "slow once" if n == 0 else "", str(tmp_path))) for n in range(10)]
+    outcomes = {o.name: o for o in embedded_ray.map(make_worker, units, resources=Resources(workers=2))}
+    assert {name: o.value for name, o in outcomes.items()} == {str(n): n**2 for n in range(10)}
+    assert outcomes["0"].attempts == 1 and outcomes["0"].workers == 2
+    assert len(list(tmp_path.glob("0-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("running", "ended", "expected"),
+    [
+        ({"a": 100.0}, [], None),
+        ({"a": 100.0}, [1.0, 1.0], None),  # too few to know
+        ({}, [1.0] * 5, None),
+        ({"a": 3.1, "b": 9.0, "c": 1.0}, [1.0, 1.0, 50.0], "b"),
+        ({"a": 2.9, "b": 3.0}, [1.0, 1.0, 1.0], None),
+    ],
+)
+def test_what_counts_as_slow(running: dict[str, float], ended: list[float], expected: str | None) -> None:
+    assert slowest(running, ended) == expected
 
 
 def test_workers_that_die_while_starting_end_in_one_sentence(embedded_ray: Any) -> None:

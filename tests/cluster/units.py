@@ -27,6 +27,13 @@ def tried(unit: Unit) -> int:
     return len(list(folder.glob(f"{unit.number}-*")))
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
 def make_worker() -> Callable[[Unit], int]:
     here = {"handled": 0}
 
@@ -37,6 +44,11 @@ def make_worker() -> Callable[[Unit], int]:
             raise ValueError(f"unit {unit.number} is bad")
         if unit.act == "user error":
             raise DataError(f"shard {unit.number} is missing; check `data.root`")
+        if unit.act == "meet":  # another unit in this process
+            wait_for(lambda: len(list(Path(unit.folder).glob(f"*-{os.getpid()}"))) > 1)
+        if unit.act == "slow once" and tries == 1:  # until somebody else has a go
+            wait_for(lambda: len(list(Path(unit.folder).glob(f"{unit.number}-*"))) > 1)
+            time.sleep(3600)
         if unit.act == "kill" or (unit.act == "kill once" and tries == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return unit.number**2

@@ -38,6 +38,19 @@ def member(
     return info.tobuf(tar_format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
 
 
+def pax(records: dict[str, str | bytes]) -> bytes:
+    """An extended header with these records, to be put before a member."""
+    whole = b""
+    for key, value in records.items():
+        text = value if isinstance(value, bytes) else value.encode()
+        rest = b" " + key.encode() + b"=" + text + b"\n"
+        size = len(rest) + 1
+        while len(str(size)) + len(rest) != size:  # a record's length counts its own digits
+            size += 1
+        whole += str(size).encode() + rest
+    return member("pax", whole, type=tarfile.XHDTYPE)
+
+
 def make(path: Path | str, members: dict[str, bytes] | list[tuple[str, bytes]], **options: Any) -> str:
     """Write a whole tar of (name, data) pairs; its path."""
     pairs = members.items() if isinstance(members, dict) else members

@@ -1,6 +1,8 @@
 """The labelling worker: every sample one row, whatever is wrong with it; rows that depend on shard and teacher alone."""
 
 import functools
+import gc
+import hashlib
 import io
 import os
 import pickle
@@ -16,11 +18,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.data import images, labels, shards
-from pipeline.data.ahead import run_ahead
-from pipeline.data.labeller import LabelSpec, make_labeller
+from pipeline.cluster.contract import Resources
+from pipeline.cluster.inline import Inline
+from pipeline.data import images, labeller, labels, shards
+from pipeline.data.ahead import Ahead
+from pipeline.data.labeller import Labeller, LabelSpec, make_labeller
 from pipeline.data.shards import Shard
-from pipeline.errors import DataError, WeightsError
+from pipeline.data.teacher import Teacher
+from pipeline.errors import ClusterError, DataError, WeightsError
 
 CLASSES = ("red", "green", "blue")
 VIEW = images.View(8)
@@ -164,11 +169,19 @@ def test_the_file_says_what_it_is(tmp_path: Path, spec: LabelSpec) -> None:
     shard = good_shard(tmp_path / "in" / "000.tar", 5)
     result = make_labeller(spec)(shard)
     metadata = labels.read_metadata(f"{spec.out}/in/000.parquet")
-    assert {**metadata, "skipped": False} == {**result, "format": labels.FORMAT, "transform": metadata["transform"]}
+    seconds = result.pop("seconds")
+    assert {**metadata, "skipped": False} == {
+        **result,
+        "format": labels.FORMAT,
+        "transform": metadata["transform"],
+        "seconds": metadata["seconds"],
+    }
     assert metadata["shard"] == "in/000.tar" and metadata["shard_size"] == shard.size and metadata["cut"] is None
     assert metadata["class_list"] == labels.class_list_hash(CLASSES) and metadata["teacher"] == spec.teacher
     assert metadata["batch"] == 4 and metadata["dtype"] == "float32" and metadata["transform"]["size"] == 8
-    assert set(metadata["seconds"]) == {"read", "decode", "wait", "forward", "total"}
+    assert set(seconds) == set(metadata["seconds"]) == {*labeller.PARTS, "total"}
+    assert all(0 <= value <= seconds[part] for part, value in metadata["seconds"].items())
+    assert metadata["shard_sha256"] == hashlib.sha256(Path(shard.path).read_bytes()).hexdigest()
 
 
 def test_finished_shards_are_not_done_again_and_foreign_files_are_replaced(tmp_path: Path, spec: LabelSpec) -> None:
@@ -254,7 +267,8 @@ def test_running_ahead_keeps_the_order_and_is_bounded() -> None:
             yield number
 
     seconds: dict[str, float] = {}
-    for expected, value in enumerate(run_ahead(items(), lambda x: x * x, threads=3, ahead=10, seconds=seconds)):
+    ahead = Ahead(threads=3, ahead=10)
+    for expected, value in enumerate(ahead.run(items(), lambda x: x * x, seconds)):
         assert value == expected**2
         consumed += 1
         assert taken - consumed <= 10 + 4 * 3 + 2
@@ -263,7 +277,8 @@ def test_running_ahead_keeps_the_order_and_is_bounded() -> None:
 
 @pytest.mark.parametrize("where", ["reading", "working"])
 def test_running_ahead_raises_what_went_wrong_and_leaves_no_thread(where: str) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
+    ahead = Ahead(threads=2, ahead=5)
 
     def items() -> Any:
         for number in range(100):
@@ -277,8 +292,175 @@ def test_running_ahead_raises_what_went_wrong_and_leaves_no_thread(where: str) -
         return number
 
     with pytest.raises(OSError, match="connection lost"):
-        list(run_ahead(items(), work, threads=2, ahead=5, seconds={}))
-    early = run_ahead(iter(range(1000)), lambda x: x, threads=2, ahead=5, seconds={})
+        list(ahead.run(items(), work, {}))
+    early = ahead.run(iter(range(1000)), lambda x: x, {})
     assert next(early) == 0
     early.close()
-    assert threading.active_count() == before
+    assert list(ahead.run(iter(range(20)), lambda x: x, {})) == list(range(20))  # nothing of its room was lost
+    ahead.close()
+    assert not set(threading.enumerate()) - before
+
+
+class Small(Colours):
+    """A device whose memory holds `room` images: real errors of torch, as a GPU's allocator and the CPU's raise them."""
+
+    def __init__(self, room: int, kind: str) -> None:
+        super().__init__()
+        self.room, self.kind = room, kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        if len(x) > self.room:
+            if self.kind == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            torch.empty(1 << 50)
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_a_batch_that_does_not_fit_is_halved_for_good_and_the_shard_begins_anew(
+    tmp_path: Path, spec: LabelSpec, kind: str
+) -> None:
+    teacher = Small(3, kind)
+    worker = make_labeller(replace(spec, load=lambda _: (teacher, Card()), batch=8))
+    first, second = good_shard(tmp_path / "in" / "000.tar", 11), good_shard(tmp_path / "in" / "001.tar", 5, seed=50)
+    assert [worker(shard)["batch"] for shard in (first, second)] == [2, 2]
+    assert 8 in teacher.batches and teacher.batches[-9:] == [2, 2, 2, 2, 2, 1, 2, 2, 1]
+    assert labels.read_metadata(f"{spec.out}/in/001.parquet")["batch"] == 2
+    as_if = replace(spec, batch=2, out=str(tmp_path / "asked"))
+    make_labeller(as_if)(first)
+    assert read(spec, first) == read(as_if, first)
+
+
+def test_a_teacher_that_fits_in_no_size_is_one_sentence(tmp_path: Path, spec: LabelSpec) -> None:
+    worker = make_labeller(replace(spec, load=lambda _: (Small(0, "cuda"), Card())))
+    with pytest.raises(ClusterError, match=r"does not fit into the memory of its device with a batch of one image"):
+        worker(good_shard(tmp_path / "in" / "000.tar", 3))
+    assert not Path(spec.out, "in").exists()
+
+
+def test_the_next_shard_is_decoded_while_one_is_with_the_device(
+    tmp_path: Path, spec: LabelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = threading.Event()
+    prepare = labeller._prepare
+
+    def observed(view: images.View, item: Any) -> Any:
+        if item[0].key.startswith("next"):
+            decoded.set()
+        return prepare(view, item)
+
+    class Waiting(Colours):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert decoded.wait(30), "nothing was decoded meanwhile"
+            return super().forward(x)
+
+    monkeypatch.setattr(labeller, "_prepare", observed)
+    first = good_shard(tmp_path / "in" / "000.tar", 7)
+    second = write_tar(tmp_path / "in" / "001.tar", [(f"next{i}.png", picture(i)) for i in range(7)])
+    make_worker = functools.partial(make_labeller, replace(spec, load=lambda _: (Waiting(), Card())))
+    units = [(shard.name, shard) for shard in (first, second)]
+    outcomes = list(Inline().map(make_worker, units, resources=Resources(), overlap=2))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    alone = replace(spec, out=str(tmp_path / "alone"))
+    for shard in (first, second):
+        make_labeller(alone)(shard)
+        assert read(spec, shard) == read(alone, shard)
+
+
+def test_stopping_early_ends_what_runs_and_leaves_no_thread(tmp_path: Path, spec: LabelSpec) -> None:
+    before = set(threading.enumerate())
+    shards_ = [good_shard(tmp_path / "in" / f"{n:03d}.tar", 30 if n else 1) for n in range(4)]
+    outcomes = Inline().map(
+        functools.partial(make_labeller, spec), [(s.name, s) for s in shards_], resources=Resources(), overlap=2
+    )
+    next(outcomes)
+    outcomes.close()
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert not set(threading.enumerate()) - before
+
+
+def test_flip_averages_probabilities(tmp_path: Path, spec: LabelSpec) -> None:
+    class Left(Colours):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * x[..., : x.shape[-1] // 2].mean((2, 3))
+
+    shard = good_shard(tmp_path / "in" / "000.tar", 6)
+    flipped = replace(spec, load=lambda _: (Left(), Card()), flip=True)
+    assert make_labeller(flipped)(shard)["flip"] is True
+    for row in read(flipped, shard):
+        data = shards.read_at(shard.path, row["offset"], row["size"])
+        pixels = images.normalise(torch.from_numpy(images.load(data, VIEW))[None], VIEW)
+        mean = (Left()(pixels).softmax(1) + Left()(pixels.flip(3)).softmax(1))[0] / 2
+        np.testing.assert_allclose(row["confidence"], mean.max(), rtol=1e-5)
+        assert row["label"] == int(mean.argmax())
+    plain = make_labeller(replace(flipped, flip=False))(shard)
+    assert not plain["skipped"] and plain["flip"] is False
+
+
+def test_a_compiled_teacher_sees_one_batch_size(tmp_path: Path, spec: LabelSpec) -> None:
+    module = Colours().eval()
+    compiled = Teacher(module, VIEW, torch.device("cpu"), torch.float32, compiled=True)
+    shard = good_shard(tmp_path / "in" / "000.tar", 10)
+    assert Labeller(spec, compiled)(shard)["compiled"] is True
+    assert module.batches == [4, 4, 4]
+    plain = replace(spec, out=str(tmp_path / "plain"))
+    make_labeller(plain)(shard)
+    assert read(spec, shard) == read(plain, shard)
+
+
+def test_a_shard_that_changed_under_the_run_is_named(tmp_path: Path, spec: LabelSpec) -> None:
+    path = tmp_path / "in" / "000.tar"
+    listed = replace(good_shard(path, 4), stamp=str(path.stat().st_mtime_ns))
+    worker = make_labeller(spec)
+    good_shard(path, 30)
+    with pytest.raises(DataError, match=r"in/000\.tar changed under the run: it has \d+ bytes, and \d+ were listed"):
+        worker(listed)
+    good_shard(path, 4, seed=9)  # as long as before
+    known = replace(listed, sha256="ab" * 32)
+    with pytest.raises(
+        DataError, match=r"in/000\.tar changed under the run: it has the listed size, and other content"
+    ):
+        worker(known)
+    path.unlink()
+    with pytest.raises(DataError, match=r"in/000\.tar is gone since it was listed"):
+        worker(listed)
+    assert not list(Path(spec.out).rglob("*.parquet"))
+    again = good_shard(path, 4)
+    first = worker(replace(again, stamp="of another day"))
+    assert not first["skipped"]  # touched, but what was read is what lies there
+    touched = replace(again, stamp="of a third day", sha256=first["shard_sha256"])
+    assert worker(touched)["skipped"]
+    good_shard(path, 4, seed=9)
+    with pytest.raises(DataError, match="other content"):
+        worker(touched)
+
+
+def test_label_files_of_another_corpus_are_taken_over_where_the_shard_is_the_same(
+    tmp_path: Path, spec: LabelSpec
+) -> None:
+    shards_ = [good_shard(tmp_path / "in" / f"{n:03d}.tar", 4, seed=10 * n) for n in range(3)]
+    shards_ = [replace(shard, stamp=str(Path(shard.path).stat().st_mtime_ns)) for shard in shards_]
+    for shard in shards_:
+        make_labeller(spec)(shard)
+    os.utime(shards_[1].path, ns=(1, 1))
+    good_shard(Path(shards_[2].path), 4, seed=70)
+    now = [replace(shard, stamp=str(Path(shard.path).stat().st_mtime_ns)) for shard in shards_]
+    second = replace(spec, out=str(tmp_path / "second"), earlier=(str(tmp_path / "nothing"), spec.out))
+    worker = make_labeller(second)
+    assert [worker(shard)["skipped"] for shard in now] == [True, True, False]
+    for shard, taken in zip(now, (True, True, False), strict=True):
+        old, new = (Path(out, labels.file_name(shard.name)) for out in (spec.out, second.out))
+        assert old.samefile(new) == taken
+    for change in ({"teacher": "22" * 32}, {"flip": True}, {"temperature": 2.0}, {"batch": 2}):
+        other = replace(second, out=str(tmp_path / f"other-{next(iter(change))}"), **change)
+        assert not make_labeller(other)(now[0])["skipped"]
+
+
+def test_normalising_on_the_cpu_gives_the_bits_of_the_plain_way() -> None:
+    teacher = Teacher(Colours(), VIEW, torch.device("cpu"), torch.float32)
+    for rows in (7, 3, 9):
+        batch = torch.randint(0, 256, (rows, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        assert torch.equal(teacher._host.normalise(batch, VIEW), images.normalise(batch, VIEW))

@@ -21,6 +21,7 @@ from pipeline.data import labels, loader
 from pipeline.data.augment import Augment
 from pipeline.data.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
 from pipeline.errors import DataError
+from pipeline.train.loss import batch_loss, cross_entropy
 
 CLASSES = 4
 PLAIN = Augment(size=8, scale=(1, 1), ratio=(1, 1), flip=0)
@@ -208,6 +209,28 @@ def test_hard_pseudo_labels_and_temperature(corpus):
     cold = run(pseudo, soft=SoftTargets(temperature=0.5))[0]["targets"]
     squares = PROBS.astype(np.float64) ** 2
     assert cold.max(1).values.numpy() == pytest.approx((squares / squares.sum()).max())
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_selections_weights_scale_the_loss(corpus, tmp_path, hard):
+    shard, weight = corpus[1].shards[0], {0: 0.5, 3: 0.25, 9: 1.0}
+    chosen = {"index": pa.array(weight, pa.int32()), "copies": pa.array([1] * 3, pa.int32())}
+    soft = SoftTargets(hard_pseudo=hard, smoothing=0.1)
+    found = []
+    for name, columns in (
+        ("plain", chosen),
+        ("weighted", chosen | {"weight": pa.array(weight.values(), pa.float32())}),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / name)
+        source = TrainingShard(shard.path, shard.rows, str(tmp_path / name), 3)
+        found.append(run([TrainingSource("pseudo", (source,), per_step=3, segments=1)], stop=1, soft=soft)[0])
+    plain, weighted = found
+    weights = torch.tensor([weight[key(image)[1]] for image in plain["images"]])
+    assert torch.equal(weighted["targets"], plain["targets"] * weights[:, None])
+    logits = torch.randn(3, CLASSES)
+    losses = cross_entropy(logits, plain["targets"])
+    total = batch_loss(logits, weighted["targets"], weighted["source"], 2.0)
+    assert total.item() == pytest.approx(2 * (weights * losses).sum().item())
 
 
 def test_without_a_selection_every_labelled_row_is_taken(corpus):

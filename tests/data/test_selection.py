@@ -1,17 +1,22 @@
 """Selection equals sorting everything, whatever the files, their grouping and their order."""
 
+import dataclasses
 import functools
 import hashlib
+import math
 import pickle
 import random
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.data import cut, labels
+from pipeline.data import candidates, cut, labels, ranks, selection
 from pipeline.data.selection import Settings, select_all
 from pipeline.errors import DataError
 
@@ -63,6 +68,10 @@ def random_shards(folder: Path, seed: int, classes: int) -> dict[str, tuple[np.n
     return shards
 
 
+def paths_of(folder: Path, shards: Iterable[str]) -> list[str]:
+    return [str(folder / labels.file_name(name)) for name in shards]
+
+
 def splitmix64(x: int) -> int:
     mask = (1 << 64) - 1
     z = (x + 0x9E3779B97F4A7C15) & mask
@@ -71,32 +80,75 @@ def splitmix64(x: int) -> int:
     return z ^ z >> 31
 
 
-def by_sorting(
-    shards: dict[str, tuple[np.ndarray, np.ndarray]],
-    classes: int,
-    threshold: float,
-    per_class: int | None,
-    max_copies: int | None = None,
-) -> dict[str, dict[int, int]]:
+@dataclasses.dataclass
+class Case:
+    """Settings and shards drawn from a seed: classes of very different sizes, many ties, any number of files."""
+
+    shards: dict[str, tuple[np.ndarray, np.ndarray]]
+    settings: Settings
+    groups: int
+
+    @classmethod
+    def draw(cls, folder: Path, seed: int) -> "Case":
+        rng = np.random.default_rng(1000 + seed)
+        classes = int(rng.integers(1, 8))
+        choice = seed % 3  # balanced, the best share of each, everything
+        own = {k: float(rng.choice([0.0, 0.2, 0.95, 1.0])) for k in range(classes) if rng.random() < 0.3}
+        settings = Settings(
+            classes,
+            threshold=float(rng.choice([0.0, 0.3, 0.5, 1.0])),
+            per_class=int(rng.choice([1, 3, 20, 64, 300])) if choice == 0 else None,
+            top_fraction=float(rng.choice([0.01, 0.07, 0.3, 0.5, 1.0])) if choice == 1 else None,
+            max_copies=int(rng.integers(1, 6)) if seed % 4 == 1 else None,
+            thresholds=own if seed % 2 else {},
+            by_confidence=seed % 5 == 2,
+        )
+        return cls(random_shards(folder, seed, classes), settings, int(rng.integers(1, 12)))
+
+
+def by_sorting(case: Case) -> dict[str, dict[int, int]]:
     """The contract, naively: {shard: {index: copies}}."""
-    ranked: list[list[tuple[float, int, str, int]]] = [[] for _ in range(classes)]
-    for name, (label, confidence) in shards.items():
+    settings = case.settings
+    ranked: list[list[tuple[float, int, str, int]]] = [[] for _ in range(settings.num_classes)]
+    for name, (label, confidence) in case.shards.items():
         start = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
         for index, (c, p) in enumerate(zip(label, confidence, strict=True)):
-            if c >= 0 and p >= np.float32(threshold):
+            if c >= 0 and p >= np.float32(settings.thresholds.get(int(c), settings.threshold)):
                 ranked[c].append((-float(p), splitmix64(start ^ index), name, index))
-    copies: dict[str, dict[int, int]] = {name: {} for name in shards}
+    copies: dict[str, dict[int, int]] = {name: {} for name in case.shards}
     for rows in ranked:
         rows.sort()
         for rank, (_, _, name, index) in enumerate(rows):
             number = 1
-            if per_class is not None:
-                number = per_class // len(rows) + (rank < per_class % len(rows))
-            if max_copies is not None:
-                number = min(number, max_copies)
+            if settings.per_class is not None:
+                number = settings.per_class // len(rows) + (rank < settings.per_class % len(rows))
+            if settings.top_fraction is not None:
+                number = int(rank < math.ceil(Decimal(str(settings.top_fraction)) * len(rows)))
+            if settings.max_copies is not None:
+                number = min(number, settings.max_copies)
+            if settings.by_confidence:
+                number = min(number, 1)
             if number:
                 copies[name][index] = number
     return {name: dict(sorted(rows.items())) for name, rows in copies.items()}
+
+
+def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> dict[str, bytes]:
+    """The selection files that must come of it, byte by byte."""
+    files = {}
+    for name, rows in expected.items():
+        columns = [pa.array(rows.keys(), pa.int32()), pa.array(rows.values(), pa.int32())]
+        schema = selection.SCHEMA
+        if case.settings.by_confidence:
+            columns.append(pa.array(case.shards[name][1][list(rows)].astype(np.float32)))
+            schema = schema.append(selection.WEIGHT)
+        metadata = {"shard": name, "samples": len(rows), "copies": sum(rows.values())}
+        path = folder / labels.file_name(name)
+        encoding = {"index": "DELTA_BINARY_PACKED", "copies": "DELTA_BINARY_PACKED"}
+        table = pa.table(columns, schema=schema)
+        labels.write_table(str(path), table, metadata, use_dictionary=False, column_encoding=encoding)
+        files[name] = path.read_bytes()
+    return files
 
 
 def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
@@ -107,47 +159,51 @@ def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
     return found
 
 
-@pytest.fixture(params=[None, 0, 40])
-def small_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is, where all rows are gathered at once; and with few counters and none or some rows gathered late."""
-    if request.param is not None:
-        monkeypatch.setattr(cut, "BINS", 64)
-        monkeypatch.setattr(cut, "GATHERED", request.param)
+@pytest.fixture(params=[(1 << 20, 1 << 21), (1 << 20, 0), (64, 0), (64, 40)])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, where all rows are gathered at once; never gathered; with few counters, and none or some gathered late."""
+    monkeypatch.setattr(cut, "BINS", request.param[0])
+    monkeypatch.setattr(cut, "GATHERED", request.param[1])
+    monkeypatch.setattr(candidates, "BUFFERED", 300)
 
 
-@pytest.mark.usefixtures("small_passes")
-@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("seed", range(30))
 def test_selection_equals_sorting_everything(tmp_path: Path, seed: int) -> None:
-    rng = np.random.default_rng(1000 + seed)
-    classes = int(rng.integers(1, 8))
-    shards = random_shards(tmp_path / "labels", seed, classes)
-    threshold = float(rng.choice([0.0, 0.3, 0.5, 1.0]))
-    per_class = None if seed % 6 == 5 else int(rng.choice([1, 3, 20, 64, 300]))
-    max_copies = int(rng.integers(1, 6)) if seed % 3 == 0 else None
-    paths = [str(tmp_path / "labels" / labels.file_name(name)) for name in shards]
-    settings = Settings(classes, threshold, per_class, max_copies)
-    out = tmp_path / "out"
-    summary = select_all(paths, settings, inline, str(out), groups=3)
-    expected = by_sorting(shards, classes, threshold, per_class, max_copies)
-    assert read_back(out, shards) == expected
+    case = Case.draw(tmp_path / "labels", seed)
+    settings, shards = case.settings, case.shards
+    paths = paths_of(tmp_path / "labels", shards)
+    random.Random(seed).shuffle(paths)
+    expected = by_sorting(case)
+    run = functools.partial(select_all, paths, settings, inline, str(tmp_path / "out"), groups=case.groups)
+    if not any(expected.values()):
+        with pytest.raises(DataError, match="the selection keeps no image"):
+            run()
+        assert not (tmp_path / "out").exists()
+        return
+    summary = run()
+    found = {name: (tmp_path / "out" / labels.file_name(name)).read_bytes() for name in shards}
+    assert found == written(case, expected, tmp_path / "expected")
+    assert read_back(tmp_path / "out", shards) == expected
     assert summary["shards"] == {name: sum(rows.values()) for name, rows in sorted(expected.items())}
     every = [(c, p) for label, confidence in shards.values() for c, p in zip(label, confidence, strict=True)]
     good = [(c, p) for c, p in every if c >= 0]
     assert summary["samples"] == len(every) and summary["labelled"] == len(good) == sum(summary["histogram"])
-    available = [sum(c == k and p >= np.float32(threshold) for c, p in good) for k in range(classes)]
+    lowest = [np.float32(settings.thresholds.get(k, settings.threshold)) for k in range(settings.num_classes)]
+    available = [sum(c == k and p >= lowest[k] for c, p in good) for k in range(settings.num_classes)]
     assert summary["available"] == available and summary["confident"] == sum(available)
     assert summary["kept"] == sum(len(rows) for rows in expected.values()) == sum(summary["kept_per_class"])
     assert summary["copies"] == sum(summary["copies_per_class"]) == sum(summary["shards"].values())
     assert sum(summary["kept_histogram"]) == summary["kept"]
-    if per_class is not None and max_copies is None:
-        assert summary["copies_per_class"] == [per_class if n else 0 for n in available]
+    if settings.per_class is not None and settings.max_copies is None and not settings.by_confidence:
+        assert summary["copies_per_class"] == [settings.per_class if n else 0 for n in available]
     assert summary["empty"] == [k for k, n in enumerate(available) if n == 0]
-    assert summary["short"] == [k for k, n in enumerate(available) if 0 < n < (per_class or 0)]
+    assert summary["short"] == [k for k, n in enumerate(available) if 0 < n < (settings.per_class or 0)]
 
 
 def test_files_do_not_depend_on_order_or_grouping(tmp_path: Path) -> None:
     shards = random_shards(tmp_path / "labels", seed=4, classes=5)
-    paths = [str(tmp_path / "labels" / labels.file_name(name)) for name in shards]
+    paths = paths_of(tmp_path / "labels", shards)
     contents = []
     for number, (order, groups) in enumerate([(paths, 1), (paths[::-1], 2), (sorted(paths), 100)]):
         out = tmp_path / str(number)
@@ -168,7 +224,7 @@ def test_a_short_class_gets_copies_the_most_confident_one_more_and_many_are_repo
 
 
 def test_copies_of_held_out_images_are_dropped_before_the_cut(tmp_path: Path) -> None:
-    hashes = np.array([5, 2**64 - 1, 7, 0], np.uint64)
+    hashes = [5, 2**64 - 1, 7, None]
     path = write_shard(tmp_path, "a.tar", np.array([0, 0, 0, -1]), np.array([0.9, 0.8, 0.7, 0]), hashes=hashes)
     exclude = np.array([2, 5, 6], np.uint64)
     summary = select_all([path], Settings(1, 0.3, 1, exclude=exclude), inline, str(tmp_path / "out"))
@@ -177,8 +233,8 @@ def test_copies_of_held_out_images_are_dropped_before_the_cut(tmp_path: Path) ->
 
 
 def test_the_tie_hash_is_pinned() -> None:
-    assert cut.mix(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # splitmix64's first output for seed 0
-    assert [hex(value) for value in cut.tie_hash("train/000.tar", np.arange(3))] == [
+    assert ranks.mix(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # splitmix64's first output for seed 0
+    assert [hex(value) for value in ranks.tie_hash("train/000.tar", np.arange(3))] == [
         "0x7269f57e520cba8d",
         "0xa77eb09961d6fa05",
         "0xd3dc8584bc15a27c",
@@ -186,11 +242,105 @@ def test_the_tie_hash_is_pinned() -> None:
 
 
 def test_labels_of_another_teacher_or_class_are_refused(tmp_path: Path) -> None:
-    path = write_shard(tmp_path, "a.tar", np.array([0, 4]), np.array([0.9, 0.8]), teacher="11")
+    path = write_shard(tmp_path, "a.tar", np.array([0, 4]), np.array([0.9, 0.8]), teacher="11", class_list="ab")
     run = functools.partial(select_all, [path], map_fn=inline, out=str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"a\.parquet does not fit.*'11' instead of '22'"):
         run(settings=Settings(5, expected={"teacher": "22"}))
+    with pytest.raises(DataError, match=r"a\.parquet does not fit.*the class list \(hash\) is 'ab' instead of 'cd'"):
+        run(settings=Settings(5, expected={"class_list": "cd"}))
     with pytest.raises(DataError, match=r"a\.parquet holds classes 0 to 4.*allowed are classes 0 to 2"):
         run(settings=Settings(3, expected={"teacher": "11"}))
     with pytest.raises(DataError, match="no label file to select from"):
         select_all([], Settings(3), inline, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [1.5, -0.5, float("nan"), float("inf")])
+def test_confidences_that_are_none_are_refused(tmp_path: Path, value: float) -> None:
+    path = write_shard(tmp_path, "a.tar", np.array([0, -1, 1]), np.array([0.9, 0, value]))
+    with pytest.raises(DataError, match=r"a\.parquet holds .* confidences from .* allowed are .* from 0 to 1"):
+        select_all([path], Settings(2), inline, str(tmp_path / "out"))
+
+
+def test_a_label_file_that_is_gone_or_damaged_is_named(tmp_path: Path) -> None:
+    good = write_shard(tmp_path, "a.tar", np.array([0]), np.array([0.9]))
+    bad = tmp_path / "b.parquet"
+    with pytest.raises(DataError, match=r"there is no file .*b\.parquet"):
+        select_all([good, str(bad)], Settings(1), inline, str(tmp_path / "out"))
+    bad.write_bytes(Path(good).read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"b\.parquet is not a readable Parquet file"):
+        select_all([good, str(bad)], Settings(1), inline, str(tmp_path / "out"))
+
+
+def test_a_selection_that_keeps_nothing_says_why(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    low = write_shard(tmp_path, "a.tar", np.array([0, 1, -1]), np.array([0.2, 0.125, 0]))
+    with pytest.raises(
+        DataError, match=r"of 2 labelled ones the most confident has about 0\.20, but .* is 0\.3; lower it"
+    ):
+        select_all([low], Settings(2, 0.3), inline, out)
+    with pytest.raises(DataError, match=r"is 0\.25; lower it"):
+        select_all([low], Settings(2, 0.3, thresholds={1: 0.25}), inline, out)
+    with pytest.raises(DataError, match=r"all 2 confident ones are copies of validation or test images"):
+        select_all([low], Settings(2, 0.1, exclude=np.arange(9, dtype=np.uint64)), inline, out)
+    bad = write_shard(tmp_path, "b.tar", np.array([-1, -1]), np.array([0, 0]))
+    with pytest.raises(DataError, match=r"of 2 unlabelled samples none has a label"):
+        select_all([bad], Settings(2), inline, out)
+    assert not Path(out).exists()
+
+
+def test_a_shard_of_which_nothing_is_kept_has_an_empty_file(tmp_path: Path) -> None:
+    names = {"a.tar": 0.9, "b.tar": 0.1, "c.tar": 0.8}
+    paths = [write_shard(tmp_path, name, np.array([0, -1]), np.array([p, 0])) for name, p in names.items()]
+    paths.append(write_shard(tmp_path, "d.tar", np.zeros(0, np.int32), np.zeros(0)))
+    summary = select_all(paths, Settings(1, 0.3, 1), inline, str(tmp_path / "out"))
+    assert read_back(tmp_path / "out", [*names, "d.tar"]) == {"a.tar": {0: 1}, "b.tar": {}, "c.tar": {}, "d.tar": {}}
+    assert summary["shards"] == {"a.tar": 1, "b.tar": 0, "c.tar": 0, "d.tar": 0}
+
+
+def test_words_never_contradict_ranks() -> None:
+    rng = np.random.default_rng(0)
+    near = np.concatenate([np.arange(5), rng.integers(0, 0x3F800001, 300), [0x3F800000, 2**29, 2**29 - 1, 2**29 + 1]])
+    distance = np.repeat(near, 3).astype(np.uint32)
+    hashes = rng.integers(0, 2**64, len(distance), np.uint64)
+    order = np.lexsort((hashes, distance))
+    word = ranks.words(distance, hashes)[order]
+    assert (word[1:] >= word[:-1]).all()
+    last_distance, last_hash = ranks.last_ranks(word)
+    assert (last_distance == distance[order]).all()
+    assert (last_hash >= hashes[order]).all() and (last_hash - hashes[order] < 2**35).all()
+    # Of a prefix: nothing that has it lies beyond, and whatever lies beyond has a greater one.
+    for left in (30, 50, 62):
+        bound = word >> np.uint64(left) << np.uint64(left) | np.uint64((1 << left) - 1)
+        d, h = ranks.last_ranks(bound)
+        inside = (distance[order][None] < d[:, None]) | (
+            (distance[order][None] == d[:, None]) & (hashes[order][None] <= h[:, None])
+        )
+        assert (inside == (word[None] <= bound[:, None])).all()
+
+
+def test_finding_held_out_images() -> None:
+    rng = np.random.default_rng(0)
+    known = np.unique(rng.integers(0, 2**64, 5000, np.uint64))
+    others = known ^ np.uint64(1 << 40)  # the same place in the table
+    asked = np.concatenate([known[::2], others, rng.integers(0, 2**64, 5000, np.uint64)])
+    assert (candidates.HeldOut(known).find(asked) == np.isin(asked, known)).all()
+
+
+def test_results_of_groups_do_not_pile_up(tmp_path: Path) -> None:
+    """At most the sum, the result that is being added and the next one are alive."""
+    shards = random_shards(tmp_path / "labels", seed=4, classes=5)
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def watched(function: Callable[[Any], Any], units: Sequence[Any]) -> Iterator[Any]:
+        nonlocal most
+        for unit in units:
+            result = function(unit)
+            alive.append(weakref.ref(result))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield result
+            del result
+
+    select_all(paths_of(tmp_path / "labels", shards), Settings(5, 0.3, 40), watched, str(tmp_path / "out"), groups=100)
+    assert len(alive) >= 12 and most <= 4  # the first pass's sum is kept, for the summary

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tars import END, make, member, picture, shard, truncated
+import webdataset
+from tars import END, make, member, pax, picture, shard, truncated
 
-from pipeline.data import images, members
+from pipeline.data import images, members, shards
 from pipeline.data.shards import Sample, Scan, find_shards, read_at, read_texts, scan, stream
 from pipeline.errors import DataError
 
@@ -29,6 +37,17 @@ def both(path: str) -> tuple[Scan, list[bytes]]:
         assert data == (read_at(path, sample.offset, sample.size) if sample.status == "ok" else b"")
         assert sample.status in images.STATUSES
     return seen, [data for _, data in pairs]
+
+
+@contextlib.contextmanager
+def traced(most: int) -> Iterator[None]:
+    """No more than `most` bytes are allocated at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 def keys(path: str) -> list[str]:
@@ -141,6 +160,94 @@ def test_sparse_members_are_samples_that_cannot_be_read(tmp_path: Path) -> None:
         assert data == [b"1", b"", b"2"] and seen.cut is None
 
 
+BSDTAR = shutil.which("bsdtar")
+
+
+@pytest.mark.skipif(BSDTAR is None, reason="needs bsdtar")
+@pytest.mark.parametrize("tool", ["pax", "gnutar", "ustar"])
+def test_shards_of_bsdtar(tmp_path: Path, tool: str) -> None:
+    long = "n" * 90 + "/" + "m" * (150 if tool != "ustar" else 50)
+    names = ["a.JPG", "sub/b.jpg", f"{long}.jpg"] + (["ü.jpg"] if tool == "pax" else [])
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(name.encode() * 20)
+    path = str(tmp_path / "a.tar")
+    assert (
+        BSDTAR
+        and subprocess.run([BSDTAR, "-C", str(tmp_path / "in"), "--format", tool, "-cf", path, "."]).returncode == 0
+    )
+    seen, data = both(path)
+    assert {s.key for s in seen.samples} == {name.rpartition(".")[0] for name in names} and seen.cut is None
+    assert sorted(data) == sorted(name.encode() * 20 for name in names)
+
+
+def test_shards_as_bsdtar_writes_them(tmp_path: Path) -> None:
+    """PAX headers for fractional times and whatever else, AppleDouble twins on macOS, a global header in front."""
+    extra = {"mtime": "1700000000.123456789", "LIBARCHIVE.creationtime": "1", "SCHILY.xattr.user.x": "y\nz"}
+    parts = [
+        member("pax_global_header", b"19 comment=0123456\n", type=tarfile.XGLTYPE),
+        member("./", type=tarfile.DIRTYPE),
+    ]
+    for name in ("./a.JPG", "./sub/b.jpg", f"./{'n' * 300}.jpg", "./ü.jpg"):
+        folder, _, base = name.rpartition("/")
+        parts.append(member(f"{folder}/._{base}", b"macOS", tar_format=tarfile.PAX_FORMAT, pax_headers=extra))
+        parts.append(member(name, name.encode(), tar_format=tarfile.PAX_FORMAT, pax_headers=extra))
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join(parts) + END)
+    seen, data = both(str(path))
+    assert [s.key for s in seen.samples] == ["a", "sub/b", "n" * 300, "ü"] and seen.cut is None
+    assert data[1] == b"./sub/b.jpg" and seen.without_image == 0
+
+
+def test_a_pax_header_overrides_name_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    data = b"7" * 600
+    entry = member("short", size=0)
+    path.write_bytes(pax({"path": "z.jpg", "size": "600"}) + entry + data + bytes(424) + END)
+    seen, found = both(str(path))
+    assert [(s.key, s.size) for s in seen.samples] == [("z", 600)] and found == [data] and seen.cut is None
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_shards_of_webdataset(tmp_path: Path, suffix: str) -> None:
+    path = str(tmp_path / f"a.{suffix}")
+    with webdataset.TarWriter(path) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"sub/{number:06d}", "png": picture(number), "cls": number, "json": {"a": number}})
+    if suffix == "tar.gz":
+        with pytest.raises(DataError, match="without gzip"):
+            scan(path)
+        return
+    seen, data = both(path)
+    assert [s.key for s in seen.samples] == ["sub/000000", "sub/000001", "sub/000002"] and seen.cut is None
+    assert data == [picture(number) for number in range(3)]
+    assert list(read_texts(path, seen.samples, "cls")) == [b"0", b"1", b"2"]
+    theirs = list(webdataset.WebDataset(path, shardshuffle=False))
+    assert [sample["__key__"] for sample in theirs] == [s.key for s in seen.samples]
+
+
+def test_a_folder_of_img2dataset(tmp_path: Path) -> None:
+    for number in range(2):
+        name = f"{number:05d}"
+        members: list[tuple[str, bytes]] = []
+        for i in range(3):
+            key = f"{number:05d}{i:04d}"
+            status = {"key": key, "status": "success", "exif": "{}"}
+            members += [(f"{key}.jpg", picture(i, file_format="JPEG")), (f"{key}.txt", b"a caption")]
+            members += [(f"{key}.json", json.dumps(status).encode())]
+        make(tmp_path / f"{name}.tar", members)
+        pq.write_table(
+            pa.table({"url": ["https://x/y.jpg"] * 3, "status": ["success"] * 3}), tmp_path / f"{name}.parquet"
+        )
+        (tmp_path / f"{name}_stats.json").write_text(json.dumps({"count": 3, "successes": 3}))
+    found = find_shards(str(tmp_path), "s")
+    assert [one.name for one in found] == ["00000.tar", "00001.tar"]
+    seen, data = both(found[1].path)
+    assert [s.key for s in seen.samples] == ["000010000", "000010001", "000010002"]
+    assert [set(s.texts) for s in seen.samples] == [{"json"}] * 3 and seen.without_image == 0
+    assert data[2] == picture(2, file_format="JPEG")
+
+
 def test_the_same_runs_as_tarfile(data_root: Path) -> None:
     for path in [data_root / "cifar10" / "unlabelled-000.tar", data_root / "imagenet-sample" / "photos-000.tar"]:
         seen, _ = both(str(path))
@@ -184,7 +291,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     [
         (b"garbage" * 100, "no tar header at byte 1024"),
         (bytes(1024), "data follows the end-of-archive marker at byte 1024"),
-        (bytes(3 << 20), "data follows the end-of-archive marker at byte 1024"),
+        (bytes(3 << 20), "bytes follow the end-of-archive marker at byte 1024, more than any padding"),
         (member("x.jpg", size=1 << 40), "inside member 'x.jpg'"),
         (member("x", size=1 << 40, type=tarfile.XHDTYPE), "extended header at byte 1024 declares"),
         (member("x", size=1 << 40, type=tarfile.GNUTYPE_LONGNAME), "extended header at byte 1024 declares"),
@@ -212,26 +319,96 @@ def test_a_long_chain_of_extended_headers_is_no_recursion(tmp_path: Path) -> Non
 
 def test_huge_images_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
+    size = shards.MAX_IMAGE + 1
     with path.open("wb") as file:
-        file.write(member("a.jpg", b"1") + member("b.jpg", size=3 << 30))
-        file.seek(3 << 30, 1)  # a hole
+        file.write(member("a.jpg", b"1") + member("b.jpg", size=size))
+        file.seek(size + -size % 512, 1)  # a hole
         file.write(member("c.jpg", b"3") + END)
-    tracemalloc.start()
-    seen, data = both(str(path))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with traced(8 << 20):
+        seen, data = both(str(path))
     assert [(s.key, s.status) for s in seen.samples] == [("a", "ok"), ("b", "too_large"), ("c", "ok")]
-    assert data == [b"1", b"", b"3"] and seen.samples[1].size == 2**31 - 1
-    assert peak < 8 << 20
+    assert data == [b"1", b"", b"3"] and seen.samples[1].size == size
+
+
+TEN_GB = 10 << 30
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "b.cls", "b.txt", "b"])
+def test_ten_gigabytes_that_are_there_are_stepped_over(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(member("a.jpg", b"1") + member(name, size=TEN_GB))
+        file.seek(TEN_GB, 1)  # a hole: no byte of it is on the disk
+        file.write(member("c.jpg", b"3") + END)
+    with traced(1 << 20):
+        seen = scan(str(path))
+    image = [("b", "too_large", 2**31 - 1)] if name == "b.jpg" else []
+    assert [(s.key, s.status, s.size) for s in seen.samples] == [("a", "ok", 1), *image, ("c", "ok", 1)]
+    assert seen.cut is None and not any(s.texts for s in seen.samples)
+
+
+HUGE: list[dict[str, Any]] = [
+    {"size": TEN_GB},
+    {"size": 1 << 70},  # base-256
+    {"size": TEN_GB, "tar_format": tarfile.PAX_FORMAT},
+    {"size": TEN_GB, "type": tarfile.CONTTYPE},
+]
+
+
+@pytest.mark.parametrize("fields", HUGE)
+@pytest.mark.parametrize("name", ["b.jpg", "b.cls", "b.txt"])
+def test_ten_gigabytes_that_are_not_there_cost_nothing(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(member("a.jpg", b"1") + member(name, **fields) + member("c.jpg", b"3") + END)
+    with traced(1 << 20):
+        seen, data = both(str(path))
+    image = [("b", "truncated")] if name == "b.jpg" else []
+    assert [(s.key, s.status) for s in seen.samples] == [("a", "ok"), *image]
+    assert data[0] == b"1" and not any(data[1:])
+    assert seen.cut is not None and f"declares {fields['size']} bytes" in seen.cut
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_ten_gigabytes_costs_nothing(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(member("a.jpg", b"1") + member("x", size=TEN_GB, type=kind))
+        file.seek(TEN_GB, 1)
+        file.write(member("c.jpg", b"3") + END)
+    with traced(1 << 20):
+        seen = scan(str(path))
+    skipped = kind in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # nothing in them is wanted
+    assert [s.key for s in seen.samples] == (["a", "c"] if skipped else ["a"])
+    assert skipped or "extended header at byte 1024 declares" in str(seen.cut)
+
+
+def test_random_damage_ends_in_a_cut_or_a_sentence(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    long = "folder/" + "n" * 200
+    parts = [member(f"{i}.png", bytes(100)) + member(f"{long}{i}.jpg", b"1", tar_format=i % 2 + 1) for i in range(4)]
+    whole = np.frombuffer(b"".join(parts) + END, np.uint8)
+    headers = np.flatnonzero(np.arange(len(whole)) % 1024 < 512)
+    for number in range(300):
+        data = whole.copy()
+        places = random.choice(headers, 1 + number % 8)
+        data[places] = random.integers(0, 256, len(places))
+        for at in range(0, len(data), 512):  # a damaged header that its checksum vouches for is the worse one
+            if number % 2 and data[at + 257 : at + 262].tobytes() == b"ustar":
+                data[at + 148 : at + 156] = 32
+                data[at + 148 : at + 156] = np.frombuffer(b"%06o\0 " % data[at : at + 512].sum(), np.uint8)
+        path = tmp_path / "a.tar"
+        path.write_bytes(data.tobytes())
+        with traced(1 << 20):
+            try:
+                both(str(path))
+            except DataError as error:
+                assert "is not an uncompressed tar" in str(error)
 
 
 def test_memory_is_that_of_one_image(tmp_path: Path) -> None:
     path = make(tmp_path / "a.tar", [(f"{i}.jpg", bytes(1 << 20)) for i in range(40)])
-    tracemalloc.start()
-    assert sum(len(data) for _, data in stream(path)) == 40 << 20
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 6 << 20
+    with traced(6 << 20):
+        assert sum(len(data) for _, data in stream(path)) == 40 << 20
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>" * 100, b"\x1f\x8b" + bytes(2000), b"short"])
@@ -270,110 +447,6 @@ def test_url(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="changed since it was indexed"):
         read_at(found[1].path, 1400, 200)
     fs.rm("/test_url", recursive=True)
-
-
-# Patterns
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    for name in ["a/000.tar", "a/001.tar", "a/002.tar", "b/000.tar", "b/deep/010.tar", "b/.hidden.tar"]:
-        shard(tmp_path / name, 1)
-    (tmp_path / "a" / "000.parquet").write_bytes(b"x")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("a/*.tar", ["000.tar", "001.tar", "002.tar"]),
-        ("a/00[01].tar", ["000.tar", "001.tar"]),
-        ("a/*", ["000.tar", "001.tar", "002.tar"]),
-        ("a", ["000.tar", "001.tar", "002.tar"]),
-        ("./a/", ["000.tar", "001.tar", "002.tar"]),
-        ("a/001.tar", ["001.tar"]),
-        ("a/{000..002}.tar", ["000.tar", "001.tar", "002.tar"]),
-        ("{a,b}/000.tar", ["a/000.tar", "b/000.tar"]),
-        ("{a,b}/*.tar", ["a/000.tar", "a/001.tar", "a/002.tar", "b/000.tar"]),
-        ("{a,b/deep}/0{00,10}.tar", None),
-        ("*/*.tar", ["a/000.tar", "a/001.tar", "a/002.tar", "b/000.tar"]),
-        ("b/**/*.tar", ["000.tar", "deep/010.tar"]),
-        (["a/*.tar", "b/*.tar"], ["a/000.tar", "a/001.tar", "a/002.tar", "b/000.tar"]),
-        (["b/000.tar", "b/deep"], ["000.tar", "deep/010.tar"]),
-    ],
-)
-def test_patterns(tree: Path, pattern: str | list[str], names: list[str] | None) -> None:
-    if names is None:
-        with pytest.raises(DataError, match=r"2 shards of the pattern .* are missing, such as .*a/010\.tar"):
-            find_shards(pattern, "s", str(tree))
-        return
-    found = find_shards(pattern, "s", str(tree))
-    assert [s.name for s in found] == names
-    for one in found:
-        stat = Path(one.path).stat()
-        assert (one.size, one.stamp, one.source) == (stat.st_size, str(stat.st_mtime_ns), "s")
-
-
-def test_absolute_pattern_and_a_root_with_brackets(tree: Path) -> None:
-    odd = tree / "x[1]{2}"
-    shard(odd / "000.tar", 1)
-    assert [s.name for s in find_shards("*.tar", "s", str(odd))] == ["000.tar"]
-    assert [s.name for s in find_shards(f"{tree}/a/*.tar", "s", "/elsewhere")] == ["000.tar", "001.tar", "002.tar"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("pipe:cat x.tar", "'pipe:' is refused"),
-        ("a/*.tgz", "source 's': no shard matches a/.*.tgz; the folder .*/a holds 4 entries such as 000.parquet"),
-        ("nowhere/*.tar", "there is nothing at .*nowhere"),
-        ("a/{000..009}.tar", "7 shards of the pattern .* are missing, such as .*003.tar"),
-        (["a/*.tar", "a/000.tar"], "two shards are named 000.tar"),
-        ("a/{0..99999999}.tar", "more than 1000000 names"),
-        ([], "is empty"),
-        ("nosuchscheme://x/y.tar", "cannot open"),
-    ],
-)
-def test_patterns_that_cannot_be(tree: Path, pattern: str | list[str], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        find_shards(pattern, "s", str(tree))
-
-
-def test_zero_byte_shard(tree: Path) -> None:
-    (tree / "a" / "001.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a/001.tar is empty \(0 bytes\)"):
-        find_shards("a/*.tar", "s", str(tree))
-
-
-def test_a_folder_is_listed_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.data import listing
-
-    asked: list[str] = []
-    real = listing._list_local
-    monkeypatch.setattr(listing, "_list_local", lambda path: asked.append(path) or real(path))
-    find_shards(["a/{000..002}.tar", "{a,b}/../b/000.tar"], "s", str(tree))
-    assert len(asked) == len(set(asked)) and str(tree / "a") in asked
-
-
-def test_signed_urls_keep_their_query_out_of_names(tmp_path: Path) -> None:
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    shard(tmp_path / "x" / "000.tar", 2)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        base = f"http://127.0.0.1:{server.server_port}"
-        (found,) = find_shards(f"{base}/x/{{000..000}}.tar?sig=secret", "s")
-        assert (found.name, found.path) == ("000.tar", f"{base}/x/000.tar?sig=secret")
-        assert len(scan(found.path).samples) == 2
-        with pytest.raises(DataError) as failure:
-            find_shards(f"{base}/x/{{000..001}}.tar?sig=secret", "s")
-        assert "secret" not in str(failure.value)
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_members_walks_any_seekable_file() -> None:

@@ -6,194 +6,22 @@ import csv
 import dataclasses
 import io
 import json
-import tarfile
 import uuid
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.cluster.inline import Inline
-from pipeline.data import labels, selection, shards
-from pipeline.plan import Done, Sources, stages_of
-from pipeline.settings import Data, Generation, Job, Select, Teacher
+from pipeline.data import labels
+from pipeline.settings import Select
 from pipeline.stages import report, report_labels, report_plots, report_style
 from pipeline.stages.context import Context, Result
 from pipeline.tracking import journal
-from pipeline.tracking.journal import Journal
+from tests.stages.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
 
-NAMES = ["zero", "one", "two"]
-
-
-def random_images(count: int, seed: int = 0, side: int = 12) -> list[bytes]:
-    rng = np.random.default_rng(seed)
-    return [png_of(rng.integers(0, 255, (side, side, 3), np.uint8)) for _ in range(count)]
-
-
-def png_of(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "png")
-    return out.getvalue()
-
-
-def random_probs(count: int, classes: int, seed: int) -> np.ndarray:
-    logits = 2.5 * np.random.default_rng(seed).standard_normal((count, classes))
-    probs = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def write_tar(path: Path, pictures: Sequence[bytes], key: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for number, data in enumerate(pictures):
-            info = tarfile.TarInfo(f"{key}{number:05d}.png")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def write_labels(folder: str, shard: Any, probs: np.ndarray, bad: set[int]) -> None:
-    samples = shards.scan(shard.path).samples
-    good = np.array([n for n in range(len(samples)) if n not in bad], np.int64)
-    columns = {
-        "index": [sample.index for sample in samples],
-        "key": [labels.printable_key(sample.key) for sample in samples],
-        "offset": [sample.offset for sample in samples],
-        "size": [sample.size for sample in samples],
-        "status": ["truncated" if n in bad else "ok" for n in range(len(samples))],
-        "image_hash": np.arange(len(samples), dtype=np.uint64),
-    }
-    table = labels.make_table(columns, good, labels.rows_from_probs(probs[good]))
-    labels.write_labels(storage.join(folder, labels.file_name(shard.name)), table, {"shard": shard.name, "cut": None})
-
-
-def write_journal(folder: str, generation: int, steps: int, top1: float) -> None:
-    log = Journal(folder)
-    log.log(0, steps, kind="start", epoch_is="one pass")
-    for step in range(10, steps + 1, 10):
-        loss = 0.3 + 2 * 0.995**step + 0.1 * generation
-        log.log(step, steps, kind="train", loss=loss, lr=0.1, images_per_second=900.0, epoch=step / 10)
-        if step % (steps // 10) == 0:
-            log.log(step, steps, kind="validation", top1=top1 * (1 - 0.6 * 0.98**step), top5=0.99, loss=0.5)
-    log.close()
-
-
-def fake_run(
-    root: Path,
-    *,
-    names: Sequence[str] = NAMES,
-    pictures: Sequence[Sequence[bytes]] = (),
-    probs: Sequence[Sequence[np.ndarray]] = (),
-    top1: Sequence[float] = (0.8422, 0.8956, 0.9311),
-    select: Select | None = None,
-    bad: set[int] | None = None,
-    failed: Sequence[int] = (),
-    key: str = "",
-    output: str = "",
-) -> Context:
-    """A run in which all but the report is done. `pictures`: of each unlabelled shard; `probs`: of each generation
-    and shard; `bad`: rows of the first shard; `failed`: shards without labels."""
-    select = select or Select(threshold=0.5, per_class=12)
-    generations = [Generation(select=select) for _ in probs]
-    job = Job(
-        name="made-up <run>",
-        output=output or str(root / "run"),
-        data=Data(root=str(root / "data")),
-        teacher=Teacher(model="lambda_tiny"),
-        generations=generations,
-    )
-    storage.write_json(str(root / "data" / "classes.json"), list(names))
-    for number, found in enumerate(pictures):
-        write_tar(root / "data" / f"unlabelled-{number:03d}.tar", found, key)
-    sources = Sources(job, str(root / "data"))
-    done: dict[str, Done] = {}
-    models = []
-    for stage in stages_of(job)[:-1]:
-        folder = str(root / "run" / f"{stage.name}-1a2b3c4d")
-        storage.make_folder(folder)
-        if stage.kind == "train":
-            write_journal(folder, stage.generation, 200 + 200 * stage.generation, top1[stage.generation])
-            speed = [9000.0, 5200.0, 4700.0][stage.generation]
-            models.append(
-                {
-                    "stage": stage.name,
-                    "dir": folder,
-                    "model": "lambda_tiny",
-                    "top1": top1[stage.generation],
-                    "top5": 0.99,
-                    "loss": 0.4,
-                    "count": 450,
-                    "bad": 0,
-                    "parameters": 84_000 * (1 + stage.generation),
-                    "size": 16,
-                    "images_per_second": speed,
-                    "batch": 256,
-                    "device": "CPU, 2 threads",
-                    "dtype": "float32",
-                }
-            )
-        elif stage.kind == "label":
-            for number, shard in enumerate(sources["unlabelled"].shards):
-                if number in failed:
-                    record = {"shard": shard.name, "error": "it is <damaged>", "attempts": 3}
-                    storage.write_json(storage.join(folder, shard.name.removesuffix(".tar") + ".failed.json"), record)
-                else:
-                    write_labels(
-                        folder,
-                        shard,
-                        probs[stage.generation - 1][number],
-                        (bad or set()) if number == 0 else set(),
-                    )
-        elif stage.kind == "select":
-            labelled = done[f"gen{stage.generation}-label"].folder
-            paths = [storage.join(labelled, n) for n in storage.listdir(labelled) if n.endswith(".parquet")]
-            settings = selection.Settings(len(names), threshold=select.threshold, per_class=select.per_class)
-            summary = selection.select_all(paths, settings, lambda f, groups: [f(g) for g in groups], folder)
-            storage.write_json(storage.join(folder, "summary.json"), summary)
-        elif stage.kind == "evaluate":
-            storage.write_json(storage.join(folder, "evaluate.json"), {"images": 450, "models": models})
-        done[stage.name] = Done(stage.name, folder, "1a2b3c4d" * 8, "", {"seconds": 12.3, "line": ""})
-    stage = stages_of(job)[-1]
-    folder = storage.join(job.output, "report-5e6f7a8b")
-    storage.make_folder(folder)
-    needs = {name: done[name] for name in stage.needs}
-    return Context(job, stage, folder, "5e6f7a8b" * 8, needs, sources, Inline(), pytest.fail, "")
-
-
-def two_generations(root: Path, **more: Any) -> Context:
-    pictures = [random_images(60, 1), random_images(45, 2)]
-    probs = [
-        [random_probs(len(p), len(more.get("names", NAMES)), 10 * g + n) for n, p in enumerate(pictures)]
-        for g in (1, 2)
-    ]
-    return fake_run(root, **{"pictures": pictures, "probs": probs, **more})
-
-
-class Parsed(HTMLParser):
-    """Tags, addresses and text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
-def page_of(context: Context) -> tuple[str, Parsed]:
-    page = storage.read_bytes(storage.join(context.folder, "index.html")).decode()
-    return page, Parsed(page)
+PICTURES = ("confidence", "classes", "reliability", "threshold", "contact", "dropped")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +35,7 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
     context, result = finished
     expected = {"summary.json", "index.html", "speed_accuracy.csv", "speed_accuracy.png"}
     expected |= {"accuracy_by_generation.png", "learning_curves.png"}
-    expected |= {f"gen{g}-{name}.png" for g in (1, 2) for name in ("confidence", "classes", "contact")}
+    expected |= {f"gen{g}-{name}.png" for g in (1, 2) for name in PICTURES}
     assert set(result.artifacts) == expected
     assert set(storage.walk(context.folder)) == expected | {"metrics.jsonl"}
     for name in expected:
@@ -215,7 +43,7 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
             Image.open(Path(context.folder, name)).verify()
 
     summary = storage.read_json(storage.join(context.folder, "summary.json"))
-    assert list(summary) == ["job", "stages", "gain_points", "report"]
+    assert list(summary) == ["job", "stages", "audits", "gain_points", "report"]
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
     assert list(summary["stages"][0]) == list(report.STAGE_KEYS)
     assert summary["gain_points"] == pytest.approx(8.89)
@@ -233,7 +61,7 @@ def test_page_is_self_contained(finished: tuple[Context, Result]) -> None:
     context, _ = finished
     page, parsed = page_of(context)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(parsed.tags)
-    assert len(parsed.addresses) == parsed.tags.count("img") == 9
+    assert len(parsed.addresses) == parsed.tags.count("img") == 3 + 2 * len(PICTURES)
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
     assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
     assert "+8.9" in parsed.text and "84.2 %" in parsed.text and "93.1 %" in parsed.text
@@ -254,7 +82,7 @@ def test_text_from_data_is_made_harmless(tmp_path: Path) -> None:
     report.run(context)
     page, parsed = page_of(context)
     assert "<script" not in page and "onerror=y>" not in page
-    assert parsed.tags.count("img") == 9
+    assert parsed.tags.count("img") == 3 + 2 * len(PICTURES) + 2  # two of bad samples
     assert '"><img src=x onerror=y>00005' in parsed.text  # shown as it is, as text
     assert not {c for c in page if c in "\x1b\u202e\u2028"}
     assert "made-up <run>" in parsed.text
@@ -295,8 +123,8 @@ def test_report_in_an_object_store(tmp_path: Path) -> None:
         storage.remove(output)
 
 
-def test_contact_sheet_shows_the_extremes(tmp_path: Path) -> None:
-    """Against sorting all kept rows; confidences repeat, so that ties matter; no image stands on both sides."""
+def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
+    """Against sorting all kept and all other rows; confidences repeat, so that ties matter; no image stands on both sides."""
     pictures = [random_images(80, 1), random_images(80, 2), random_images(9, 3)]
     probs = [[np.round(random_probs(len(p), 3, n), 1) for n, p in enumerate(pictures)]]
     context = fake_run(
@@ -306,21 +134,24 @@ def test_contact_sheet_shows_the_extremes(tmp_path: Path) -> None:
     corpus = context.sources["unlabelled"].shards
     kept = storage.read_json(storage.join(select, "summary.json"))["kept_per_class"]
     found = report_labels.scan(label, select, corpus, report_labels.shown_classes(kept), lambda number: None)
-    rows = report_labels.contact_rows(found, label, corpus, NAMES, kept)
 
-    everything: list[tuple[float, int, int, int]] = []
+    sides: dict[bool, list[tuple[float, int, int, int]]] = {True: [], False: []}
     for number, shard in enumerate(corpus):
         table = labels.read_labels(storage.join(label, labels.file_name(shard.name))).to_pydict()
         chosen = labels.read_labels(storage.join(select, labels.file_name(shard.name)))["index"].to_pylist()
-        everything += [(-table["confidence"][i], number, i, table["label"][i]) for i in chosen]
-    for number, row in enumerate(rows):
-        ranked = sorted(entry for entry in everything if entry[3] == number)
-        assert len(ranked) == kept[number]
-        for side, expected in ((row.most, ranked[:6]), (row.least, ranked[::-1][:6])):
-            assert [sure for _, sure in side] == [-entry[0] for entry in expected]
-            for (image, _), (_, shard_number, i, _) in zip(side, expected, strict=True):
-                original = Image.open(io.BytesIO(pictures[shard_number][i]))
-                assert np.array_equal(np.asarray(image), np.asarray(original))
+        for i, (sure, said) in enumerate(zip(table["confidence"], table["label"], strict=True)):
+            sides[i in chosen].append((-sure, number, i, said))
+    for extremes, everything in ((found.kept, sides[True]), (found.dropped, sides[False])):
+        rows = report_labels.contact_rows(extremes, label, corpus, NAMES)
+        assert len(rows) == 3
+        for number, row in enumerate(rows):
+            ranked = sorted(entry for entry in everything if entry[3] == number)
+            half = len(ranked) // 2
+            for side, expected in ((row.most, ranked[: len(ranked) - half][:6]), (row.least, ranked[::-1][:half][:6])):
+                assert [sure for _, sure in side] == [-entry[0] for entry in expected]
+                for (image, _), (_, shard_number, i, _) in zip(side, expected, strict=True):
+                    original = Image.open(io.BytesIO(pictures[shard_number][i]))
+                    assert np.array_equal(np.asarray(image), np.asarray(original))
 
 
 @pytest.mark.parametrize(("kept", "sides"), [(1, (1, 0)), (2, (1, 1)), (5, (3, 2)), (40, (6, 6))])
@@ -331,16 +162,20 @@ def test_few_kept_images_stand_once(tmp_path: Path, kept: int, sides: tuple[int,
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.sources["unlabelled"].shards
     found = report_labels.scan(label, select, corpus, [0], lambda number: None)
-    [row] = report_labels.contact_rows(found, label, corpus, NAMES, [kept, 0, 0])
+    [row] = report_labels.contact_rows(found.kept, label, corpus, NAMES)
+    assert not found.dropped.most
     assert (len(row.most), len(row.least)) == sides
     shown = [image.tobytes() for image, _ in [*row.most, *row.least]]
     assert len(set(shown)) == len(shown)
 
 
-def test_nothing_kept(tmp_path: Path) -> None:
-    context = two_generations(tmp_path, select=Select(threshold=1.0, per_class=5))
+def test_an_audit_without_a_confident_image(tmp_path: Path) -> None:
+    context = two_generations(tmp_path)
+    path = storage.join(context.needs["gen1-audit"].folder, "audit.json")
+    storage.write_json(path, audit_of(3, 1, threshold=1.5))
     result = report.run(context)
-    assert "gen1-confidence.png" in result.artifacts and "gen1-contact.png" not in result.artifacts
+    assert "gen1_expected_noise" not in result.metrics and "gen2_expected_noise" in result.metrics
+    assert "nothing is known of the kept labels" in page_of(context)[0]
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
@@ -383,3 +218,22 @@ def test_models_that_are_equal_can_be_drawn() -> None:
     twin = report_plots.Model("gen1-student", "d", "m", 1.0, 1.0, 10, 0.5, 16, 8, "CPU", "float32")
     for draw in (report_plots.speed_accuracy, lambda models: report_plots.accuracy_by_generation(models, 450)):
         assert Image.open(io.BytesIO(draw([model, twin]))).size == (1040, 700)
+
+
+# ---- the audit ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_is_told_in_a_sentence_and_in_numbers(finished: tuple[Context, Result]) -> None:
+    context, result = finished
+    summary = storage.read_json(storage.join(context.folder, "summary.json"))
+    page = page_of(context)[0]
+    for number, found in enumerate(summary["audits"], 1):
+        recorded = storage.read_json(storage.join(context.needs[f"gen{number}-audit"].folder, "audit.json"))
+        chosen = storage.read_json(storage.join(context.needs[f"gen{number}-select"].folder, "summary.json"))
+        copies = np.array(chosen["copies_per_class"])
+        precision = np.array(recorded["precision"])
+        assert found["generation"] == number and found["accuracy"] == recorded["accuracy"] and found["images"] == 200
+        assert found["expected_noise"] == pytest.approx((copies * (1 - precision)).sum() / copies.sum())
+        assert result.metrics[f"gen{number}_expected_noise"] == found["expected_noise"]
+        assert f"ECE {recorded['ece']:.3f}, and temperature {recorded['temperature']:.2f} would calibrate it" in page
+        assert f"{100 * found['expected_noise']:.1f} % of the kept labels are expected to be wrong" in page

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipeline import weights
@@ -102,4 +104,45 @@ def test_a_student_that_starts_from_its_teacher(tmp_path: Path) -> None:
     assert world.run().status == 0
     other = world.run("teacher.overrides.widths=[8,8,8]")
     assert other.status == 2
-    assert "does not fit the model" in other.err and "has shape" in other.err
+    assert "the weights do not fit" in other.err and "of another shape" in other.err
+
+
+def test_several_teachers_are_averaged(timm_teacher: World, tmp_path: Path) -> None:
+    """One folder with all of them in it; labels are the mean of their probabilities, and another list another teacher."""
+    first = timm_teacher.folder("gen0-teacher")
+    other = small.make(tmp_path)
+    settings = [f"data.root={timm_teacher.shards}", "generations=[]"]
+    assert other.run(*settings, "teacher.resolution=32", "teacher.mean=[0.48,0.46,0.41]").status == 0
+    second = other.folder("gen0-teacher")
+    world = small.make(tmp_path / "both")
+    named = [f"data.root={timm_teacher.shards}", f"teacher.checkpoint=[{first},{second}]"]
+    ran = world.run(*named)
+    assert (ran.status, ran.err) == (0, ""), ran
+    assert f"the mean of timm/test_resnet from {first}, lambda_resnet_tiny from {second}" in ran.out
+    averaged, card = weights.load_model(str(world.folder("gen0-teacher")))
+    images = torch.rand(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = sum(weights.load_model(str(path))[0](images).softmax(1) for path in (first, second)) / 2
+        torch.testing.assert_close(averaged(images).softmax(1), expected)
+    assert card.architecture == "ensemble" and card.size == 32
+    assert "all is done" in world.run(*named).out
+    swapped = world.run(f"data.root={timm_teacher.shards}", f"teacher.checkpoint=[{first},{first}]")
+    assert swapped.status == 0 and len(list(world.output.glob("gen1-label-*"))) == 2
+
+
+def test_teachers_that_cannot_be_averaged_are_named(timm_teacher: World, tmp_path: Path) -> None:
+    first = timm_teacher.folder("gen0-teacher")
+    second = timm_teacher.folder("gen1-student")
+    world = small.make(tmp_path)
+    settings = f"data.root={timm_teacher.shards}"
+    ran = world.run(settings, f"teacher.checkpoint=[{first},{second}]")
+    assert ran.status == 2 and f"{second} looks at images as 8 pixels" in ran.err and "32 pixels" in ran.err
+    classes = tmp_path / "classes"
+    shutil.copytree(first, classes)
+    card = weights.read_card(str(classes))
+    weights.write_card(str(classes), dataclasses.replace(card, classes=["ant", "dog", "owl"]))
+    ran = world.run(settings, f"teacher.checkpoint=[{first},{classes}]")
+    assert ran.status == 2 and f"{classes} was trained for other classes (3: ant, dog, owl)" in ran.err
+    for wrong in ("[]", "[1]", "3", "{a: b}"):
+        ran = world.run(settings, f"teacher.checkpoint={wrong}")
+        assert ran.status == 2 and "teacher.checkpoint is" in ran.err and "or a list of them" in ran.err

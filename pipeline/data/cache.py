@@ -1,0 +1,155 @@
+"""Copies of remote shards on a node's own disk, shared by its processes and limited in size.
+
+    <folder>/.lock            held while room is made
+    <folder>/.tmp-<key>       a download under way: locked by its process, already as large as it will be
+    <folder>/<key>.tar        a whole shard; its time of change is when it was last used
+
+The key is a hash of URL, size and ETag, so a shard that changed is another one. Processes that want the same shard
+wait for the one that downloads it. A download gets its name when it is whole; the locks of a killed process end
+with it, and what it left is deleted when room is made. The copies used longest ago make room; one that is being read
+lives on until it is closed. A shard for which there is no room is read past the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+
+BLOCK = 1 << 20
+_described: dict[tuple[int, str], tuple[int, str]] = {}  # (process, URL) -> (size, ETag): asked for once
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`limit`: bytes that all copies together may take. Picklable; local shards are read where they are."""
+
+    folder: str
+    limit: int
+
+    def open_read(self, path: str) -> IO[bytes]:
+        """The shard, seekable: its copy, after a download if need be."""
+        return (self._copy(path) if storage.is_url(path) else None) or storage.open_read(path)
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; fewer where the file ends before."""
+        copy = self._copy(path) if storage.is_url(path) else None
+        if copy is None:
+            return storage.read_range(path, offset, size)
+        with copy:
+            copy.seek(offset)
+            return copy.read(size)
+
+    def _copy(self, path: str) -> IO[bytes] | None:
+        """The whole copy, opened; None where there is no room for it."""
+        size, stamp = _describe(path)
+        key = hashlib.sha256(f"{storage.redact(path)}\n{size}\n{stamp}".encode()).hexdigest()[:32]
+        whole, half = Path(self.folder, f"{key}.tar"), Path(self.folder, f".tmp-{key}")
+        try:
+            if (copy := _use(whole)) is not None:
+                return copy
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            with _locked(half) as file:
+                if (copy := _use(whole)) is not None:  # another process was faster
+                    half.unlink()
+                    return copy
+                try:
+                    fits = self._make_room(file, size)
+                    if fits:
+                        _download(path, file)
+                        half.rename(whole)
+                finally:
+                    half.unlink(missing_ok=True)
+                return _use(whole) if fits else None
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return None
+            if error.filename is None or not str(error.filename).startswith(self.folder):
+                raise
+            raise ConfigError(
+                f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each node's "
+                "own disk that its processes may write to"
+            ) from error
+
+    def _make_room(self, file: IO[bytes], size: int) -> bool:
+        """Take `size` bytes of the limit for the download `file`, which holds its lock; False where that cannot be."""
+        with Path(self.folder, ".lock").open("ab") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            copies, taken = [], size
+            for entry in Path(self.folder).iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if storage.is_temporary(entry.name):
+                        if not os.path.samestat(entry.stat(), os.fstat(file.fileno())) and not _sweep(entry):
+                            taken += entry.stat().st_size
+                    elif entry.suffix == ".tar":
+                        found = entry.stat()
+                        copies.append((found.st_mtime_ns, entry, found.st_size))
+                        taken += found.st_size
+            copies.sort()
+            while taken > self.limit and copies and size <= self.limit:
+                _, oldest, freed = copies.pop(0)
+                oldest.unlink(missing_ok=True)
+                taken -= freed
+            if taken > self.limit:
+                return False
+            file.truncate(size)  # seen by others as taken from now on
+            return True
+
+
+def _describe(path: str) -> tuple[int, str]:
+    key = (os.getpid(), path)
+    if key not in _described:
+        _described[key] = storage.describe(path)
+    return _described[key]
+
+
+def _use(whole: Path) -> IO[bytes] | None:
+    """A copy, opened and marked as used now; None where there is none."""
+    try:
+        file = whole.open("rb")
+    except FileNotFoundError:
+        return None
+    os.utime(file.fileno())
+    return file
+
+
+@contextlib.contextmanager
+def _locked(half: Path) -> Iterator[IO[bytes]]:
+    """The file of a download, created if need be, once no other process works on it."""
+    while True:
+        with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held the lock may have given the file its final name, or deleted it: then it is not this one any more.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(half.stat(), os.fstat(file.fileno())):
+                    file.truncate(0)
+                    yield file
+                    return
+
+
+def _download(path: str, file: IO[bytes]) -> None:
+    with storage.open_read(path) as source:
+        shutil.copyfileobj(source, file, BLOCK)
+    file.flush()
+    os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
+
+
+def _sweep(half: Path) -> bool:
+    """Delete what a killed process left; False where its process lives."""
+    with half.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        half.unlink(missing_ok=True)
+        return True

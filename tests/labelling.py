@@ -1,0 +1,61 @@
+"""The label stage alone, in this process or one of its own: `python -m tests.labelling SHARDS TEACHER OUTPUT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import config, storage, weights
+from pipeline.cluster.inline import Inline
+from pipeline.data import labels
+from pipeline.lock import lock
+from pipeline.plan import Done, Sources, Stage
+from pipeline.stages import label
+from pipeline.stages.context import Context, Result
+from tests import small
+
+FOLDER = "gen1-label-0123abcd"
+
+
+def make_teacher(folder: Path) -> Path:
+    """A tiny network of random weights."""
+    torch.manual_seed(0)
+    shape = {"depths": [1, 1, 1], "widths": [8, 8, 16]}
+    model = weights.build_model("lambda_resnet_tiny", len(small.CLASSES), shape)
+    folder.mkdir()
+    weights.save_state(str(folder / weights.WEIGHTS), model.state_dict())
+    card = weights.Card("lambda_resnet_tiny", small.CLASSES, 8, 1.0, "bicubic", [0.5] * 3, [0.5] * 3, shape)
+    weights.write_card(str(folder), card)
+    return folder
+
+
+def run(root: str, teacher: Path, output: str, *settings: str) -> Result:
+    """Label `unlabelled-*.tar` of `root` into FOLDER of `output`."""
+    job = config.load(str(teacher.parent / "small.yaml"), [f"data.root={root}", f"output={output}", *settings])
+    stage = Stage("gen1-label", "label", ("gen0-teacher",), 1)
+    made = storage.sha256(str(teacher / weights.WEIGHTS))
+    needs = {"gen0-teacher": Done("gen0-teacher", str(teacher), made, made)}
+    with lock(job.output):
+        token = storage.write_token(job.output)
+        sources = Sources(job, root)
+        context = Context(job, stage, files(output), "0123abcd", needs, sources, Inline(), print, token)
+        storage.make_folder(context.folder)
+        return label.run(context)
+
+
+def files(output: str) -> str:
+    return storage.join(output, FOLDER)
+
+
+def rows(output: str) -> dict[str, list]:
+    """{label file: its rows} of what the stage left."""
+    folder = files(output)
+    names = [name for name in storage.walk(folder) if name.endswith(".parquet")]
+    return {name: labels.read_labels(storage.join(folder, name)).to_pylist() for name in names}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
