@@ -8,14 +8,15 @@ The orders agree to rounding, gradients included; they differ in what they build
     lambda_first   n·j·k·v                      the lambdas, n·k·v, and the embeddings, n·k·j (once a batch)
     query_first    h·n·j·(k + v)                the query-context map, h·n·j, and the embeddings
     conv           n·r²·u·k·v                   the lambdas only; memory does not grow with n·j
-    fourier        ≈ n·k·v·(2·side + 4·r·u)     the lambdas and their row transform (models.fourier)
+    fourier        n·k·v·2·F·(1 + 2·c·u/side)   the lambdas and their row transform; F ≈ (side + r/2)/2
+                                                frequencies, c ≤ r + 7 (models.fourier)
 
 Every order takes (q, keys, v, table, height, width): normalised keys or None, without content lambda; a table of any odd
 sides, offsets beyond it count as zero. lambda_first and query_first also take a mask_NM of the context each query sees, and
 `place`, N indices: where on the context's grid each query stands, if not at its own position.
 
 Shape suffixes: B batch, H heads, N queries, M context positions, K key depth, V value depth, U intra-depth,
-J = M·U context entries (U fast), Y and X the table's sides, S = N or the context's M. Positions are row-major over
+J = M·U context entries (U fast), Y and X the table's sides. Positions are row-major over
 (height, width).
 """
 
