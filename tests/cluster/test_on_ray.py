@@ -127,6 +127,7 @@ def run_python(code: str, cwd: str | Path = ROOT, **env: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_embedded_ray_is_quiet_and_leaves_no_trace(tmp_path: Path) -> None:
     """Two sessions after each other, and a SIGTERM handler that stays the program's own."""
     home = tmp_path / "home"
@@ -166,6 +167,7 @@ def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch: pytest.Mo
         OnRay("http://127.0.0.1:8265")
 
 
+@pytest.mark.slow
 def test_work_on_ray_follows_training_in_this_process(tmp_path: Path) -> None:
     """Ray reads its settings when it is imported; training in local mode imports it before a session starts."""
     code = """
