@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import config_checks, storage
 from pipeline.errors import ConfigError
 from pipeline.settings import REQUIRED, Job, Label, Select, Train
 
@@ -33,13 +34,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
     for item in overrides:
         _override(tree, item)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
-    _spell_out_measured(raw, path)
+    config_checks.spell_out_measured(raw, path)
     _check_keys(raw, Job, "", path, extra=SHARED)
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
     generations = raw.get("generations") or []
     measuring = bool((raw.get("measure") or {}).get("models"))
     if measuring:
-        _check_trains_nothing(raw, path)
+        config_checks.check_trains_nothing(raw, path)
         raw["teacher"] = {"model": ""}  # which every other job must name
     raw["generations"] = [
         {**generation, **{name: merge(shared[name], generation.get(name) or {}) for name in SHARED}}
@@ -52,14 +53,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
     assert isinstance(job, Job)
     _check_values(job, "", path)
     for number, generation in enumerate(job.generations):
-        _check_select(generation.select, f"generations[{number}].select", path)
+        config_checks.check_select(generation.select, f"generations[{number}].select", path)
     if job.generations and job.generations[0].label.corpus == "selected":
         raise ConfigError(
             f"{path}: generations[0].label.corpus is 'selected', but before the first generation nothing was selected; "
             "set it in the `label` of later generations only"
         )
-    _check_names(job, path)
-    _check_checkpoint(job, path)
+    config_checks.check_names(job, path)
+    config_checks.check_checkpoint(job, path)
     for where, train in [
         ("teacher", job.teacher),
         *((f"generations[{i}].student", g.student) for i, g in enumerate(job.generations)),
@@ -77,60 +78,6 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         )
     job.output = resolve_output(job.output)
     return job
-
-
-def _spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
-    """`lambda_resnet_50@160` in measure.models becomes {model: lambda_resnet_50, size: 160}."""
-    measure = raw.get("measure")
-    entries = measure.get("models") if isinstance(measure, dict) else None
-    if not isinstance(entries, list):
-        return
-    for number, entry in enumerate(entries):
-        if isinstance(entry, str):
-            model, _, size = entry.rpartition("@")
-            if not model or not size.isdigit():
-                raise ConfigError(
-                    f"{path}: measure.models[{number}] is '{entry}'; write model@size, such as lambda_resnet_50@160"
-                )
-            entries[number] = {"model": model, "size": int(size)}
-
-
-def _check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
-    teacher = raw.get("teacher")
-    also = "teacher.model" if isinstance(teacher, Mapping) and teacher.get("model") else "generations"
-    if also == "teacher.model" or raw.get("generations"):
-        raise ConfigError(
-            f"{path}: measure.models and {also} are both set; a job measures or trains, so drop one of them"
-        )
-
-
-def _check_select(select: Select, where: str, path: str) -> None:
-    weighted = select.weight == "confidence"
-    for one, other, both, why in (
-        ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
-        ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
-    ):
-        if both:
-            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
-
-
-def _check_names(job: Job, path: str) -> None:
-    """Rows of a table are told apart by name."""
-    names = [measured.name for measured in job.measure.models]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise ConfigError(
-                f"{path}: measure.models[{names.index(name)}] and [{number}] are both called '{name}'; give one a label"
-            )
-
-
-def _check_checkpoint(job: Job, path: str) -> None:
-    named = job.teacher.checkpoint
-    several = named if isinstance(named, list) else [named]
-    if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
-        raise ConfigError(
-            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
-        )
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +105,6 @@ def steps(text: str, steps_per_epoch: float) -> int:
 
 def resolve_output(output: str) -> str:
     """An absolute path (or the URL); a relative one inside Ray's package cache is refused, for it is thrown away."""
-    from pipeline import storage
 
     if output.startswith(("http://", "https://")):
         raise ConfigError(

@@ -1,0 +1,63 @@
+"""What a single value cannot show: settings that exclude each other, and entries of lists that must fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.settings import Job, Select
+
+
+def spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
+    """`lambda_resnet_50@160` in measure.models becomes {model: lambda_resnet_50, size: 160}."""
+    measure = raw.get("measure")
+    entries = measure.get("models") if isinstance(measure, dict) else None
+    if not isinstance(entries, list):
+        return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, str):
+            model, _, size = entry.rpartition("@")
+            if not model or not size.isdigit():
+                raise ConfigError(
+                    f"{path}: measure.models[{number}] is '{entry}'; write model@size, such as lambda_resnet_50@160"
+                )
+            entries[number] = {"model": model, "size": int(size)}
+
+
+def check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
+    teacher = raw.get("teacher")
+    also = "teacher.model" if isinstance(teacher, Mapping) and teacher.get("model") else "generations"
+    if also == "teacher.model" or raw.get("generations"):
+        raise ConfigError(
+            f"{path}: measure.models and {also} are both set; a job measures or trains, so drop one of them"
+        )
+
+
+def check_select(select: Select, where: str, path: str) -> None:
+    weighted = select.weight == "confidence"
+    for one, other, both, why in (
+        ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
+        ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
+    ):
+        if both:
+            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
+
+
+def check_names(job: Job, path: str) -> None:
+    """Rows of a table are told apart by name."""
+    names = [measured.name for measured in job.measure.models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigError(
+                f"{path}: measure.models[{names.index(name)}] and [{number}] are both called '{name}'; give one a label"
+            )
+
+
+def check_checkpoint(job: Job, path: str) -> None:
+    named = job.teacher.checkpoint
+    several = named if isinstance(named, list) else [named]
+    if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
+        raise ConfigError(
+            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
+        )
