@@ -13,7 +13,7 @@ import torch
 from pipeline import config, storage, weights
 from pipeline.data import augment, labels, order
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.plan import stages_of, training_of
 from pipeline.screen import percent
 from pipeline.settings import Train
@@ -80,12 +80,6 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
     sources = [_source("labelled", labelled, settings.batch, settings)]
     if stage.generation:
         selected = selected_shards(context)
-        kept = sum(shard.count for shard in selected)
-        if not kept:
-            raise DataError(
-                f"{stage.name}: the selection keeps no image (threshold {job.generations[stage.generation - 1].select.threshold}); "
-                "lower generations[].select.threshold, or train a better teacher"
-            )
         sources.append(_source("pseudo", selected, round(settings.unlabelled_ratio * settings.batch), settings))
     sources = [source for source in sources if source.per_step]
     per_epoch = images / settings.batch
