@@ -3,13 +3,17 @@
     python benchmarks/label.py                                     # all parts, on the CPU (an hour on two cores)
     python benchmarks/label.py --parts bc --rounds 1 --copies 1 --small 1000     # a look, in a minute
     python benchmarks/label.py --parts a --device cuda --model lambda_resnet_152 --size 288 --copies 40 --threads 16
+    python benchmarks/label.py --parts m                                   # memory alone, five minutes
 
 a   model-bound: the rate against the ceiling 1/(1/c + 1/d) of a machine whose cores do both (on a GPU: against c), where
     c is the bare forward loop on ready batches and d is reading and decoding alone
 b   decode-bound: a network of one pooling layer, against d
-c   the feed: tiny JPEGs and a stand-in for the device that sleeps 45 ms per 64 images; how busy it was in a warm pass
+c   the feed: tiny JPEGs and a stand-in for the device that sleeps 45 ms per 64 images: the share of a warm pass that it was
+    asleep (busy), and the rate against that of sleeps of exactly 45 ms, which no machine gives
 d   the same images and teacher through Ray Data (read_webdataset, map_batches, write_parquet) and through timm's
     dataset, transform, DataLoader and inference loop, decode-bound and model-bound
+m   the photos under so many names that they make 1,000 shards, through a network of one pooling layer: the process's
+    resident memory on the way
 
 All that is compared takes turns; figures are medians over the rounds. Prints a table; the last line is JSON.
 """
@@ -18,35 +22,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
+import math
 import os
 import shutil
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from benchmarks import label_peers
+from benchmarks.label_images import Corpus, copies, merged, small_jpegs
 from models import create_model
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
 from pipeline.data import images, labeller, shards
 from pipeline.data.ahead import Ahead
 from pipeline.data.labeller import IN_FLIGHT, Labeller, LabelSpec
-from pipeline.data.shards import Shard
 from pipeline.data.teacher import Answer, Teacher
 
 CLASSES = 1000
+MANY = 1000  # shards of part m
 SLEEP_SECONDS, SLEEP_IMAGES = 0.045, 64  # of the stand-in for a device
 
 
@@ -60,17 +62,15 @@ class Pool(nn.Module):
 class StandIn(Teacher):
     """In place of a device: busy for a known time, and the cores are left alone."""
 
+    asleep = 0.0  # seconds
+
     def launch(self, batch: torch.Tensor) -> Answer:
-        seconds = SLEEP_SECONDS * len(batch) / SLEEP_IMAGES
-        time.sleep(seconds)
+        start = time.perf_counter()
+        time.sleep(SLEEP_SECONDS * len(batch) / SLEEP_IMAGES)
+        seconds = time.perf_counter() - start
+        StandIn.asleep += seconds
         probs = np.full((len(batch), CLASSES), 1 / CLASSES, np.float32)
         return lambda: (probs, seconds)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    shards: list[Shard]
-    images: int
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
         torch.set_num_threads(args.compute)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:
-        photos = copies(args.photos, Path(folder, "photos"), args.copies)
+        photos = copies(merged(args.photos, Path(folder, "merged")), Path(folder, "photos"), args.copies)
         result: dict[str, Any] = {
             "cores": len(os.sched_getaffinity(0)),
             "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
@@ -99,15 +99,20 @@ def main() -> None:
         if "d" in args.parts:
             for key, module in (("decode", Pool()), ("model", create_model(args.model, num_classes=CLASSES))):
                 result[f"peers_{key}_bound"] = beside(args, photos, module, view, Path(folder, key))
+        if "m" in args.parts:
+            times = math.ceil(MANY / len(list(args.photos.glob("*.tar"))))
+            result["memory"] = memory(args, copies(args.photos, Path(folder, "many"), times), view)
     print(json.dumps(result))
 
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = Path(os.environ.get("NOISY_LAMBDA_TEST_DATA") or "../shared/data")
-    parser.add_argument("--parts", default="abcd")
+    parser.add_argument("--parts", default="abcdm")
     parser.add_argument("--photos", type=Path, default=data / "imagenet-sample", help="folder of shards of photos")
-    parser.add_argument("--copies", type=int, default=4, help="how often the photos are repeated")
+    parser.add_argument(
+        "--copies", type=int, default=4, help="how often the photos, which make one shard, are repeated"
+    )
     parser.add_argument("--small", type=int, default=20_000, help="generated JPEGs of part c, in shards of 1,000")
     parser.add_argument("--model", default="lambda_resnet_50")
     parser.add_argument("--size", type=int, default=224)
@@ -117,42 +122,6 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     return parser
-
-
-# ---- what is labelled ---------------------------------------------------------------------------------------------------
-
-
-def copies(folder: Path, target: Path, times: int) -> Corpus:
-    """Every shard in the folder under `times` names."""
-    target.mkdir(parents=True)
-    found: list[Shard] = []
-    count = 0
-    for path in sorted(folder.glob("*.tar")):
-        count += len(shards.scan(str(path)).samples)
-        for number in range(times):
-            copy = target / f"{path.stem}-{number:03d}.tar"
-            copy.symlink_to(path.resolve())
-            found.append(Shard(copy.name, str(copy), path.stat().st_size, "", "unlabelled"))
-    return Corpus(found, count * times)
-
-
-def small_jpegs(folder: Path, count: int) -> Corpus:
-    """Shards of 1,000 JPEGs of 64 x 64 pixels."""
-    folder.mkdir(parents=True)
-    found: list[Shard] = []
-    random = np.random.default_rng(0)
-    for first in range(0, count, 1000):
-        path = folder / f"{first // 1000:05d}.tar"
-        with tarfile.open(path, "w") as tar:
-            for number in range(first, min(first + 1000, count)):
-                coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-                buffer = io.BytesIO()
-                coarse.resize((64, 64), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-                info = tarfile.TarInfo(f"{number:08d}.jpg")
-                info.size = len(buffer.getvalue())
-                tar.addfile(info, io.BytesIO(buffer.getvalue()))
-        found.append(Shard(path.name, str(path), path.stat().st_size, "", "unlabelled"))
-    return Corpus(found, count)
 
 
 # ---- what is timed -------------------------------------------------------------------------------------------------------
@@ -169,15 +138,18 @@ def alternate(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return {name: statistics.median(rates) for name, rates in taken.items()}
 
 
+def label_spec(out: str, batch: int, threads: int, teacher: Teacher) -> LabelSpec:
+    return LabelSpec(
+        load=lambda _: (nn.Identity(), None), weights="", teacher="", classes=tuple(map(str, range(CLASSES))),
+        out=out, batch=batch, threads=threads, device=teacher.device.type,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def labels_of(corpus: Corpus, teacher: Teacher, batch: int, threads: int) -> Iterator[Callable[[], float]]:
     """A call labels the corpus into a new folder, as the label stage does, and gives images/s."""
     with tempfile.TemporaryDirectory(prefix="label-out-") as out:
-        spec = LabelSpec(
-            load=lambda _: (nn.Identity(), None), weights="", teacher="", classes=tuple(map(str, range(CLASSES))),
-            out=out, batch=batch, threads=threads, device=teacher.device.type,
-        )  # fmt: skip
-        made = Labeller(spec, teacher)
+        made = Labeller(label_spec(out, batch, threads, teacher), teacher)
 
         def run() -> float:
             shutil.rmtree(out)
@@ -246,12 +218,44 @@ def bound(args: argparse.Namespace, corpus: Corpus, module: nn.Module, view: ima
 
 def feed(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
     teacher = StandIn(Pool(), images.View(64, crop=1.0), torch.device("cpu"), torch.float32)
+    shares: list[float] = []
+
+    def turn() -> float:
+        StandIn.asleep = 0.0
+        rate = labelling()
+        shares.append(StandIn.asleep * rate / corpus.images)
+        return rate
+
     with labels_of(corpus, teacher, SLEEP_IMAGES, args.threads) as labelling:
-        rate = alternate({"labelling": labelling}, args.rounds)["labelling"]
-    busy = rate * SLEEP_SECONDS / SLEEP_IMAGES
-    print(f"\na device of {SLEEP_IMAGES / SLEEP_SECONDS:.0f} images/s, {corpus.images} JPEGs of 64 pixels")
-    print(f"  labelling    {rate:10.1f} images/s\n  busy         {busy:10.3f}")
-    return {"labelling": round(rate, 1), "busy": round(busy, 4), "images": corpus.images}
+        rate = alternate({"labelling": turn}, args.rounds)["labelling"]
+    busy = statistics.median(shares[1:])
+    nominal = SLEEP_IMAGES / SLEEP_SECONDS
+    print(f"\na device of {nominal:.0f} images/s, {corpus.images} JPEGs of 64 pixels")
+    print(f"  labelling    {rate:10.1f} images/s\n  of nominal   {rate / nominal:10.3f}\n  busy         {busy:10.3f}")
+    return {
+        "labelling": round(rate, 1),
+        "of_nominal": round(rate / nominal, 4),
+        "busy": round(busy, 4),
+        "images": corpus.images,
+    }
+
+
+def memory(args: argparse.Namespace, corpus: Corpus, view: images.View) -> dict[str, Any]:
+    """Resident MiB of this process after so many shards."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="label-out-") as out:
+        teacher = teacher_of(Pool(), view, args.device)
+        made = Labeller(label_spec(out, args.batch, args.threads, teacher), teacher)
+        units = [(shard.name, shard) for shard in corpus.shards[:MANY]]
+        done = Inline().map(lambda: made, units, resources=Resources(), overlap=IN_FLIGHT)
+        print(f"\nresident memory of a labelling process, {len(units)} shards of photos")
+        for number, outcome in enumerate(done, 1):
+            assert outcome.error is None, outcome.error
+            if number in (10, 30, 100, 300, MANY):
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                found[str(number)] = round(pages * os.sysconf("SC_PAGESIZE") / 2**20, 1)
+                print(f"  {number:>5} shards {found[str(number)]:10.1f} MiB", flush=True)
+    return found
 
 
 def beside(
