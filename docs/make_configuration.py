@@ -7,7 +7,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import settings
+from pipeline import settings, settings_train
+from pipeline.declare import REQUIRED
 
 HEAD = """# Settings of a job
 
@@ -29,10 +30,11 @@ def page() -> str:
         ("prepare", settings.Prepare),
         ("data", settings.Data),
         ("workers", settings.Workers),
-        ("teacher, student", settings.Teacher),
-        ("affine, inside teacher and student", settings.Affine),
+        ("teacher, student", settings_train.Teacher),
+        ("affine, inside teacher and student", settings_train.Affine),
         ("label", settings.Label),
         ("select", settings.Select),
+        ("finetune", settings_train.Finetune),
         ("evaluate", settings.Evaluate),
         ("measure", settings.Measure),
         ("an entry of measure.models", settings.Measured),
@@ -46,9 +48,7 @@ def page() -> str:
 
 def row(item: Any, cls: type) -> str:
     default = getattr(cls(), item.name)  # every field of the settings has a default
-    shown = (
-        "see below" if is_dataclass(default) else "required" if default == settings.REQUIRED else f"`{plain(default)}`"
-    )
+    shown = "see below" if is_dataclass(default) else "required" if default == REQUIRED else f"`{plain(default)}`"
     rules = item.metadata
     limits = ""
     if "choices" in rules:

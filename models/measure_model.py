@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layout import channels_last
 from models.measure import Step, alternate, best_batch, if_it_fits, most_that_fits, peak_bytes, rate_at, wait
 
 CLASSES = 1000
@@ -105,7 +106,7 @@ class _Subject:
 
     def __init__(self, model: nn.Module, size: int, setup: Setup) -> None:
         self.setup, self.size = setup, size
-        self.model = model.to(setup.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(model.to(setup.device))
         self.compiled = torch.compile(self.model, mode=setup.compile, dynamic=False) if setup.compile else self.model
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=0.9)
 

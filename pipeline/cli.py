@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RemoteError, UserError
+from pipeline.errors import ConfigError, RemoteError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,6 +124,11 @@ def _console() -> Console:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pipeline.cluster import torchrun
+
+    if torchrun.follows():
+        torchrun.follow()
+        return 0
     from pipeline import runner
     from pipeline.plan import stages_of
     from pipeline.screen import Screen, results_table
@@ -155,6 +160,15 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _cluster(job: Job) -> Cluster:
+    from pipeline.cluster import torchrun
+
+    if torchrun.launched():
+        if job.cluster not in ("auto", "inline"):
+            raise ConfigError(
+                f"torchrun started this job, whose `cluster` is '{job.cluster}'; start it without torchrun, or set "
+                "cluster: inline to train on torchrun's processes"
+            )
+        return torchrun.Torchrun()
     if job.cluster == "inline":
         from pipeline.cluster.inline import Inline
 

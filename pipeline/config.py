@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config_checks, storage
+from pipeline.declare import REQUIRED
 from pipeline.errors import ConfigError
-from pipeline.settings import REQUIRED, Job, Label, Select, Train
+from pipeline.settings import Job, Label, Select
+from pipeline.settings_train import Finetune, Train
 
 RAY_CACHE = "runtime_resources/working_dir_files"
 SHARED: dict[str, type] = {"student": Train, "label": Label, "select": Select}  # job-level defaults of every generation
@@ -61,12 +63,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         )
     config_checks.check_names(job, path)
     config_checks.check_checkpoint(job, path)
-    for where, train in [
+    config_checks.check_workers(job, path)
+    config_checks.check_finetune(job, path)
+    timed: list[tuple[str, Train | Finetune]] = [
         ("teacher", job.teacher),
+        ("finetune", job.finetune),
         *((f"generations[{i}].student", g.student) for i, g in enumerate(job.generations)),
-    ]:
+    ]
+    for where, settings in timed:
         for key in ("duration", "warmup", "evaluate_every", "checkpoint_every"):
-            parse_duration(getattr(train, key), f"{path}: {where}.{key}")
+            parse_duration(getattr(settings, key), f"{path}: {where}.{key}")
     if job.prepare.dataset is None and job.data.root is None and not measuring:
         raise ConfigError(
             f"{path}: data.root is not set and there is no `prepare.dataset`; set data.root to the folder or URL "

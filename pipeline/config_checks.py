@@ -61,3 +61,28 @@ def check_checkpoint(job: Job, path: str) -> None:
         raise ConfigError(
             f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
         )
+
+
+def check_workers(job: Job, path: str) -> None:
+    least, most = job.workers.train_least, job.workers.train
+    if least is not None and least > most:
+        raise ConfigError(
+            f"{path}: workers.train_least is {least}, but workers.train is {most}; the first is the fewest training "
+            "processes to go on with, the second the most"
+        )
+
+
+def check_finetune(job: Job, path: str) -> None:
+    """A fine-tune is for a higher resolution. Of a checkpoint only its model.yaml knows; that is looked at later."""
+    size = job.finetune.resolution
+    if size is None or (job.teacher.checkpoint and not job.generations):
+        return
+    number = len(job.generations) - 1
+    where, trained = (
+        (f"generations[{number}].student", job.generations[-1].student) if job.generations else ("teacher", job.teacher)
+    )
+    if size < trained.resolution:
+        raise ConfigError(
+            f"{path}: finetune.resolution is {size}, less than {where}.resolution, {trained.resolution}; raise it, or drop "
+            "`finetune`"
+        )

@@ -1,6 +1,7 @@
 """Which stages a job has, what each depends on, and where each lives: `<output>/<stage>-<fingerprint8>/`.
 
-    prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ … ─ evaluate ─ report
+    prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
+      … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ report
     measure      (all that a job with `measure.models` has)
 
 A stage's fingerprint hashes its identity settings and what goes into it: the frozen corpora, the class list, the
@@ -12,16 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
-from pipeline import storage
-from pipeline.data import corpus, shards
-from pipeline.data.classes import read_classes
-from pipeline.errors import ConfigError, DataError, WeightsError
-from pipeline.settings import Job, Train, identity_of
+from pipeline import early_stop, storage
+from pipeline.declare import identity_of
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.settings import Job
+from pipeline.settings_train import Train
+from pipeline.sources import Sources
 
 FORMAT = 1  # raise when a stage's files change their meaning
 DONE = "done.json"
@@ -53,8 +54,9 @@ class Done:
     model: bool = False
 
 
-def stages_of(job: Job) -> list[Stage]:
-    """The stages of a job in the order in which they run; the last one leaves summary.json."""
+def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
+    """The stages of a job in the order in which they run, without generations after an early stop that `done` tells of;
+    the last one leaves summary.json."""
     if job.measure.models:
         return [Stage("measure", "measure", ())]
     stages = [Stage("prepare", "prepare", ())] if job.prepare.dataset else []
@@ -62,7 +64,9 @@ def stages_of(job: Job) -> list[Stage]:
     stages.append(Stage("index", "index", data))
     stages.append(Stage("gen0-teacher", "adopt" if job.teacher.checkpoint else "train", ("index",)))
     trained = ["gen0-teacher"]
-    for number, generation in enumerate(job.generations, 1):
+    stop = early_stop.find(job, done or {})
+    last = stop.generation if stop else len(job.generations)
+    for number, generation in enumerate(job.generations[:last], 1):
         audit, label, select, student = (f"gen{number}-{kind}" for kind in ("audit", "label", "select", "student"))
         calibrating = (audit,) if generation.label.calibrate else ()
         before = (f"gen{number - 1}-label", f"gen{number - 1}-select") if generation.label.corpus == "selected" else ()
@@ -71,9 +75,21 @@ def stages_of(job: Job) -> list[Stage]:
         stages.append(Stage(select, "select", ("index", label), number))
         stages.append(Stage(student, "train", ("index", label, select, trained[-1]), number))
         trained.append(student)
+    if job.finetune.resolution:
+        tuned = f"gen{last}-finetune"
+        stages.append(Stage(tuned, "finetune", ("index", trained[-1]), last))
+        trained.append(tuned)
     stages.append(Stage("evaluate", "evaluate", ("index", *trained)))
     stages.append(Stage("report", "report", tuple(stage.name for stage in stages if stage.kind != "prepare")))
     return stages
+
+
+def in_order(job: Job, done: Mapping[str, Done]) -> Iterator[Stage]:
+    """The stages, one after the other; which one is next is decided by what is in `done` by then."""
+    place = 0
+    while place < len(stages := stages_of(job, done)):
+        yield stages[place]
+        place += 1
 
 
 def indexed_of(job: Job) -> tuple[str, ...]:
@@ -87,54 +103,8 @@ def held_out_of(job: Job) -> tuple[str, ...]:
 
 
 def training_of(job: Job, stage: Stage) -> Train:
-    """The settings of a training stage: the teacher's or its generation's student's."""
+    """The settings of the training of a stage's generation: the teacher's or its student's."""
     return job.generations[stage.generation - 1].student if stage.generation else job.teacher
-
-
-class Sources:
-    """The job's shards and classes, looked up when first asked for (after `prepare`), frozen at first use."""
-
-    def __init__(self, job: Job, root: str, refreeze: bool = False, write: bool = True) -> None:
-        self.job, self.root, self.refreeze, self.write = job, root, refreeze, write
-        self.changes: list[str] = []
-        self.found: dict[str, corpus.Corpus] = {}
-
-    def __getitem__(self, source: str) -> corpus.Corpus:
-        """The frozen corpus of 'labelled', 'unlabelled', 'validation' or 'test'."""
-        if source not in self.found:
-            pattern = getattr(self.job.data, source)
-            if not pattern:
-                raise DataError(
-                    f"data.{source} is not set, but the job has {len(self.job.generations)} generations; "
-                    f"set it to the pattern of the {source} shards"
-                )
-            empty = self.job.data.max_bad_shards if source == "unlabelled" else 0
-            listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
-            where = pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
-            if source == "audit_only":
-                self._check_apart(listing)
-            frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
-            self.changes += frozen.changes
-            self.found[source] = frozen
-        return self.found[source]
-
-    def _check_apart(self, audit_only: list[shards.Shard]) -> None:
-        """No shard that only the audit may see belongs to another source."""
-        for source in ("unlabelled", "labelled", "validation", "test"):
-            others = {shard.path for shard in self[source].shards}
-            shared = [shard.name for shard in audit_only if shard.path in others]
-            if shared:
-                raise DataError(
-                    f"data.audit_only and data.{source} both match {len(shared)} shards, the first is {shared[0]}; "
-                    "what is audited must be used for nothing else: narrow one of the patterns"
-                )
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """Class names in index order."""
-        path = self.job.data.classes
-        path = path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
-        return read_classes(path)
 
 
 def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources) -> dict[str, Any]:
@@ -163,7 +133,8 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 "classes": sources.classes,
             }
         case "train":
-            settings = identity_of(training_of(job, stage))
+            training = training_of(job, stage)
+            settings = identity_of(training)
             given: dict[str, Any] = {
                 "settings": settings,
                 "seed": job.seed,
@@ -175,7 +146,19 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 given["selection"] = done[f"gen{stage.generation}-select"].output
             if settings["init"] == "teacher":
                 given["initial"] = done[stage.needs[-1]].output
+            if training.weights == "best":  # the best of those that are looked at
+                given["evaluate_every"] = training.evaluate_every
+            if training.rollbacks:  # which go back to a checkpoint
+                given["checkpoint_every"] = training.checkpoint_every
             return given
+        case "finetune":
+            return {
+                "settings": identity_of(job.finetune),
+                "seed": job.seed,
+                "model": _model(done[stage.needs[-1]]),
+                "labelled": content["labelled"],
+                "classes": sources.classes,
+            }
         case "audit":
             generation = job.generations[stage.generation - 1]
             settings = identity_of(generation.label)
@@ -184,7 +167,7 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 "settings": settings,
                 "threshold": generation.select.threshold,
                 "thresholds": generation.select.thresholds,
-                "teacher": made[stage.needs[-1]],
+                "teacher": _model(done[stage.needs[-1]]),
                 "audited": {name: content[name] for name in held_out_of(job) if name != "test"},
                 "classes": sources.classes,
             }
@@ -196,7 +179,7 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 settings["selection"] = made[f"gen{stage.generation - 1}-select"]
             return {
                 "settings": settings,
-                "teacher": made[stage.needs[-1]],
+                "teacher": _model(done[stage.needs[-1]]),
                 "corpus": sources["unlabelled"].fingerprint,
                 "origin": made.get("prepare"),
                 "classes": sources.classes,
@@ -209,12 +192,13 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
         case "evaluate":
             return {
                 "settings": identity_of(job.evaluate),
-                "models": [made[name] for name in stage.needs if name != "index"],
+                "models": [_model(done[name]) for name in stage.needs if name != "index"],
                 "test": content["test"],
                 "classes": sources.classes,
             }
         case _:
-            return {"made": made, "name": job.name}
+            stop = early_stop.find(job, done)
+            return {"made": made, "name": job.name, **({"stop": stop.plain()} if stop else {})}
 
 
 def fingerprint(kind: str, inputs: Mapping[str, Any]) -> str:
@@ -240,6 +224,11 @@ def write_done(done: Done) -> None:
     """Mark a stage as finished: the last file that it writes."""
     record = {key: value for key, value in asdict(done).items() if key != "folder"}
     storage.write_json(storage.join(done.folder, DONE), record)
+
+
+def _model(made: Done) -> Any:
+    """What a model answers depends on: its weights, and how it looks at images (which stages did not always record)."""
+    return {"weights": made.output, "view": made.info["view"]} if "view" in made.info else made.output
 
 
 def data_root(job: Job, done: Mapping[str, Done]) -> str:

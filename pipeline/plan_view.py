@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import runner, storage
+from pipeline import early_stop, runner, storage
 from pipeline.errors import UserError
-from pipeline.plan import Sources, Stage, data_root, held_out_of, read_done, stages_of, training_of
+from pipeline.plan import Done, Stage, data_root, held_out_of, in_order, read_done, training_of
 from pipeline.screen import PROGRESS
 from pipeline.settings import Job
+from pipeline.sources import Sources
+from pipeline.stages import shuffle
 from pipeline.stages.label_progress import shares
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
+CLASSES = 1000  # where they are not known
 SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
 
 
@@ -31,14 +34,41 @@ def plan_table(job: Job) -> Group:
         state = "done" if look.done else "blocked" if look.problem else "will run"
         what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage)
         table.add_row(look.stage.name, state, shown, escape(what))
+    done = {look.stage.name: look.done for look in found if look.done}
+    stop = early_stop.find(job, done)
+    if stop:
+        table.add_row(stop.what, "not run", "", str(stop))
     if job.measure.models:
         return Group(table)
     prepared = job.data.root is not None or bool(found[0].done)
-    return Group(_shards_table(job, found) if prepared else "shards: written by the first stage", "", table)
+    shards = _shards_table(job, done) if prepared else "shards: written by the first stage"
+    return Group(shards, "", table, *_small_students(job, done), *_sorted_shards(job, found))
 
 
-def _shards_table(job: Job, found: list[runner.Look]) -> Table:
-    done = {look.stage.name: look.done for look in found if look.done}
+def _sorted_shards(job: Job, found: Sequence[runner.Look]) -> list[str]:
+    """Warnings about orders that hardly mix the classes; they are known once `index` is done."""
+    indexed = next((look.done for look in found if look.stage.kind == "index"), None)
+    if indexed is None:
+        return []
+    training = [training_of(job, look.stage) for look in found if look.stage.kind == "train"]
+    notes = [shuffle.advice(indexed.folder, settings, job.seed) for settings in training]
+    return [f"\n! {escape(note)}" for note in dict.fromkeys(notes) if note]
+
+
+def _small_students(job: Job, done: Mapping[str, Done]) -> list[str]:
+    """Warnings about students that are smaller than their teachers."""
+    from pipeline.stages import capacity  # seconds of imports, for jobs with students only
+
+    if not job.generations:
+        return []
+    try:
+        classes = len(Sources(job, data_root(job, done), write=False).classes)
+    except (UserError, KeyError):  # the data is not there yet; the class list changes counts of both by about the same
+        classes = CLASSES
+    return [f"\n! {escape(text)}" for text in capacity.too_small(job, classes, done)]
+
+
+def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
     sources = Sources(job, data_root(job, done), write=False)
     table = _table("", "source", "pattern", "shards", "GiB")
     for name in ("labelled", "unlabelled", "audit_only", "validation", "test"):
@@ -65,6 +95,11 @@ def _what(job: Job, stage: Stage) -> str:
         return ", ".join(measured.name for measured in job.measure.models)
     if stage.kind == "audit":
         return f"{' and '.join(name for name in held_out_of(job) if name != 'test')}, labelled by {stage.needs[-1]}"
+    if stage.kind == "finetune":
+        tuned = job.finetune
+        return (
+            f"{stage.needs[-1]} at {tuned.resolution} pixels, head and last norm, {tuned.duration}, batch {tuned.batch}"
+        )
     if stage.kind != "train":
         return ""
     train = training_of(job, stage)
@@ -84,9 +119,12 @@ def status_table(job: Job) -> Group:
     if state == "running" and age > SILENT_SECONDS:
         state = f"killed (silent for {age:.0f} s); run the same command to continue"
     table = _table(f"{job.name}: {state}", "stage", "state", "done", "rate", "left", "latest")
-    for stage in stages_of(job):
+    done: dict[str, Done] = {}
+    for stage in in_order(job, done):
         facts = progress["stages"].get(stage.name, {})
         finished = read_done(facts["folder"]) if "folder" in facts else None
+        if finished:
+            done[stage.name] = finished
         step, total = facts.get("step"), facts.get("total")
         running = facts.get("state") == "running" and not finished
         table.add_row(
@@ -100,8 +138,11 @@ def status_table(job: Job) -> Group:
             else escape(facts.get("error") or _latest(stage, facts.get("latest", {}))),
         )
         if stage.kind in ("label", "index"):
-            for done, text in _details(facts.get("latest", {}), finished.info if finished else {}):
-                table.add_row("", "", done, "", "", escape(text))
+            for number, text in _details(facts.get("latest", {}), finished.info if finished else {}):
+                table.add_row("", "", number, "", "", escape(text))
+    stop = early_stop.find(job, done)
+    if stop:
+        table.add_row(stop.what, "not run", "", "", "", str(stop))
     return Group(table)
 
 

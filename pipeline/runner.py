@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import plan, storage
+from pipeline import early_stop, plan, storage
 from pipeline.cluster.contract import Cluster
+from pipeline.declare import execution_of
 from pipeline.errors import UserError
 from pipeline.lock import lock
-from pipeline.plan import Done, Sources, Stage
+from pipeline.plan import Done, Stage
 from pipeline.screen import Screen
-from pipeline.settings import Job, execution_of, to_plain
+from pipeline.settings import Job, to_plain
+from pipeline.sources import Sources
 from pipeline.stages.context import Context, Result
 from pipeline.tracking.contract import StageRecord, Tracker
 
 STAGE_FOLDER = re.compile(
-    r"(prepare|index|evaluate|report|measure|gen\d+-(?:teacher|audit|label|select|student))-[0-9a-f]{8}"
+    r"(prepare|index|evaluate|report|measure|gen\d+-(?:teacher|audit|label|select|student|finetune))-[0-9a-f]{8}"
 )
 
 
@@ -52,7 +54,10 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
     done: dict[str, Done] = {}
     sources = Sources(job, job.data.root or "", refreeze)
     token = ""
-    for stage in plan.stages_of(job):
+    stop = None
+    for stage in plan.in_order(job, done):
+        if not stop and (stop := early_stop.find(job, done)):
+            screen.line(stop.what, "not run", str(stop))
         sources.root = sources.root or (plan.data_root(job, done) if done else "")
         inputs = plan.inputs_of(job, stage, done, sources)
         while sources.changes:
@@ -126,7 +131,7 @@ def look(job: Job) -> list[Look]:
     done: dict[str, Done] = {}
     found: list[Look] = []
     sources = Sources(job, job.data.root or "", write=False)
-    for stage in plan.stages_of(job):
+    for stage in plan.in_order(job, done):
         folder, finished, problem = None, None, ""
         if all(name in done for name in stage.needs):
             try:

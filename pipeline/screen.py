@@ -23,7 +23,7 @@ from pipeline.tracking import journal
 
 PROGRESS = "progress.json"
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
-MARKS = {"done before": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
+MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data import labels
 from pipeline.lock import lock
 from tests import small, tiny
 from tests.data import tars
@@ -316,6 +317,89 @@ def test_a_selection_that_keeps_nothing(world: World) -> None:
     ran = world.run("select.threshold=0.0")
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.count("done before") == 3
+
+
+# ---- labels that are not this run's, and training that cannot go on ------------------------------------------------------
+
+
+def test_a_step_that_needs_more_pseudo_labelled_images_than_were_selected(world: World) -> None:
+    words = (
+        "each step takes 12 pseudo-labelled images (unlabelled_ratio 3 × batch 4)",
+        "the selection holds 8,",
+        "lower",
+    )
+    refused(world.run("student.unlabelled_ratio=3"), *words)
+    stopped(world, "index", "gen0-teacher", "gen1-audit", "gen1-label", "gen1-select")
+    assert goes_on(world).out.count("done before") == 5
+
+
+def rewritten(path: Path, **changes: object) -> bytes:
+    """The label file as it was; it says other things of itself now."""
+    before = path.read_bytes()
+    table, metadata = labels.read_labels(str(path)), labels.read_metadata(str(path))
+    path.unlink()
+    labels.write_labels(str(path), table, metadata | changes)
+    return before
+
+
+@pytest.fixture
+def labelled(finished: World, tmp_path: Path) -> World:
+    """A copy of a finished job's output, to be spoilt."""
+    shutil.copytree(finished.output, tmp_path / "out", copy_function=shutil.copy2)
+    return dataclasses.replace(finished, output=tmp_path / "out")
+
+
+def test_label_files_of_another_class_list_or_teacher(labelled: World) -> None:
+    """Whoever reads them next refuses them: labelling that goes on, selection, training."""
+    folder = labelled.folder("gen1-label")
+    file, done = folder / "unlabelled-001.parquet", folder / "done.json"
+    classes = {"class_list": labels.class_list_hash(["cat", "owl", "dog"])}
+    finished = done.read_bytes()
+    select, train = "select.threshold=0.01", "generations[0].student.lr=0.02"
+    for setting, change, words in (
+        ("", classes, "the class list (hash) is"),
+        (select, classes, "the class list (hash) is"),
+        (select, {"teacher": "0" * 64}, f"the teacher (sha256 of its weights) is '{'0' * 64}' instead of"),
+        (train, {"teacher": "0" * 64}, f"the teacher (sha256 of its weights) is '{'0' * 64}' instead of"),
+        (train, {"shard": "a.tar"}, "the shard is 'a.tar' instead of 'unlabelled-001.tar'"),
+    ):
+        if not setting:
+            done.unlink()
+        before = rewritten(file, **change)
+        ran = labelled.run(*[setting] * bool(setting))
+        refused(ran, f"the label file {file} does not fit this run", words, "label these shards again")
+        file.write_bytes(before)
+        done.write_bytes(finished)
+    assert not labelled.temporary()
+    ran = labelled.run(train)
+    assert ran.status == 0 and ran.out.count("done before") == 5
+
+
+def test_an_image_that_was_readable_when_it_was_labelled(labelled: World) -> None:
+    shard = labelled.shards / "unlabelled-000.tar"
+    whole, times = shard.read_bytes(), (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    rows = pq.read_table(labelled.folder("gen1-label") / "unlabelled-000.parquet").to_pylist()
+    try:
+        with shard.open("rb+") as file:
+            for row in rows:
+                file.seek(row["offset"])
+                file.write(bytes(row["size"]))
+        os.utime(shard, ns=times)  # as a disk that rots would leave it
+        words = (f"of {shard} was readable when it was indexed or labelled and no longer is", "restore that shard")
+        refused(labelled.run("generations[0].student.lr=0.02"), *words)
+    finally:
+        shard.write_bytes(whole)
+        os.utime(shard, ns=times)
+    assert not labelled.temporary()
+    ran = labelled.run("generations[0].student.lr=0.02")
+    assert ran.status == 0 and ran.out.count("done before") == 5
+
+
+def test_a_learning_rate_that_diverges(teacher: World) -> None:
+    words = ("the loss became nan at step 2, near learning rate 1e+30", "lower `lr`", "there is no checkpoint yet")
+    refused(teacher.run("teacher.lr=1e30"), *words)
+    stopped(teacher, "index")
+    goes_on(teacher)
 
 
 # ---- where the output goes ------------------------------------------------------------------------------------------------

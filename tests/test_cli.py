@@ -113,7 +113,7 @@ def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
 def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline import cli, plan\n"
-        "def broken(job): raise ZeroDivisionError('a bug')\n"
+        "def broken(*_): raise ZeroDivisionError('a bug')\n"
         "plan.stages_of = broken\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )

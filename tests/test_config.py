@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, settings
+from pipeline import config, declare, settings, settings_train
 from pipeline.errors import ConfigError
 
 JOB = """
@@ -52,8 +52,15 @@ def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
         ("output=${nowhere}/x", ["nowhere"]),
         ("prepare.dataset=mnist", ["prepare.dataset", "digits"]),
         ("prepare.dataset=null", ["data.root"]),
+        ("workers.train_least=2", ["workers.train_least is 2", "workers.train is 1"]),
+        ("teacher.parallel=zero", ["teacher.parallel is 'zero'", "ddp, fsdp"]),
         ("label.corpus=selected", ["generations[0].label.corpus", "before the first", "later generations only"]),
         ("generations[1].label={corpus: kept}", ["generations[1].label.corpus is 'kept'", "all, selected"]),
+        (
+            "finetune.resolution=100",
+            ["finetune.resolution is 100", "generations[1].student.resolution, 224", "raise it"],
+        ),
+        ("finetune.duration=1", ["finetune.duration is '1'", "30ep"]),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(job: str, setting: str, wanted: list[str]) -> None:
@@ -90,7 +97,7 @@ def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypa
 
 
 def test_every_field_is_declared_and_explained() -> None:
-    for cls in vars(settings).values():
+    for cls in [*vars(settings).values(), *vars(settings_train).values()]:
         if dataclasses.is_dataclass(cls) and isinstance(cls, type):
             for item in dataclasses.fields(cls):
                 assert item.metadata["kind"] in ("identity", "execution"), f"{cls.__name__}.{item.name}"
@@ -99,13 +106,23 @@ def test_every_field_is_declared_and_explained() -> None:
 
 def test_identity_fields_are_pinned() -> None:
     """A field that moves between the two kinds silently redoes, or silently keeps, everybody's stages."""
-    names = {f.name for f in dataclasses.fields(settings.Teacher) if f.metadata["kind"] == "execution"}
-    assert names == {"evaluate_every", "checkpoint_every", "keep", "compile"}
+    names = {f.name for f in dataclasses.fields(settings_train.Teacher) if f.metadata["kind"] == "execution"}
+    assert names == {
+        "evaluate_every",
+        "evaluate_raw",
+        "checkpoint_every",
+        "keep",
+        "compile",
+        "parallel",
+        "static_graph",
+    }
     assert {f.name for f in dataclasses.fields(settings.Label) if f.metadata["kind"] == "execution"} == {"compile"}
-    for cls in (settings.Select, settings.Affine, settings.Generation, settings.Measured):
+    for cls in (settings.Select, settings_train.Affine, settings.Generation, settings.Measured):
         assert all(f.metadata["kind"] == "identity" for f in dataclasses.fields(cls))
     names = {f.name for f in dataclasses.fields(settings.Measure) if f.metadata["kind"] == "execution"}
     assert names == {"accuracy_from"}  # the file's content is part of the fingerprint
+    names = {f.name for f in dataclasses.fields(settings_train.Finetune) if f.metadata["kind"] == "execution"}
+    assert names == {"evaluate_every", "checkpoint_every"}
     for cls in (settings.Data, settings.Workers, settings.Tracking):
         assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
     execution = {f.name for f in dataclasses.fields(settings.Job) if f.metadata["kind"] == "execution"}
@@ -115,12 +132,12 @@ def test_identity_fields_are_pinned() -> None:
 def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:
     @dataclasses.dataclass
     class Settings:
-        old: int = settings.identity(1, "there from the start")
-        new: str = settings.identity("b", "added later, before it all was 'a'", neutral="a")
-        speed: int = settings.execution(1, "no part of it")
+        old: int = declare.identity(1, "there from the start")
+        new: str = declare.identity("b", "added later, before it all was 'a'", neutral="a")
+        speed: int = declare.execution(1, "no part of it")
 
-    assert settings.identity_of(Settings()) == {"old": 1, "new": "b"}
-    assert settings.identity_of(Settings(new="a")) == {"old": 1}
+    assert declare.identity_of(Settings()) == {"old": 1, "new": "b"}
+    assert declare.identity_of(Settings(new="a")) == {"old": 1}
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30ep", 300), ("2000st", 2000), ("1.5ep", 15), ("0st", 0)])

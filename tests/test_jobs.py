@@ -48,31 +48,6 @@ def test_git_keeps_the_execute_bit() -> None:
     assert all(line.startswith("100755") for line in listed.splitlines() if line.endswith(".yaml")), listed
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf" / "recipe").glob("lambda_resnet_*.yaml")), ids=lambda path: path.stem
-)
-def test_recipes_name_their_model_and_resolution(path: Path) -> None:
-    import yaml
-
-    model, _, size = path.stem.rpartition("-")
-    recipe = yaml.safe_load(path.read_text())
-    assert (recipe["model"], recipe["resolution"]) == (model, int(size))
-
-
-def test_all_thirteen_rows_of_the_papers_table_are_there() -> None:
-    """LambdaNetworks, table 20: (depth, size) -> RandAugment magnitude, dropout, stochastic depth."""
-    import yaml
-
-    table = {(50, 128): (10, 0.2, 0), (50, 160): (10, 0.2, 0), (101, 160): (10, 0.3, 0), (101, 192): (15, 0.2, 0),
-             (152, 192): (15, 0.3, 0), (152, 224): (15, 0.3, 0.1), (152, 256): (15, 0.3, 0.1), (152, 288): (15, 0.3, 0.1),
-             (270, 256): (15, 0.3, 0.1), (350, 256): (15, 0.3, 0.2), (350, 288): (15, 0.3, 0.2), (350, 320): (15, 0.3, 0.2),
-             (420, 320): (15, 0.3, 0.2)}  # fmt: skip
-    for (depth, size), (magnitude, dropout, stochastic_depth) in table.items():
-        recipe = yaml.safe_load((ROOT / "conf" / "recipe" / f"lambda_resnet_{depth}-{size}.yaml").read_text())
-        assert recipe["augment"] == f"rand-m{magnitude}-mmax{magnitude}-n2-p1"
-        assert (recipe["dropout"], recipe["stochastic_depth"]) == (dropout, stochastic_depth)
-
-
 def test_no_folder_is_needed_on_the_path(tmp_path: Path) -> None:
     """`plan` answers for the paper-scale job without its data."""
     env = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}

@@ -52,6 +52,21 @@ def test_a_whole_job_and_its_rerun(world: small.World, s3: S3, quick: None) -> N
     assert len(seen) <= 60 and not requests(seen, ".tar"), "a finished job is a few small files, whatever the shards"
 
 
+@pytest.mark.slow
+def test_a_job_through_the_cache_trains_the_same_weights(world: small.World, s3: S3, tmp_path: Path) -> None:
+    for path in world.shards.iterdir():
+        s3.upload(path, f"through/{path.name}")
+    local, remote = f"output={tmp_path / 'local'}", f"output={tmp_path / 'remote'}"
+    settings = f"data.root={s3.bucket}/through", f"data.cache={tmp_path / 'cache'}", "workers.loader=2"
+    assert small.command("run", world.job, local).status == 0
+    ran = small.command("run", world.job, remote, *settings)
+    assert ran.status == 0, ran.err
+    for stage in ("gen0-teacher", "gen1-student"):
+        made = [next(tmp_path.glob(f"{side}/{stage}-*/model.safetensors")).read_bytes() for side in ("local", "remote")]
+        assert made[0] == made[1], stage
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(world.shards.glob("*.tar")))
+
+
 def requests(seen: list, part: str) -> Counter[str]:
     """How often each method was used on paths with this part."""
     return Counter(request.method for request in seen if part in request.path)

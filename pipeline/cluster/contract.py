@@ -1,7 +1,8 @@
-"""What a cluster does for the stages: `map` over units and `fit` a training loop. Two back ends, one contract.
+"""What a cluster does for the stages: `map` over units and `fit` a training loop. Three back ends, one contract.
 
-inline   everything in this process, no Ray
-on_ray   the same on an embedded, a running or a remote Ray
+inline     everything in this process, no Ray
+torchrun   the same, with training on all the processes that torchrun started
+on_ray     on an embedded, a running or a remote Ray
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker needs. `workers` None: as many as fit (Ray) or one (inline)."""
+    """What one worker needs, and for `fit` what happens when machines come and go. `workers` None: as many as fit (Ray)
+    or one (inline)."""
 
     workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    least: int | None = None
+    """Train with as few workers as this while there is no room for `workers`; None: with exactly `workers`."""
+    notice: bool = False
+    """Tell the training loop when the cluster is about to take a machine away: see `fit`."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,15 @@ class Cluster(Protocol):
         ...
 
     def fit(
-        self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
     ) -> dict[str, Any]:
         """Run `loop(spec)` on every training worker (torch.distributed set up where there are several) and
         return rank 0's result. The loop checkpoints itself into `folder` and resumes from there: a worker that
         dies has all of them started again, at most three times. A `UserError` in the loop is raised here as it is.
+
+        With `resources.least` the number of workers follows the machines that there are; every change starts the loop
+        again. With `resources.notice` it may be called as `loop(spec, leaving)`: what `leaving()` returns, the same on all
+        workers, all of which must call it, is whether a machine under them is about to be taken away.
         """
         ...
 

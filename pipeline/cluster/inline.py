@@ -66,7 +66,7 @@ class Inline:
             yield from _overlapping(function, units, attempts, overlap)
 
     def fit(
-        self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
     ) -> dict[str, Any]:
         return loop(spec)
 

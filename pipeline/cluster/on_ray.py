@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.cluster import session
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
+from pipeline.cluster.room import nothing_fits, room
 
 PATIENCE_SECONDS = 180.0
 
@@ -43,9 +45,9 @@ class OnRay:
         from pipeline.cluster import pool
 
         self._session.start()
-        fit = pool.room(resources)
+        fit = room(resources)
         if fit == 0 and self._session.embedded:
-            raise pool.nothing_fits(resources, 1, 0)
+            raise nothing_fits(resources, 1, 0)
         # A running cluster may grow: what does not fit yet may wait, as long as one worker has found a place.
         workers = resources.workers or max(fit, 1)
         if self._session.embedded:
@@ -56,18 +58,21 @@ class OnRay:
         ).outcomes()
 
     def fit(
-        self, loop: Callable[[Spec], dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
     ) -> dict[str, Any]:
-        from pipeline.cluster import pool, training
+        from pipeline.cluster import training
 
         if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
             self._session.prepare()
             return training.fit_here(loop, spec)
         self._session.start()
-        workers = resources.workers or max(pool.room(resources), 1)
-        if self._session.embedded and pool.room(resources) < workers:
-            raise pool.nothing_fits(resources, workers, 0)
-        return training.fit_on_workers(loop, spec, resources, workers, folder, self.patience)
+        workers = resources.workers or max(room(resources), 1)
+        least = min(resources.least or workers, workers)
+        if self._session.embedded and room(resources) < least:
+            raise nothing_fits(resources, least, 0)
+        return training.fit_on_workers(
+            loop, spec, dataclasses.replace(resources, workers=workers, least=least), folder, self.patience
+        )
 
     def describe(self) -> str:
         return "embedded Ray" if self._session.embedded else f"Ray at {self._session.address}"

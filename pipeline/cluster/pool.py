@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import errors
 from pipeline.cluster.contract import Outcome, Resources
 from pipeline.cluster.inline import Try, attempt, check_names, last_line
+from pipeline.cluster.room import nothing_fits, room
 from pipeline.errors import ClusterError, UserError
 
 DIED = "its worker process died (killed, out of memory, or its machine was lost)"
@@ -266,31 +267,3 @@ class Pool:
         self.alone.extend(task for task in lost if not task.ended and task not in held)
         self._kill(slot)
         self.slots[self.slots.index(slot)] = self._new_slot()
-
-
-def room(resources: Resources, workers: int | None = None) -> int:
-    """How many such workers the cluster's nodes can hold, whoever uses them now; at most `workers`."""
-    import ray
-
-    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    held = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            fits = [has.get(kind, 0.0) / amount for kind, amount in wanted.items() if amount > 0]
-            held += int(min(fits, default=has.get("CPU", 1.0)) + 1e-6)
-    return held if workers is None else min(held, workers)
-
-
-def nothing_fits(resources: Resources, workers: int, waited: float) -> ClusterError:
-    """The error for workers that found no place."""
-    import ray
-
-    has = ray.cluster_resources()
-    many = f"{workers} workers with" if workers > 1 else "a worker with"
-    after = f" in {waited:.0f} s" if waited else ""
-    return ClusterError(
-        f"no room{after} for {many} {resources.cpus:g} CPU and {resources.gpus:g} GPU each: the cluster has "
-        f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU in all on {len(ray.nodes())} node(s); "
-        "ask for fewer workers or less for each, or wait until others have left"
-    )

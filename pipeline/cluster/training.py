@@ -5,6 +5,7 @@ It never sees a checkpoint: the loop writes its own and resumes from them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 import threading
@@ -15,12 +16,15 @@ from typing import Any
 from pipeline import errors, storage
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import last_line
-from pipeline.cluster.pool import nothing_fits
+from pipeline.cluster.room import nothing_fits, wait_for_room
 from pipeline.cluster.session import environment
 from pipeline.errors import ClusterError, UserError
 
 RESTARTS = 3
 START_TRIES = 3  # a worker group that finds no place is tried again while nodes are replaced
+ELASTIC_RESTARTS = 30  # where machines come and go by the day
+ELASTIC_START_SECONDS = 20.0  # Ray may count machines that have just gone: soon it counts again
+RESIZE_SECONDS = 60.0  # how often an elastic group looks whether it can grow
 
 
 def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]:
@@ -38,33 +42,38 @@ def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]
 
 
 def fit_on_workers(
-    loop: Callable[[Any], dict[str, Any]],
-    spec: Any,
-    resources: Resources,
-    workers: int,
-    folder: str,
-    patience: float,
+    loop: Callable[..., dict[str, Any]], spec: Any, resources: Resources, folder: str, patience: float
 ) -> dict[str, Any]:
-    """The loop on `workers` Ray actors; rank 0's result."""
+    """The loop on `resources.workers` Ray actors, or as few as `resources.least`; rank 0's result."""
     import ray.train
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     name = f"noisy-lambda-{uuid.uuid4().hex[:12]}"  # a name used before would make Ray resume that run
     note = storage.join(folder, f".tmp-{name}.json")
-    start = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience / START_TRIES)}
-    with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(start):
+    least, most = resources.least or 1, resources.workers or 1
+    elastic = least < most
+    restarts, start_tries = (ELASTIC_RESTARTS, ELASTIC_RESTARTS) if elastic else (RESTARTS, START_TRIES)
+    if elastic:  # Ray would wait for ever
+        wait_for_room(resources, least, patience)
+    ray_settings = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(ELASTIC_START_SECONDS if elastic else patience / START_TRIES),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(resources.notice)),
+    }
+    arguments = (spec, _leaving) if resources.notice else (spec,)
+    with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(ray_settings):
         trainer = TorchTrainer(
-            lambda: _on_one_rank(loop, spec, note),
+            lambda: _on_one_rank(functools.partial(loop, *arguments), note),
             scaling_config=ScalingConfig(
-                num_workers=workers,
+                num_workers=(least, most) if elastic else most,
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
                 use_gpu=resources.gpus > 0,
                 resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
             ),
             run_config=RunConfig(
                 name=name,
                 storage_path=scratch,  # only the controller, which runs beside the driver, writes there
-                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=START_TRIES - 1),
+                failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=start_tries - 1),
                 logging_config=LoggingConfig("CRITICAL"),
             ),
         )
@@ -73,7 +82,7 @@ def fit_on_workers(
         except ray.train.TrainingFailedError as error:
             answer = storage.read_json(note) if storage.exists(note) else None
             if answer is None:
-                raise _explain(error, resources, workers, folder, patience) from error
+                raise _explain(error, resources, restarts, folder, patience) from error
         finally:
             storage.remove(note)
     if "user_error" in answer:
@@ -82,7 +91,14 @@ def fit_on_workers(
     return answer["result"]
 
 
-def _on_one_rank(loop: Callable[[Any], dict[str, Any]], spec: Any, note: str) -> dict[str, Any]:
+def _leaving() -> bool:
+    """Whether Ray says that it will take a machine of these workers away; all of them call it."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _on_one_rank(work: Callable[[], dict[str, Any]], note: str) -> dict[str, Any]:
     """Run in a training worker. Ray would repeat a loop that raised; a user's error it shall only report.
 
     The other ranks may wait for this one inside a collective. So it leaves a note and raises: Ray tears the group
@@ -93,7 +109,7 @@ def _on_one_rank(loop: Callable[[Any], dict[str, Any]], spec: Any, note: str) ->
     if storage.exists(note):
         return storage.read_json(note)
     try:
-        return {"result": loop(spec)}
+        return {"result": work()}
     except UserError as error:
         answer = {"user_error": [type(error).__name__, str(error)]}
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -121,19 +137,19 @@ def _interruptible(function: Callable[[], Any]) -> Any:
     return done["value"]
 
 
-def _explain(error: Exception, resources: Resources, workers: int, folder: str, patience: float) -> Exception:
+def _explain(error: Exception, resources: Resources, restarts: int, folder: str, patience: float) -> Exception:
     """A worker group that found no place or kept dying is the cluster's; an exception in the loop is a bug."""
     from ray.exceptions import RayActorError
 
     failures = getattr(error, "worker_failures", None)
     if failures is None:
         if "Timeout" in type(getattr(error, "controller_failure", error)).__name__:
-            return nothing_fits(resources, workers, patience)
-        return ClusterError(f"Ray cannot start {workers} training workers: {last_line(error)[:300]}")
+            return nothing_fits(resources, resources.least or 1, patience)
+        return ClusterError(f"Ray cannot start {resources.least} training workers: {last_line(error)[:300]}")
     died = any(isinstance(failure, RayActorError) for failure in failures.values())
     if not died:  # otherwise what the other ranks raised only follows from it
-        return RuntimeError(f"training in {storage.redact(folder)} failed {RESTARTS + 1} times; {error}")
+        return RuntimeError(f"training in {storage.redact(folder)} failed {restarts + 1} times; {error}")
     return ClusterError(
-        f"training in {storage.redact(folder)} was given up after its workers died {RESTARTS + 1} times (killed, out "
+        f"training in {storage.redact(folder)} was given up after its workers died {restarts + 1} times (killed, out "
         "of memory, or machines were lost); run the job again to continue from the last checkpoint"
     )

@@ -1,8 +1,8 @@
 """The training view of an image: random resized crop, flip, affine jitter, RandAugment. Noise for students and teachers.
 
 A view is a pure function of (image, Augment, 64-bit seed), so that no generator state is ever checkpointed.
-timm's RandAugment draws from the global generators of `random` and numpy: they are seeded for every image,
-inside `undisturbed()`, which gives the caller's states back. Nothing here draws from torch.
+RandAugment draws from the global generators of `random` and numpy (pipeline.data.policy); `undisturbed()` gives the
+caller's states back. Nothing here draws from torch.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
+from pipeline.data.images import View, to_array
+from pipeline.data.jpeg import Jpeg
+from pipeline.data.policy import INTERPOLATIONS, carry_out, check_can_be_written, fill_of, write_down
 from pipeline.errors import ConfigError
 
-INTERPOLATIONS = {
-    "bilinear": (Image.Resampling.BILINEAR,),
-    "bicubic": (Image.Resampling.BICUBIC,),
-    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
-}
 # timm itself passes over sections that it does not know: a misspelt magnitude would train without noise.
 POLICY = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|tweights|t3aw?))+")
 
@@ -48,7 +44,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are noised; every field is part of a stage's identity."""
+    """How training images are noised; every field is part of a stage's identity. Errors speak of a job's settings."""
 
     size: int
     """Side of the view in pixels."""
@@ -68,31 +64,38 @@ class Augment:
     """`bilinear`, `bicubic`, or `random` of the two."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Colour (0 … 1) of what an operation brings in from outside the image."""
+    on_device: bool = False
+    """The policy's operations are not applied to the view but written down (`view_and_operations`), for the device that
+    trains to carry them out on whole batches (pipeline.train.augment_device)."""
+    view: View | None = None
+    """In place of all this the view of validation, without noise: fine-tuning at another resolution."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(
-                f"augment.interpolation is '{self.interpolation}'; allowed are {', '.join(INTERPOLATIONS)}"
+                f"interpolation of training images is '{self.interpolation}'; allowed are {', '.join(INTERPOLATIONS)}"
             )
         if self.policy and not POLICY.fullmatch(self.policy):
             raise ConfigError(
-                f"augment.policy is '{self.policy}', which timm's RandAugment does not know; write e.g. "
+                f"augment is '{self.policy}', which timm's RandAugment does not know; write e.g. "
                 "rand-m9-n2-p1 with sections of m, n, p, mstd, mmax, inc, tweights, t3a, t3aw, or '' for none"
             )
         unknown = [name for name in self.ops if name not in auto_augment.NAME_TO_OP]
         if unknown or (self.ops and not self.policy):
-            found = f"names '{unknown[0]}'" if unknown else "is set without an augment.policy to draw from it"
+            found = f"names '{unknown[0]}'" if unknown else "is set without a policy in `augment` to draw from"
             raise ConfigError(
-                f"augment.ops {found}; allowed are, beside a policy, {', '.join(auto_augment.NAME_TO_OP)}"
+                f"augment_ops {found}; allowed are, beside a policy, {', '.join(auto_augment.NAME_TO_OP)}"
             )
         for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= most:
                 raise ConfigError(
-                    f"augment.{name} is ({low}, {high}); it must be a range (low, high) above 0"
+                    f"crop_{name} is ({low}, {high}); it must be a range (low, high) above 0"
                     + (" and at most 1" if most == 1 else "")
                 )
         if not 0 <= self.flip <= 1:
-            raise ConfigError(f"augment.flip is {self.flip}; it is a probability between 0 and 1")
+            raise ConfigError(f"flip is {self.flip}; it is a probability between 0 and 1")
+        if self.on_device:
+            check_can_be_written(self)
 
 
 @contextlib.contextmanager
@@ -106,32 +109,49 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numpy_)
 
 
-def train_view(image: Image.Image, augment: Augment, seed: int) -> np.ndarray:
+def train_view(image: Image.Image | Jpeg, augment: Augment, seed: int) -> np.ndarray:
     """The view uint8 [3, size, size] of an RGB image that this seed stands for."""
     with undisturbed():
         return seeded_view(image, augment, seed)
 
 
-def seeded_view(image: Image.Image, augment: Augment, seed: int) -> np.ndarray:
+def seeded_view(image: Image.Image | Jpeg, augment: Augment, seed: int) -> np.ndarray:
     """`train_view` that leaves the global generators changed: for many images inside one `undisturbed()`."""
+    if augment.view:
+        assert isinstance(image, Image.Image)  # short cuts are for noise
+        return to_array(image, augment.view)
+    view, rng = _placed(image, augment, seed)
+    if augment.policy:
+        view = carry_out(view, augment, rng)
+    return np.asarray(view).transpose(2, 0, 1)
+
+
+def view_and_operations(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`seeded_view` before the policy's operations, and those written down, float32 [layers, policy.WIDTH]."""
+    view, rng = _placed(image, augment, seed)
+    return np.asarray(view).transpose(2, 0, 1), write_down(augment, rng)
+
+
+def _placed(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[Image.Image, random.Random]:
+    """The view before any policy, and the generator that goes on drawing for this seed."""
     rng = random.Random(int(seed))
     resample = rng.choice(INTERPOLATIONS[augment.interpolation])
     box = crop_box(image.size, augment, rng)
     size = (augment.size, augment.size)
     if augment.affine:
-        view = image.resize(size, resample, box) if box != (0, 0, *size) else image
+        view = image.resize(size, resample, box)
         view = view.transform(
-            size, Image.Transform.AFFINE, matrix(augment.affine, augment.size, rng), resample, fillcolor=_fill(augment)
+            size,
+            Image.Transform.AFFINE,
+            matrix(augment.affine, augment.size, rng),
+            resample,
+            fillcolor=fill_of(augment),
         )
     else:
         view = image.resize(size, resample, box)
     if augment.flip and rng.random() < augment.flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if augment.policy:
-        random.seed(rng.getrandbits(64))
-        np.random.seed(rng.getrandbits(32))
-        view = _policy(augment)(view)
-    return np.asarray(view).transpose(2, 0, 1)
+    return view, rng
 
 
 def crop_box(size: tuple[int, int], augment: Augment, rng: random.Random) -> tuple[int, int, int, int]:
@@ -166,25 +186,3 @@ def matrix(affine: Affine, side: int, rng: random.Random) -> tuple[float, ...]:
     middle = side / 2
     x, y = middle + dx, middle + dy
     return (a, b, middle - a * x - b * y, c, d, middle - c * x - d * y)
-
-
-def _fill(augment: Augment) -> tuple[int, ...]:
-    return tuple(round(255 * value) for value in augment.mean)
-
-
-@lru_cache(maxsize=16)
-def _policy(augment: Augment) -> Any:
-    """timm's RandAugment; its operations keep no state between images."""
-    settings: dict[str, Any] = {"img_mean": _fill(augment)}
-    if augment.interpolation != "random":
-        settings["interpolation"] = INTERPOLATIONS[augment.interpolation][0]
-    policy = auto_augment.rand_augment_transform(augment.policy, settings, list(augment.ops) or None)
-    for op in policy.ops:
-        if op.name.startswith("Posterize"):
-            op.level_fn = partial(_bits_to_keep, op.level_fn)
-    return policy
-
-
-def _bits_to_keep(level_fn: Any, level: float, hparams: Any) -> tuple[int]:
-    """At least one bit: timm asks for 0 and fewer at some magnitudes, which Pillow 13 refuses."""
-    return (max(1, level_fn(level, hparams)[0]),)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import ConfigError
 
@@ -33,6 +35,7 @@ WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "PPM", "TIFF")
 Image.init()
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # AVIF depends on how Pillow was built
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEGS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,17 +69,18 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = 
     torchvision and timm. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its shorter side keeps
     that many pixels.
     """
-    if not data:
-        raise BadImage("empty", "0 bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > min(max_pixels, MAX_PIXELS):
-            raise BadImage("too_large", f"{width}x{height} pixels, more than {max_pixels}")
-        if at_least is not None and image.format in ("JPEG", "MPO"):
+    with telling(data, max_pixels):
+        image = read_header(data, max_pixels)
+        if at_least is not None and image.format in JPEGS:
             image.draft(None, (at_least, at_least))
-        image.load()
-        return _to_rgb(_upright(image))
+        return finish(image)
+
+
+@contextlib.contextmanager
+def telling(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Make a BadImage of whatever is raised while these bytes become a picture."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -92,6 +96,23 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = 
         raise BadImage("truncated" if cut else "unreadable", text) from None
 
 
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+    """The picture in `data`, before its pixels are decoded; inside `telling`."""
+    if not data:
+        raise BadImage("empty", "0 bytes")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > min(max_pixels, MAX_PIXELS):
+        raise BadImage("too_large", f"{width}x{height} pixels, more than {max_pixels}")
+    return image
+
+
+def finish(image: ImageFile.ImageFile) -> Image.Image:
+    """Its pixels as RGB, upright; inside `telling`."""
+    image.load()
+    return _to_rgb(_upright(image))
+
+
 def _ends_early(data: bytes) -> bool:
     """A WebP or AVIF is shorter than it says itself; their decoders do not tell why they fail."""
     if data[8:12] == b"WEBP":
@@ -104,11 +125,17 @@ def _ends_early(data: bytes) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = orientation(image)
+    return image.transpose(TRANSPOSE[turn]) if turn in TRANSPOSE else image
+
+
+def orientation(image: Image.Image) -> int:
+    """By EXIF, 1 … 8; 1 is upright."""
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        turn: int = image.getexif().get(ORIENTATION, 1)
+        return turn
     except Exception:  # damaged EXIF data is no reason to lose a good picture
-        return image
-    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -185,17 +212,23 @@ def to_array(image: Image.Image, view: View) -> np.ndarray:
 
 def _resized(image: Image.Image, size: tuple[int, int], view: View) -> np.ndarray:
     """uint8 [3, *size]: Pillow's filters by torch's vectorised code, in half the time and within 2 of 255."""
+    import torch
+
+    channels_last = tensor_of(image).permute(2, 0, 1)[None]  # which the quick kernel asks for
+    whole = torch.nn.functional.interpolate(channels_last, size, mode=view.interpolation, antialias=True)[0, :3]
+    array: np.ndarray = whole.numpy()
+    return array
+
+
+def tensor_of(image: Image.Image) -> torch.Tensor:
+    """uint8 [height, width, 3 or 4] of an RGB picture."""
     import pyarrow as pa
     import torch
 
     try:  # Pillow's own memory, four bytes a pixel: a copy of three would take a sixth of the time, and hold the GIL
-        pixels = torch.from_dlpack(pa.array(image).values).view(image.height, image.width, 4)
+        return torch.from_dlpack(pa.array(image).values).view(image.height, image.width, 4)
     except ValueError:  # it lies in several pieces, as those above 16 MB do
-        pixels = torch.from_numpy(np.array(image))
-    channels_last = pixels.permute(2, 0, 1)[None]  # which the quick kernel asks for
-    whole = torch.nn.functional.interpolate(channels_last, size, mode=view.interpolation, antialias=True)[0, :3]
-    array: np.ndarray = whole.numpy()
-    return array
+        return torch.from_numpy(np.array(image))
 
 
 def load(data: bytes, view: View, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

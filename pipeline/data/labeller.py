@@ -27,6 +27,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from models.layout import channels_last
 from pipeline import storage
 from pipeline.data import finished, images, labels, shards
 from pipeline.data.ahead import Ahead
@@ -112,7 +113,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
         )
     device = torch.device(spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    module = module.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    module = channels_last(module.eval().requires_grad_(False).to(device))
     if spec.compile:
         module.compile()
     dtype = torch.bfloat16 if bf16 else torch.float32

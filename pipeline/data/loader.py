@@ -18,10 +18,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import storage
-from pipeline.data import images, labels, order, shards
-from pipeline.data.augment import Augment, seeded_view, undisturbed
+from pipeline.data import fill, images, labels, order, policy
+from pipeline.data.augment import Augment, seeded_view, undisturbed, view_and_operations
+from pipeline.data.batch import Kind, Packed, allocate
+from pipeline.data.jpeg import Jpeg, read
 from pipeline.data.rows import Rows, TrainingShard, load_rows
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 
 ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process
 KEPT_BYTES = 256 << 20  # decoded small images kept in memory, per process
@@ -93,30 +95,40 @@ class TrainingData(Dataset):
         return found
 
     def __getitem__(self, step: int) -> dict[str, Any]:
+        return unpacked(self.pack(step))
+
+    def pack(self, step: int) -> Packed:
+        """`data[step]` in one piece of memory."""
         samples = self.samples(step)
-        total = sum(len(batch.shard) for batch, _ in samples)
-        pictures = np.empty((total, 3, self.augment.size, self.augment.size), np.uint8)
-        targets = np.empty((total, self.classes), np.float32)
-        hard, code = np.full(total, -1, np.int64), np.empty(total, np.uint8)
+        packed = allocate(step, self._kinds(sum(len(batch.shard) for batch, _ in samples)))
+        to = {name: tensor.numpy() for name, tensor in packed.tensors().items()}
         start = 0
         with undisturbed():
             for number, (batch, seeds) in enumerate(samples):
                 rows = self._find(number, batch)
                 here = slice(start, start + len(rows))
                 start = here.stop
-                code[here] = SOURCE_CODES[self.sources[number].name]
-                targets[here], hard[here] = self._targets(number, rows)
+                to["source"][here] = SOURCE_CODES[self.sources[number].name]
+                to["targets"][here], to["hard"][here] = self._targets(number, rows)
                 # The loss is linear in its targets: an image weighs what they sum to.
-                targets[here] *= np.array([of.weight[row] for of, row in rows], np.float32)[:, None]
+                to["targets"][here] *= np.array([of.weight[row] for of, row in rows], np.float32)[:, None]
                 for place, shard, (of_shard, row), seed in zip(
                     range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), strict=True
                 ):
-                    image = self._image(number, shard, of_shard, row)
-                    pictures[place] = seeded_view(image, self.augment, seed)
-        return {
-            "step": step, "images": torch.from_numpy(pictures), "targets": torch.from_numpy(targets),
-            "hard": torch.from_numpy(hard), "source": torch.from_numpy(code),
-        }  # fmt: skip
+                    self._view(to, place, (number, shard, row), of_shard, seed)
+        return packed
+
+    def _kinds(self, images: int) -> dict[str, Kind]:
+        size = self.augment.size
+        kinds: dict[str, Kind] = {
+            "images": ((images, size, size, 3), torch.uint8),
+            "targets": ((images, self.classes), torch.float32),
+            "hard": ((images,), torch.int64),
+            "source": ((images,), torch.uint8),
+        }
+        if self.augment.on_device:
+            kinds["operations"] = ((images, policy.layers(self.augment), policy.WIDTH), torch.float32)
+        return kinds
 
     def rows(self, number: int, shard: int) -> Rows:
         """The rows of one shard of one source, from memory where they were used lately."""
@@ -154,14 +166,16 @@ class TrainingData(Dataset):
         targets[np.arange(len(rows)), hard] += 1 - smoothing
         return targets, hard
 
-    def _image(self, number: int, shard: int, rows: Rows, row: int) -> Image.Image:
-        key = (number, shard, row)
-        if key in self._kept:
-            return self._kept[key]
-        tar = self.sources[number].shards[shard]
-        path = tar.path
+    def _view(self, to: dict[str, np.ndarray], place: int, key: tuple[int, int, int], rows: Rows, seed: int) -> None:
+        """The training view of an image, at its place among the arrays of the batch; key: source, shard, row."""
+        number, shard, row = key
+        path = self.sources[number].shards[shard].path
         try:
-            image = images.decode(shards.read_at(path, int(rows.offset[row]), int(rows.size[row]), tar.cache))
+            image = self._kept.get(key) or self._read(key, rows)
+            if self.augment.on_device:
+                view, to["operations"][place] = view_and_operations(image, self.augment, seed)
+            else:
+                view = seeded_view(image, self.augment, seed)
         except OSError as error:
             raise DataError(
                 f"cannot read image {rows.index[row]} of {storage.redact(path)} ({type(error).__name__}: {error}); "
@@ -172,11 +186,20 @@ class TrainingData(Dataset):
                 f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and no "
                 f"longer is ({error}); restore that shard, or delete the stages that read it and run again"
             ) from error
+        to["images"][place] = view.transpose(1, 2, 0)
+
+    def _read(self, key: tuple[int, int, int], rows: Rows) -> Image.Image | Jpeg:
+        number, shard, row = key
+        tar = self.sources[number].shards[shard]
+        data = fill.read(tar, rows, row)
+        view = self.augment.view
+        image = images.decode(data, at_least=view.at_least) if view else read(data, KEPT_PIXELS)
         # Every epoch reads every image once: what is kept is never worth replacing by another.
-        nbytes = 4 * image.width * image.height + 500
-        if image.width * image.height <= KEPT_PIXELS and self._kept_bytes + nbytes <= KEPT_BYTES:
-            self._kept[key] = image
-            self._kept_bytes += nbytes
+        if isinstance(image, Image.Image):
+            nbytes = 4 * image.width * image.height + 500
+            if image.width * image.height <= KEPT_PIXELS and self._kept_bytes + nbytes <= KEPT_BYTES:
+                self._kept[key] = image
+                self._kept_bytes += nbytes
         return image
 
 
@@ -199,13 +222,19 @@ def batches(
 
     Each is {'step': int, 'images': uint8 [b, 3, size, size], 'targets': float32 [b, classes],
     'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets sum
-    to 1, or to the image's weight where the selection gives it one.
+    to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations': float32
+    [b, layers, 7], what the device is to do to the images (pipeline.train.augment_device).
     `workers` processes read ahead (0: none); `start_method`: fork, spawn or forkserver (None: the platform's).
     DataError for a source without images, and for an image or row that cannot be read when its step comes.
     """
     data = TrainingData(sources, augment=augment, classes=classes, soft=soft, seed=seed, rank=rank, world=world)
+    feeds = [
+        fill.Feed(ordered, source.shards, source.per_step, order.share(source.per_step, rank, world))
+        for ordered, source in zip(data.orders, sources, strict=True)
+    ]
+    filling = fill.Fill(feeds, stop_step)
     ahead = DataLoader(
-        _Reporting(data),
+        _Reporting(data, filling),
         batch_size=None,
         sampler=range(start_step, stop_step),
         num_workers=workers,
@@ -214,19 +243,20 @@ def batches(
         pin_memory=pin_memory,
         multiprocessing_context=start_method if workers else None,
     )
-    return _raising(ahead)
+    return _raising(ahead, filling)
 
 
 class _Reporting(Dataset):
-    """Gives a DataError as an item: raised in a worker, it would come back as a traceback."""
+    """Gives a user's mistake as an item: raised in a worker, it would come back as a traceback."""
 
-    def __init__(self, data: TrainingData) -> None:
-        self.data = data
+    def __init__(self, data: TrainingData, filling: fill.Fill) -> None:
+        self.data, self.filling = data, filling
 
-    def __getitem__(self, step: int) -> dict[str, Any] | DataError:
+    def __getitem__(self, step: int) -> Packed | UserError:
         try:
-            return self.data[step]
-        except DataError as error:
+            self.filling.at(step)
+            return self.data.pack(step)
+        except UserError as error:
             return error
 
 
@@ -234,8 +264,17 @@ def _same(item: Any) -> Any:
     return item
 
 
-def _raising(ahead: DataLoader) -> Iterator[dict[str, Any]]:
-    for item in ahead:
-        if isinstance(item, DataError):
-            raise item
-        yield item
+def _raising(ahead: DataLoader, filling: fill.Fill) -> Iterator[dict[str, Any]]:
+    try:
+        for item in ahead:
+            if isinstance(item, UserError):
+                raise item
+            yield unpacked(item)
+    finally:
+        filling.close()
+
+
+def unpacked(packed: Packed) -> dict[str, Any]:
+    """The batch as `batches` describes it; images are channels last in memory, as convolutions like them best."""
+    tensors = packed.tensors()
+    return {"step": packed.step, **tensors, "images": tensors["images"].permute(0, 3, 1, 2)}

@@ -147,40 +147,57 @@ class _Segment:
     ) -> None:
         self.keys, self.number, self.window = keys, number, window
         self.shard, self.low, self.length = shard, low, length
-        self.epoch = self.block = -1
+        self.epoch = -1
 
     def enter_epoch(self, epoch: int) -> None:
         if epoch == self.epoch:
             return
         seed, name = self.keys
         self.order = permutation(len(self.shard), seed, name, PIECES, epoch, self.number)
-        self.ends = np.cumsum(self.length[self.order])
+        length = self.length[self.order]
+        self.ends = np.cumsum(length)
         self.block_ends = np.append(self.ends[self.window - 1 : -1 : self.window], self.ends[-1])
-        self.epoch, self.block = epoch, -1
+        self.shard_of = self.shard[self.order]
+        self.to_slot = self.low[self.order] - (self.ends - length)  # added to a place of the epoch's sequence of pieces
+        self.epoch = epoch
+        self.block_start = self.block_end = 0
 
-    def enter_block(self, block: int) -> None:
-        if block == self.block:
+    @property
+    def total(self) -> int:
+        """Samples of the segment."""
+        return int(self.length.sum())
+
+    def block_at(self, epoch: int, element: int) -> tuple[int, np.ndarray]:
+        """Of the block that holds this element of an epoch: the element at which it ends, and its pieces."""
+        self.enter_epoch(epoch)
+        block = int(np.searchsorted(self.block_ends, element, "right"))
+        return int(self.block_ends[block]), self.order[block * self.window : (block + 1) * self.window]
+
+    def enter_block(self, element: int) -> None:
+        """The block that holds this element."""
+        if self.block_start <= element < self.block_end:
             return
         seed, name = self.keys
+        block = int(np.searchsorted(self.block_ends, element, "right"))
         self.block_start = int(self.block_ends[block - 1]) if block else 0
-        length = int(self.block_ends[block]) - self.block_start
+        self.block_end = int(self.block_ends[block])
+        length = self.block_end - self.block_start
         order = permutation(length, seed, name, SAMPLES, self.epoch, self.number, block)
         self.inside = order.astype(np.uint32 if length < 1 << 32 else np.int64)
-        self.block = block
 
     def take(self, epoch: int, element: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, slot) of the given elements of this segment in one epoch."""
+        """(shard, slot) of the given elements, ascending, of this segment in one epoch."""
         self.enter_epoch(epoch)
         at = np.empty(len(element), np.int64)  # places in the epoch's sequence of pieces
-        in_block = np.searchsorted(self.block_ends, element, "right")
-        for block in np.unique(in_block):
-            self.enter_block(int(block))
-            here = in_block == block
-            at[here] = self.inside[element[here] - self.block_start]
-            at[here] += self.block_start
+        start = 0
+        while start < len(element):  # nearly always once: a batch rarely touches two blocks of a segment
+            self.enter_block(int(element[start]))
+            stop = start + int(np.searchsorted(element[start:], self.block_end))
+            at[start:stop] = self.inside[element[start:stop] - self.block_start]
+            at[start:stop] += self.block_start
+            start = stop
         piece = np.searchsorted(self.ends, at, "right")
-        which = self.order[piece]
-        return self.shard[which], self.low[which] + at - (self.ends[piece] - self.length[which])
+        return self.shard_of[piece], at + self.to_slot[piece]
 
 
 def batch(source: Source, step: int, size: int, part: slice = slice(None)) -> Batch:
@@ -195,10 +212,10 @@ def batch(source: Source, step: int, size: int, part: slice = slice(None)) -> Ba
     chosen = np.argsort(segment, kind="stable")[part]
     epoch, position, segment = epoch[chosen], position[chosen], segment[chosen]
     shard, slot = np.empty((2, len(chosen)), np.int64)
-    turns = np.flatnonzero(np.diff(segment) | np.diff(epoch)) + 1
+    element = position // number
+    turns = (np.flatnonzero(np.diff(segment) | np.diff(epoch)) + 1).tolist()
     for start, stop in zip([0, *turns], [*turns, len(chosen)], strict=True):
         if start < stop:
-            shard[start:stop], slot[start:stop] = source.cut[segment[start]].take(
-                int(epoch[start]), position[start:stop] // number
-            )
+            taken = source.cut[segment[start]].take(int(epoch[start]), element[start:stop])
+            shard[start:stop], slot[start:stop] = taken
     return Batch(epoch, position, shard, slot)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.data import labels
 from pipeline.data.cache import Cache
+from pipeline.data.parts import Parts, coalesce
 from pipeline.errors import DataError
 
 
@@ -22,6 +25,8 @@ class TrainingShard:
     selection: str | None
     count: int
     cache: Cache | None = None  # of the node, for a remote tar
+    size: int = 0  # bytes of the tar, where they matter
+    expected: Mapping[str, Any] | None = None  # what a label file must say of itself (labels.CHECKED)
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,21 @@ class Rows:
     probs: np.ndarray  # float16 [n, k]
     weight: np.ndarray  # float32 [n], of the image in the loss
     row_of_slot: np.ndarray  # int64 [count]
+    parts: Parts | None  # of a remote tar of which little is used: what is fetched of it; None: the whole
 
     @property
     def nbytes(self) -> int:
-        return sum(column.nbytes for column in vars(self).values())
+        return sum(column.nbytes for column in vars(self).values() if column is not None)
 
 
 def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
     columns = ["index", "offset", "size", "label", *(["classes", "probs"] if soft else [])]
-    table = labels.read_labels(shard.rows, columns)
+    if shard.expected is None:
+        table = labels.read_labels(shard.rows, columns)
+    else:
+        table, metadata = labels.read_with_metadata(shard.rows, columns)
+        labels.check_labels(metadata, shard.expected, shard.rows)
     index = table["index"].to_numpy()
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
@@ -77,13 +87,16 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
             return np.empty((len(rows), 0))
         return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
 
+    offset, size = column("offset"), column("size")
+    partly = shard.cache is not None and shard.selection is not None
     return Rows(
         index=column("index"),
-        offset=column("offset"),
-        size=column("size"),
+        offset=offset,
+        size=size,
         label=column("label"),
         classes=lists("classes"),
         probs=lists("probs"),
         weight=weight,
         row_of_slot=row_of_slot,
+        parts=coalesce(offset, size, shard.size) if partly else None,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from pipeline import storage
-from pipeline.data.cache import Cache
+from pipeline.data.cache import Cache, Ready
 from pipeline.data.checksum import Hashed
 from pipeline.data.listing import Entry, Listing, Pattern, read
 from pipeline.data.members import Damage, Member, Tar
@@ -258,7 +258,7 @@ def stream(path: str, cache: Cache | None = None) -> Reader:
     return Reader(path, cache=cache)
 
 
-def read_at(path: str, offset: int, size: int, cache: Cache | None = None) -> bytes:
+def read_at(path: str, offset: int, size: int, cache: Cache | Ready | None = None) -> bytes:
     """`size` bytes from `offset`; DataError where the file does not hold them."""
     data = cache.read_range(path, offset, size) if cache else storage.read_range(path, offset, size)
     if len(data) < size:

@@ -13,6 +13,7 @@ import torch
 from pipeline import ensemble, storage, weights
 from pipeline.errors import WeightsError
 from pipeline.stages.context import Context, Result
+from pipeline.stages.sizes import check_further_sizes
 from pipeline.stages.train import card_of, check_models
 
 State = dict[str, torch.Tensor]
@@ -27,6 +28,7 @@ def run(context: Context) -> Result:
     weights.save_state(storage.join(context.folder, weights.WEIGHTS), state)
     weights.write_card(context.folder, card)
     model = weights.build_model(card.architecture, len(card.classes), card.overrides)
+    check_further_sizes(model, card.architecture, context.job.evaluate.sizes)
     made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
     parameters = weights.parameter_count(model)
     pairs = zip(sources, found, strict=True)
@@ -35,6 +37,7 @@ def run(context: Context) -> Result:
         {
             "model": card.architecture,
             "parameters": parameters,
+            "view": dataclasses.asdict(card.view()),
             "line": line if len(sources) == 1 else f"the mean of {line}",
         },
         output=made,

@@ -27,13 +27,13 @@ from pipeline.data.calibration import Answers
 from pipeline.data.classes import by_number
 from pipeline.data.labeller import IN_FLIGHT, make_labeller
 from pipeline.data.shards import Shard
+from pipeline.early_stop import AUDIT
 from pipeline.errors import DataError
 from pipeline.plan import held_out_of
 from pipeline.stages import index
 from pipeline.stages.context import Context, Result
 from pipeline.stages.label import make_spec
 
-AUDIT = "audit.json"
 STEPS = 100  # of confidence, for accuracy against threshold
 SMALL_BYTES = 2 << 20  # of shards that this process labels in the time in which a worker starts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any, TypeVar
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.data.cache import Cache
-from pipeline.plan import Done, Sources, Stage
+from pipeline.plan import Done, Stage
 from pipeline.settings import Job
+from pipeline.sources import Sources
 from pipeline.tracking.journal import Journal
 
 Unit = TypeVar("Unit")
@@ -69,10 +71,14 @@ class Context:
         checked = functools.partial(_checked_worker, make_worker, self.job.output, self.token)
         yield from self.cluster.map(checked, units, resources=self.resources(workers), overlap=overlap)
 
-    def fit(self, loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]:
+    def fit(self, loop: Callable[..., dict[str, Any]], spec: Any) -> dict[str, Any]:
         """`Cluster.fit`, with the check that every worker sees the output folder."""
         checked = functools.partial(_checked_loop, loop, self.job.output, self.token)
-        return self.cluster.fit(checked, spec, resources=self.resources(self.job.workers.train), folder=self.folder)
+        workers = self.job.workers
+        resources = dataclasses.replace(
+            self.resources(workers.train), least=workers.train_least, notice=workers.preemption
+        )
+        return self.cluster.fit(checked, spec, resources=resources, folder=self.folder)
 
     def resources(self, workers: int | None) -> Resources:
         return Resources(workers, self.job.workers.cpus, self.job.workers.gpus)
@@ -91,6 +97,6 @@ def _checked_worker(make_worker: Callable[[], Callable[[Any], Any]], output: str
     return make_worker()
 
 
-def _checked_loop(loop: Callable[[Any], dict[str, Any]], output: str, token: str, spec: Any) -> dict[str, Any]:
+def _checked_loop(loop: Callable[..., dict[str, Any]], output: str, token: str, *arguments: Any) -> dict[str, Any]:
     storage.require_token(output, token)
-    return loop(spec)
+    return loop(*arguments)

@@ -2,6 +2,7 @@
 
     index-1a2b3c4d/<source>/<shard>.parquet   index int32, key string, offset int64, size int32, label int32, image_hash uint64
     index-1a2b3c4d/shards.json                {source: {shard name: rows}}
+    index-1a2b3c4d/classes.parquet            images per labelled shard and class (pipeline.stages.shuffle)
 
 Every image is decoded, so that what cannot be used is counted and named here, once, and whatever follows can count on the
 rest; mistakes in the labels surface before anything is trained.
@@ -27,6 +28,7 @@ from pipeline.data.classes import by_number
 from pipeline.data.shards import Sample, Shard
 from pipeline.errors import DataError
 from pipeline.plan import indexed_of
+from pipeline.stages import shuffle
 from pipeline.stages.context import Context, Result
 
 SHARDS = "shards.json"
@@ -54,6 +56,7 @@ def run(context: Context) -> Result:
     names = context.sources.classes
     rows: dict[str, dict[str, int]] = {source: {} for source in sources}
     per_class = {source: np.zeros(len(names), np.int64) for source in sources}
+    classes_of: dict[str, dict[int, int]] = {}  # of the labelled shards: {class: images}
     digests: dict[str, dict[str, str]] = {source: {} for source in sources}
     bad: Counter[str] = Counter()
     with context.journal() as log:
@@ -66,6 +69,9 @@ def run(context: Context) -> Result:
             rows[source][name] = int(outcome.value.per_class.sum())
             digests[source][name] = outcome.value.digest
             per_class[source] += outcome.value.per_class
+            if source == "labelled":
+                held = np.flatnonzero(outcome.value.per_class)
+                classes_of[name] = dict(zip(held.tolist(), outcome.value.per_class[held].tolist(), strict=True))
             for key, reason in outcome.value.bad:
                 context.warn(f"image '{key}' of shard {outcome.name} is left out: {reason}")
                 bad[f"{source}: {reason}"] += 1
@@ -75,6 +81,7 @@ def run(context: Context) -> Result:
         source: {shard.name: rows[source][shard.name] for shard in context.sources[source].shards} for source in sources
     }
     storage.write_json(storage.join(context.folder, SHARDS), ordered)
+    shuffle.write_classes(context.folder, [classes_of[name] for name in ordered["labelled"]])
     counts = {source: int(found.sum()) for source, found in per_class.items()}
     line = ", ".join(f"{number:,} {source}" for source, number in counts.items()) + (
         f", {bad.total():,} bad" if bad else ""

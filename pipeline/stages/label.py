@@ -73,7 +73,7 @@ def run(context: Context) -> Result:
             f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows {job.data.max_bad_shards}; "
             f"the first is {name}: {error}; mend or remove the shards, or raise data.max_bad_shards"
         )
-    return _result(context, failed, made)
+    return _result(context, spec, failed, made)
 
 
 def make_spec(context: Context, temperature: float) -> LabelSpec:
@@ -127,24 +127,28 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metadata.get(name) for name in ("counts", "cut", "seconds", "batch")}
 
 
-def _read_facts(context: Context, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
-    """The same of shards that were labelled before this attempt, from their files."""
+def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
+    """The same of shards that were labelled before this attempt, from their files; DataError where one is not ours."""
+    by = {"class_list": labels.class_list_hash(spec.classes), "teacher": spec.teacher}
 
     def read(shard: Shard) -> tuple[str, dict[str, Any]]:
-        return shard.name, _facts(labels.read_metadata(storage.join(context.folder, labels.file_name(shard.name))))
+        path = storage.join(spec.out, labels.file_name(shard.name))
+        metadata = labels.read_metadata(path)
+        labels.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size, **by}, path)
+        return shard.name, _facts(metadata)
 
     with ThreadPoolExecutor(READERS) as readers:
         return dict(readers.map(read, shards))
 
 
-def _result(context: Context, failed: dict[str, str], made: dict[str, dict[str, Any]]) -> Result:
+def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dict[str, dict[str, Any]]) -> Result:
     """Compare the files with the corpus and add up what they say of themselves."""
     shards = context.sources["unlabelled"].shards
     present = set(storage.walk(context.folder))
     lost = [shard.name for shard in shards if labels.file_name(shard.name) not in present and shard.name not in failed]
     if lost:
         raise DataError(f"{len(lost)} shards have no label file after labelling, the first is {lost[0]}; run again")
-    made |= _read_facts(context, [shard for shard in shards if shard.name not in made and shard.name not in failed])
+    made |= _read_facts(spec, [shard for shard in shards if shard.name not in made and shard.name not in failed])
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     batches: Counter[str] = Counter()
@@ -193,6 +197,7 @@ def _result(context: Context, failed: dict[str, str], made: dict[str, dict[str, 
         "time": {part: round(value, 3) for part, value in seconds.items()},
         "where": shares(seconds),
         "batches": dict(batches),
+        "teacher": spec.teacher,
     }
     return Result(info, metrics=metrics)
 

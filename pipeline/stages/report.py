@@ -1,9 +1,9 @@
 """The end of a job: its numbers in summary.json, and everything worth seeing on one page.
 
-report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "model", "top1", "top5", "parameters",
-                                        "images_per_second"}, …], "audits", "gain_points", "report"}
+report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "model", "top1", "top5", "ece", "parameters",
+                                        "images_per_second"}, …], "audits", "gain_points", "report"}; with an early stop "stop": {"after_generation", …}
 report-1a2b3c4d/index.html             self-contained: opens from anywhere
-report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png
+report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png  accuracy_by_class.{csv,png}
 report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png
 report-1a2b3c4d/gen1-contact.png       gen1-dropped.png  gen1-bad.png  …
 """
@@ -17,9 +17,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import storage
+from pipeline import early_stop, storage
 from pipeline.plan import Done
-from pipeline.stages import report_audit, report_page, report_plots, report_section
+from pipeline.stages import report_accuracy, report_audit, report_page, report_plots, report_section
 from pipeline.stages.context import Context, Result
 from pipeline.stages.report_page import Page, Picture
 from pipeline.stages.report_plots import Curve, Model
@@ -27,27 +27,29 @@ from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
 
 SUMMARY, PAGE, TABLE = "summary.json", "index.html", "speed_accuracy.csv"
-STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "parameters", "images_per_second")
+STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second")
 ROLL = 400  # points of a learning curve; more are averaged in equal groups
 
 
 def run(context: Context) -> Result:
     evaluation = storage.read_json(storage.join(context.needs["evaluate"].folder, "evaluate.json"))
-    fields = [field.name for field in dataclasses.fields(Model)]
-    models = [Model(**{name: row[name] for name in fields}) for row in evaluation["models"]]
-    generations = context.job.generations
-    audits = [report_audit.summary(context, number) for number in range(1, len(generations) + 1)]
-    summary = _summary(context, models, audits)
+    fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
+    models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
+    generations = max(model.generation for model in models)
+    audits = [report_audit.summary(context, number) for number in range(1, generations + 1)]
+    stop = early_stop.find(context.job, context.needs)
+    summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
 
     # ---- pictures and facts -----------------------------------------------------------------------------------------
     shards = len(context.sources["unlabelled"].shards) if generations else 0
-    total = shards * len(generations) + 1
+    total = shards * generations + 1
     with context.journal() as log:
         sections = []
-        for number in range(1, len(generations) + 1):
+        for number in range(1, generations + 1):
             read = functools.partial(_progress, log, (number - 1) * shards, total)
             sections.append(report_section.section(context, models, number, audits[number - 1], read))
         overview = _overview(models, evaluation["images"], context.needs)
+        overview += report_accuracy.pictures(models, rows, context.sources.classes)
         page = Page(
             context.job.name,
             evaluation["images"],
@@ -55,13 +57,16 @@ def run(context: Context) -> Result:
             overview,
             sections,
             _stages(context),
+            stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
             command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, 'job.yaml'))}",
+            further=report_accuracy.further(models, rows),
         )
 
         # ---- files --------------------------------------------------------------------------------------------------
         pictures = [*overview, *(picture for section in sections for picture in section.pictures)]
         files = {picture.name: picture.png for picture in pictures}
         files |= {TABLE: _table(models), PAGE: report_page.render(page)}
+        files |= report_accuracy.tables(models, rows, context.sources.classes)
         for name, data in files.items():
             storage.write_bytes(storage.join(context.folder, name), data)
         storage.write_json(storage.join(context.folder, SUMMARY), summary)
@@ -137,7 +142,8 @@ def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: 
     group = -(-len(points) // ROLL)
     groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
     steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
-    return [Curve(model.label, model.generation, steps, values)] if points else []
+    label = model.label.rpartition(", ")[2]  # "tuned": there is one, of the last student's colour, and little room
+    return [Curve(label, model.generation, steps, values)] if points else []
 
 
 def _stages(context: Context) -> list[tuple[str, str, str, str]]:

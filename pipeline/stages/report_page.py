@@ -81,6 +81,19 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Further:
+    """What a model reached at one image size with its averaged or its raw weights; a row of its own table."""
+
+    label: str
+    generation: int
+    weights: str
+    size: int
+    top1: float
+    top5: float
+    ece: float
+
+
+@dataclass(frozen=True)
 class Page:
     job: str
     images: int  # of the test split
@@ -88,8 +101,10 @@ class Page:
     overview: Sequence[Picture]
     sections: Sequence[Section]
     stages: Sequence[tuple[str, str, str, str]]  # (stage, folder name, fingerprint, seconds)
+    stop: str = ""  # why generations were left out
     notes: Sequence[str] = field(default_factory=tuple)
     command: str = ""
+    further: Sequence[Further] = ()
 
 
 def text(value: str) -> str:
@@ -100,9 +115,10 @@ def text(value: str) -> str:
 def render(page: Page) -> bytes:
     """The page as UTF-8."""
     body = [
-        f"<header><h1>{text(page.job)}</h1><p>{_subtitle(page)}</p></header>",
+        f"<header><h1>{text(page.job)}</h1><p>{_subtitle(page)}</p>{f'<p>{text(page.stop)}</p>' if page.stop else ''}</header>",
         _headline(page),
         _results(page),
+        _further(page),
         _pictures(page.overview),
         *(_section(section) for section in page.sections),
         _reproduce(page),
@@ -122,7 +138,7 @@ def percent(fraction: float) -> str:
 
 
 def _subtitle(page: Page) -> str:
-    students = len(page.models) - 1
+    students = max(model.generation for model in page.models)
     if not students:
         return f"A teacher without students, tested on {page.images:,} images that nothing was trained or tuned on."
     return (
@@ -161,22 +177,39 @@ def _results(page: Page) -> str:
         cells = (
             percent(model.top1),
             percent(model.top5),
+            "" if model.ece is None else f"{model.ece:.3f}",
             gain,
             f"{model.parameters:,}",
             f"{model.images_per_second:,.0f}",
             f"{model.size} px",
         )
         rows.append(
-            f'<tr><td><span class="dot" style="background:{colour(model.generation)}"></span>{model.label}</td>'
-            f"<td><code>{text(model.model)}</code></td>{_cells(cells)}</tr>"
+            f"<tr>{_name(model.label, model.generation)}<td><code>{text(model.model)}</code></td>{_cells(cells)}</tr>"
         )
-    head = "".join(
-        f'<th class="number">{name}</th>' for name in ("top-1", "top-5", "gain", "parameters", "images/s", "image size")
+    numbers = ("top-1", "top-5", "ECE", "gain", "parameters", "images/s", "image size")
+    return _table(("stage", "model"), numbers, rows)
+
+
+def _further(page: Page) -> str:
+    if not page.further:
+        return ""
+    rows = []
+    for one in page.further:
+        cells = (f"{one.size} px", percent(one.top1), percent(one.top5), f"{one.ece:.3f}")
+        rows.append(f"<tr>{_name(one.label, one.generation)}<td>{one.weights}</td>{_cells(cells)}</tr>")
+    return "<h2>Other image sizes and weights</h2>" + _table(
+        ("stage", "weights"), ("image size", "top-1", "top-5", "ECE"), rows
     )
-    return (
-        f'<div class="card scroll"><table><thead><tr><th>stage</th><th>model</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+
+
+def _table(words: Sequence[str], numbers: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in words)
+    head += "".join(f'<th class="number">{name}</th>' for name in numbers)
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _name(label: str, generation: int) -> str:
+    return f'<td><span class="dot" style="background:{colour(generation)}"></span>{label}</td>'
 
 
 def _cells(values: Sequence[str]) -> str:

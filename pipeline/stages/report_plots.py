@@ -60,6 +60,7 @@ class Model:
     batch: int
     device: str
     dtype: str
+    ece: float | None = None
 
     @property
     def generation(self) -> int:
@@ -67,7 +68,8 @@ class Model:
 
     @property
     def label(self) -> str:
-        return f"student {self.generation}" if self.generation else "teacher"
+        name = f"student {self.generation}" if self.generation else "teacher"
+        return f"{name}, tuned" if self.stage.endswith("finetune") else name
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,20 @@ class Curve:
 def accuracy_by_generation(models: Sequence[Model], images: int) -> bytes:
     """Top-1 of teacher and students, with whiskers of one standard error of `images` test images."""
     figure, axes = figure_of("Top-1 accuracy by generation")
-    x = np.arange(len(models))
+    many = len(models) > NAMED
+    x = np.array([model.generation for model in models]) if many else np.arange(len(models))
     y = np.array([100 * model.top1 for model in models])
     error = 100 * np.sqrt(y / 100 * (1 - y / 100) / max(images, 1))
     axes.plot(x, y, color=PALE, linewidth=2, zorder=2)
     for place, model in enumerate(models):
         shade = colour(model.generation)
-        axes.errorbar(place, y[place], error[place], color=shade, linewidth=1.4, zorder=3)
-        axes.plot(place, y[place], "o", color=shade, markersize=9, markeredgecolor="white", zorder=4)
-        if len(models) <= NAMED or place in (0, len(models) - 1):
-            note(axes, f"{y[place]:.1f} %", (place, y[place]), shade, 11.5, xytext=(10, 0))
+        axes.errorbar(x[place], y[place], error[place], color=shade, linewidth=1.4, zorder=3)
+        axes.plot(x[place], y[place], "o", color=shade, markersize=9, markeredgecolor="white", zorder=4)
+        if not many or place in (0, len(models) - 1):
+            note(axes, f"{y[place]:.1f} %", (x[place], y[place]), shade, 11.5, xytext=(10, 0))
     axes.set_xlim(-0.2 - 0.06 * len(models), 1.16 * len(models) - 0.85)
     percent_range(axes, y - error, y + error)
-    if len(models) > NAMED:
+    if many:
         axes.xaxis.set_major_locator(MaxNLocator(NAMED, integer=True, steps=STEPS))
         axes.set_xlabel("generation (0: teacher)", color=MUTED, fontsize=9.5)
     else:

@@ -37,7 +37,7 @@ def run(context: Context) -> Result:
         top_fraction=settings.top_fraction,
         thresholds=by_number(settings.thresholds, context.sources.classes, "select.thresholds"),
         by_confidence=settings.weight == "confidence",
-        expected={"class_list": labels.class_list_hash(context.sources.classes)},
+        expected=expected(context),
         exclude=held_out(context),
     )
     with context.journal() as log:
@@ -79,6 +79,13 @@ def label_files(context: Context) -> list[str]:
             "the done.json there and run again, which labels the shards that lack one"
         )
     return [storage.join(done.folder, name) for name in names]
+
+
+def expected(context: Context) -> dict[str, str]:
+    """What every label file must say of itself."""
+    info = context.needs[f"gen{context.stage.generation}-label"].info
+    by = {"teacher": info["teacher"]} if "teacher" in info else {}  # folders made by an earlier version do not tell
+    return {"class_list": labels.class_list_hash(context.sources.classes), **by}
 
 
 def held_out(context: Context) -> np.ndarray:

@@ -5,21 +5,22 @@ gen0-teacher-1a2b3c4d/   checkpoints/  model.safetensors  model.yaml  metrics.js
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from pipeline import config, storage, weights
 from pipeline.data import augment, labels, order
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.plan import stages_of, training_of
 from pipeline.screen import percent
-from pipeline.settings import Train
-from pipeline.stages import index
+from pipeline.settings_train import Train
+from pipeline.stages import index, shuffle, sizes
+from pipeline.stages.capacity import smaller
 from pipeline.stages.context import Context, Result
 from pipeline.stages.select import SUMMARY
+from pipeline.train.fixed import roles_of
 from pipeline.train.loop import TrainSpec
 from pipeline.train.loop import run as train
 
@@ -30,21 +31,29 @@ def run(context: Context) -> Result:
     settings, classes = training_of(context.job, context.stage), context.sources.classes
     check_models(context)
     spec = make_spec(context, settings)
+    if note := shuffle.advice(context.needs["index"].folder, settings, context.job.seed):
+        context.warn(f"{context.stage.name}: {note}")
     parameters = weights.parameter_count(weights.build_model(spec.model, spec.classes, spec.overrides))
     if context.stage.generation:
         teacher = context.needs[context.stage.needs[-1]].info["parameters"]
         if parameters < teacher:
-            context.warn(
-                f"{context.stage.name} has {parameters:,} parameters, its teacher {teacher:,}: "
-                "Noisy Student wants a student at least as large"
-            )
-    result = context.fit(train, spec)
-    weights.write_card(context.folder, card_of(settings, classes))
+            context.warn(smaller(context.stage.name, parameters, teacher))
+    return leave_model(context, spec, context.fit(train, spec), card_of(settings, classes), parameters)
+
+
+def leave_model(
+    context: Context, spec: TrainSpec, result: Mapping[str, Any], card: weights.Card, parameters: int
+) -> Result:
+    """What a stage leaves whose loop has ended with `result`: the card beside the weights, and their identity."""
+    weights.write_card(context.folder, card)
     made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
     metrics: dict[str, float] = {key: float(result[key]) for key in ("top1", "top5", "loss") if key in result}
-    line = f"{settings.model}, {spec.steps:,} steps, validation top-1 {percent(metrics.get('top1', float('nan')))}"
+    line = f"{spec.model}, {spec.steps:,} steps, validation top-1 {percent(metrics.get('top1', float('nan')))}"
+    line += f" at step {result['best_step']:,}" if "best_step" in result else ""
+    line += f", went back {result['rollbacks']} times" if "rollbacks" in result else ""
+    facts = {"model": spec.model, "parameters": parameters, "steps": spec.steps, "validation": metrics}
     return Result(
-        {"model": settings.model, "parameters": parameters, "steps": spec.steps, "validation": metrics, "line": line},
+        {**facts, "view": dataclasses.asdict(card.view()), "line": line},
         output=made,
         metrics=metrics | {"parameters": float(parameters)},
         model=True,
@@ -52,43 +61,39 @@ def run(context: Context) -> Result:
 
 
 def check_models(context: Context) -> None:
-    """Build the models of this stage and of those after it, and show each a blank image: a mistake in the last student
-    shall not wait until the teacher is trained. ConfigError."""
-    job = context.job
+    """Build the models of this stage and of those after it, show each a blank image, and count their steps: a mistake in
+    the last student shall not wait until the teacher is trained. ConfigError."""
+    job, labelled = context.job, indexed_shards(context, "labelled")
     ahead = [
         stage for stage in stages_of(job) if stage.kind == "train" and stage.generation >= context.stage.generation
     ]
-    for settings in [training_of(job, stage) for stage in ahead]:
+    for stage in ahead:
+        settings = training_of(job, stage)
         overrides = architecture_overrides(settings)
-        model = weights.build_model(settings.model, len(context.sources.classes), overrides).eval()
+        model = weights.build_model(settings.model, len(context.sources.classes), overrides)
+        sizes.check_size(model, settings.model, settings.resolution)
+        sizes.check_further_sizes(model, settings.model, job.evaluate.sizes)
+        steps_of(stage.name, settings.duration, labelled, settings.batch)
         try:
-            with torch.inference_mode():
-                model(torch.zeros(1, 3, settings.resolution, settings.resolution))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = (str(error).splitlines() or ["it fails an assertion"])[0]
-            raise ConfigError(
-                f"model '{settings.model}' does not take images of {settings.resolution} pixels: {reason}; "
-                "change its `resolution` or `overrides`"
-            ) from error
+            augment_of(settings)
+        except ConfigError as error:
+            raise ConfigError(f"{stage.name}: {error}") from error
+        if job.finetune.resolution and stage is ahead[-1]:
+            sizes.check_size(model, settings.model, job.finetune.resolution)
+            roles_of(model)
+            steps_of("finetune", job.finetune.duration, labelled, job.finetune.batch)
 
 
 def make_spec(context: Context, settings: Train) -> TrainSpec:
     """The TrainSpec of a training stage: epochs become steps, patterns become shards with counts."""
     job, stage = context.job, context.stage
     labelled = indexed_shards(context, "labelled")
-    images = sum(shard.count for shard in labelled)
     sources = [_source("labelled", labelled, settings.batch, settings)]
     if stage.generation:
         selected = selected_shards(context)
         sources.append(_source("pseudo", selected, round(settings.unlabelled_ratio * settings.batch), settings))
     sources = [source for source in sources if source.per_step]
-    per_epoch = images / settings.batch
-    steps = config.steps(settings.duration, per_epoch)
-    if steps < 1:
-        raise ConfigError(
-            f"{stage.name}: duration {settings.duration} is less than one step of {settings.batch} images "
-            f"({images} labelled images); lengthen it or lower batch"
-        )
+    steps, per_epoch = steps_of(stage.name, settings.duration, labelled, settings.batch)
     per_step = sum(source.per_step for source in sources)
     teacher = context.needs[stage.needs[-1]].folder if stage.generation else ""
     return TrainSpec(
@@ -110,21 +115,50 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
         optimizer=settings.optimizer,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        rollbacks=settings.rollbacks,
+        rollback_factor=settings.rollback_factor,
+        weights=settings.weights,
         pseudo_weight=settings.pseudo_weight,
         soft=SoftTargets(
             smoothing=settings.label_smoothing, temperature=settings.temperature, hard_pseudo=settings.labels == "hard"
         ),
         ema=settings.ema,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
         evaluate_every=config.steps(settings.evaluate_every, per_epoch),
+        evaluate_raw=settings.evaluate_raw,
         checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
         keep=settings.keep,
         compile=settings.compile,
+        parallel=settings.parallel,
+        static_graph=settings.static_graph,
         workers=job.workers.loader,
         threads=job.workers.threads or None,
     )
 
 
+def steps_of(stage: str, duration: str, labelled: Sequence[TrainingShard], batch: int) -> tuple[int, float]:
+    """(steps of a stage, steps of an epoch); ConfigError for none."""
+    images = sum(shard.count for shard in labelled)
+    steps = config.steps(duration, images / batch)
+    if steps < 1:
+        raise ConfigError(
+            f"{stage}: duration {duration} is less than one step of {batch} images "
+            f"({images} labelled images); lengthen it or lower batch"
+        )
+    return steps, images / batch
+
+
 def _source(name: str, shards: Sequence[TrainingShard], per_step: int, settings: Train) -> TrainingSource:
+    held = sum(shard.count for shard in shards)
+    if name == "pseudo" and per_step > held:
+        raise TrainingError(
+            f"each step takes {per_step:,} pseudo-labelled images (unlabelled_ratio {settings.unlabelled_ratio:g} × batch "
+            f"{settings.batch}), but the selection holds {held:,}, copies included; lower unlabelled_ratio or batch, or let "
+            "`select` keep more (a lower threshold, a higher per_class)"
+        )
     segments = min(settings.segments, order.segments_for(len(shards)))
     return TrainingSource(name, tuple(shards), per_step, segments, settings.window)
 
@@ -142,6 +176,8 @@ def indexed_shards(context: Context, source: str) -> list[TrainingShard]:
 def selected_shards(context: Context) -> list[TrainingShard]:
     """The unlabelled shards of which the selection keeps something, with their label and selection files."""
     label, select = (context.needs[f"gen{context.stage.generation}-{kind}"].folder for kind in ("label", "select"))
+    teacher = context.needs[context.stage.needs[-1]].output
+    by = {"class_list": labels.class_list_hash(context.sources.classes), "teacher": teacher}
     counts = storage.read_json(storage.join(select, SUMMARY))["shards"]
     return [
         TrainingShard(
@@ -150,6 +186,8 @@ def selected_shards(context: Context) -> list[TrainingShard]:
             storage.join(select, labels.file_name(shard.name)),
             counts[shard.name],
             context.cache,
+            shard.size,
+            {"shard": shard.name, "shard_size": shard.size, **by},
         )
         for shard in context.sources["unlabelled"].shards
         if counts.get(shard.name)
@@ -177,7 +215,8 @@ def augment_of(settings: Train) -> augment.Augment:
     return augment.Augment(
         size=settings.resolution, policy=settings.augment, ops=tuple(settings.augment_ops), scale=_pair(settings.crop_scale, "crop_scale"),
         ratio=_pair(settings.crop_ratio, "crop_ratio"), flip=settings.flip, affine=None if moved == augment.Affine() else moved,
-        interpolation=settings.interpolation, mean=(settings.mean[0], settings.mean[1], settings.mean[2]))  # fmt: skip
+        interpolation=settings.interpolation, mean=(settings.mean[0], settings.mean[1], settings.mean[2]),
+        on_device=settings.augment_on == "device" and bool(settings.augment))  # fmt: skip
 
 
 def _pair(values: list[float], name: str) -> tuple[float, float]:

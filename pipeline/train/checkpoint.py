@@ -2,7 +2,7 @@
 
     STAGE/
     ├── checkpoints/
-    │   ├── step-000500/          the last `keep` of them
+    │   ├── step-000500/          the last `keep` of them, and the best one
     │   │   ├── model.safetensors     raw weights and batch-norm statistics
     │   │   ├── ema.safetensors       their moving average
     │   │   ├── optimizer.pt          read with weights_only=True
@@ -12,40 +12,38 @@
     ├── model.safetensors         the final weights (the average), when training is over
     └── result.json               what `run` returned; written after the weights
 
-A checkpoint without manifest.json does not exist. Locally it is written under another name and renamed; on an
-object store its files go up one by one, manifest.json last. One that its manifest shows to be damaged is
-passed over for the one before. Only rank 0 writes; any number of workers can read. Positions in the data and
-states of random generators are not in it: they are functions of the step.
+A checkpoint without manifest.json does not exist; one that its manifest shows to be damaged is passed over for the
+one before. Only rank 0 writes, in the background; any number of workers can read. Positions in the data and states
+of random generators are not in it: they are functions of the step.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import io
 import json
 import logging
-import os
+import math
 import re
-import shutil
-import tempfile
-import uuid
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as parse_safetensors
+from torch import nn
 
 from pipeline import storage
-from pipeline.errors import WeightsError
+from pipeline.errors import OutputError, RemoteError, WeightsError
+from pipeline.train import checkpoint_files
+from pipeline.train.checkpoint_files import FORMAT, MANIFEST, describe, discard
+from pipeline.train.host_copy import HostCopy
 from pipeline.weights import WEIGHTS, save_state
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-FOLDER, RESULT, MANIFEST = "checkpoints", "result.json", "manifest.json"
+FOLDER, RESULT = "checkpoints", "result.json"
 NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -59,60 +57,101 @@ class Checkpoint:
     state: dict[str, Any]  # state.json
 
 
-def save(
-    folder: str,
-    step: int,
-    *,
-    model: Mapping[str, torch.Tensor],
-    ema: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, Any],
-    state: Mapping[str, Any],
-    keep: int,
-) -> str:
-    """Write the checkpoint of `step` into a stage folder, delete all but the last `keep`, return its path."""
+class Checkpoints:
+    """Rank 0's writer of a stage folder's checkpoints; a context manager, whose end waits for the last of them.
+
+    A write that fails is raised by the next `save`, `wait` or `close`: OutputError where the place is to blame.
+    """
+
+    def __init__(self, folder: str, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        storage.sweep(storage.join(folder, FOLDER))  # what a writer left that was killed
+        self._copy = HostCopy()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            log.error("the last checkpoint was not written: %s", error)  # what ended the block says more
+
+    def reserve(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Get the memory for their copies in the background, so that the first save is as short as the next ones."""
+        # Tensors that it keeps for each parameter; were there more, the first save would take longer.
+        slots = 2 if "betas" in optimizer.defaults else 1
+        tensors = [*model.parameters(), *model.buffers()]
+        self._writing = self._thread.submit(self._copy.reserve, tensors, 2 + slots)
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: Mapping[str, torch.Tensor],
+        ema: Mapping[str, torch.Tensor],
+        optimizer: Mapping[str, Any],
+        state: Mapping[str, Any],
+        also: Collection[int] = (),
+    ) -> str:
+        """Copy the state of `step` and return the path where a thread now writes it; training may go on changing it.
+
+        Once it is durable, all checkpoints but the last `keep` and those of the steps `also` are deleted. A write
+        that is still going on is waited for: the copy's memory is used again.
+        """
+        self.wait()
+        path = _path(self.folder, step)
+        facts = copy.deepcopy({**state, "format": FORMAT, "step": step})
+        content = self._copy.take({"model": dict(model), "ema": dict(ema), "optimizer": dict(optimizer)})
+        self._writing = self._thread.submit(self._write, path, content, facts, {step, *also})
+        return path
+
+    def wait(self) -> None:
+        """Until the last save is durable."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, path: str, content: Mapping[str, Any], facts: Mapping[str, Any], wanted: Collection[int]) -> None:
+        self._copy.wait()
+        try:
+            checkpoint_files.write(path, content, facts)
+            _thin_out(self.folder, facts["step"], self.keep, wanted)
+        except RemoteError:  # says itself what failed
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write checkpoint {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room "
+                "there or choose another `output`, and run again: training goes on from the checkpoint before it"
+            ) from error
+
+
+def _thin_out(folder: str, step: int, keep: int, wanted: Collection[int]) -> None:
+    """Delete all but the last `keep` checkpoints up to `step` and the `wanted` ones."""
+    # Those after this step are damaged, or of a run that went back: this run would have gone on from there.
+    last = [name for found, name in _list(folder) if found <= step][:keep]
     parent = storage.join(folder, FOLDER)
-    path = storage.join(parent, f"step-{step:06d}")
-    _discard(path)  # a damaged or half-uploaded one of the same step
-    with _building(path) as local:
-        save_state(storage.join(local, "model.safetensors"), model)
-        save_state(storage.join(local, "ema.safetensors"), ema)
-        with storage.writing(storage.join(local, "optimizer.pt")) as temporary:
-            torch.save(dict(optimizer), temporary)
-        storage.write_json(storage.join(local, "state.json"), {**state, "format": FORMAT, "step": step})
-        files = {name: _describe(Path(local, name).read_bytes()) for name in storage.listdir(local)}
-        storage.write_json(storage.join(local, MANIFEST), {"format": FORMAT, "files": files})
-    # Those after this step are damaged: this run would have gone on from there.
-    kept = [name for found, name in _list(folder) if found <= step][:keep]
     for name in storage.listdir(parent):
-        if NAME.fullmatch(name) and name not in kept:
-            _discard(storage.join(parent, name))
-    return path
+        if (match := NAME.fullmatch(name)) and name not in last and int(match[1]) not in wanted:
+            discard(storage.join(parent, name))
 
 
-@contextlib.contextmanager
-def _building(path: str) -> Iterator[str]:
-    """A local folder to fill; when the block ends well it appears as `path`, its manifest last."""
-    if storage.is_url(path):
-        with tempfile.TemporaryDirectory() as local:
-            yield local
-            for name in sorted(storage.listdir(local), key=lambda name: (name == MANIFEST, name)):
-                with storage.writing(storage.join(path, name)) as temporary:
-                    shutil.move(storage.join(local, name), temporary)
-        return
-    parent = str(Path(path).parent)
-    local = storage.join(parent, f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        storage.make_folder(local)
-        yield local
-        Path(local).rename(path)
-        storage.sync_folder(parent)
-    finally:
-        storage.remove(local)
-
-
-def latest(folder: str) -> Checkpoint | None:
-    """The newest whole checkpoint of a stage folder, or None; damaged ones are passed over with a warning."""
+def latest(folder: str, before: float = math.inf) -> Checkpoint | None:
+    """The newest whole checkpoint of a stage folder of a step `before` this one, or None; damaged ones are passed over with
+    a warning."""
     for step, _ in _list(folder):
+        if step >= before:
+            continue
         try:
             return load(folder, step)
         except WeightsError as error:
@@ -122,7 +161,7 @@ def latest(folder: str) -> Checkpoint | None:
 
 def load(folder: str, step: int) -> Checkpoint:
     """The checkpoint of one step; WeightsError says which of its files is damaged."""
-    path = storage.join(folder, FOLDER, f"step-{step:06d}")
+    path = _path(folder, step)
     try:
         manifest = storage.read_json(storage.join(path, MANIFEST))
     except (FileNotFoundError, ValueError) as error:
@@ -135,7 +174,7 @@ def load(folder: str, step: int) -> Checkpoint:
             content[name] = storage.read_bytes(storage.join(path, name))
         except FileNotFoundError as error:
             raise WeightsError(f"checkpoint {storage.redact(path)} has lost {name}") from error
-        if _describe(content[name]) != expected:
+        if describe(content[name]) != expected:
             raise WeightsError(f"{name} of checkpoint {storage.redact(path)} is damaged")
     return Checkpoint(
         path=path,
@@ -179,6 +218,11 @@ def read_result(folder: str) -> dict[str, Any] | None:
     return result
 
 
+def raw_weights(folder: str, step: int) -> str:
+    """Where a checkpoint has the weights themselves, not their average."""
+    return storage.join(_path(folder, step), WEIGHTS)
+
+
 def _list(folder: str) -> list[tuple[int, str]]:
     """(step, name) of the checkpoints with a manifest, newest first."""
     parent = storage.join(folder, FOLDER)
@@ -190,10 +234,5 @@ def _list(folder: str) -> list[tuple[int, str]]:
     ]
 
 
-def _discard(path: str) -> None:
-    storage.remove(storage.join(path, MANIFEST))  # first: from here on it does not exist
-    storage.remove(path)
-
-
-def _describe(data: bytes) -> dict[str, int]:
-    return {"size": len(data), "crc32": zlib.crc32(data)}
+def _path(folder: str, step: int) -> str:
+    return storage.join(folder, FOLDER, f"step-{step:06d}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
+from pipeline.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,21 +48,40 @@ class World:
 def join() -> Iterator[World]:
     """The world of this process: torch.distributed's where that is set up (Ray Train), else that of
     torchrun's environment, set up here and torn down at the end, else one worker alone."""
-    distributed = torch.distributed
-    if distributed.is_initialized():
-        on_gpu = "nccl" in distributed.get_backend() and torch.cuda.is_available()
-        yield World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
+    if torch.distributed.is_initialized():
+        yield _here()
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
-        try:
-            yield World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
-        finally:
-            distributed.destroy_process_group()
+        with process_group():
+            yield _here()
     else:
         yield World(0, 1, _device(torch.cuda.is_available()))
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
+    this machine, else gloo. ConfigError: more processes than GPUs."""
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpus and local >= gpus:
+        raise ConfigError(
+            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} GPU(s); "
+            "start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    if gpus:
+        torch.cuda.set_device(local)
+        torch.distributed.init_process_group("nccl", device_id=torch.device("cuda", local))
+    else:
+        torch.distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _here() -> World:
+    distributed = torch.distributed
+    on_gpu = "nccl" in distributed.get_backend() and torch.cuda.is_available()
+    return World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
 
 
 def _device(on_gpu: bool) -> torch.device:

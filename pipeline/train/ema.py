@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from pipeline.train.parallel import parts
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -14,24 +16,25 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class Average:
-    """`module`: a copy of the model, in eval mode, that follows it at a distance."""
+    """`module`: a copy of a model, in eval mode, that follows it at a distance."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        self.follow(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """List what is averaged; again, where several workers have since cut up model and average alike."""
         # Listed once: walking through the modules of a deep network takes milliseconds.
-        self.pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        self.floats = [pair for pair in self.pairs if pair[0].is_floating_point()]
-        self.others = [pair for pair in self.pairs if not pair[0].is_floating_point()]  # counters: copied
+        pairs = list(zip(parts(self.module), parts(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # copied
+        self.floats = [mine for mine, _ in floats], [theirs for _, theirs in floats]
+        self.counters = [mine for mine, _ in counters], [theirs for _, theirs in counters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the model after its update number `step` (from 0)."""
-        mine, theirs = [pair[0] for pair in self.floats], [pair[1] for pair in self.floats]
-        torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))
-        for average, value in self.others:
-            average.copy_(value)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*(p.data for p in model.parameters()), *model.buffers()]
+        torch._foreach_lerp_(*self.floats, 1 - decay_at(step, self.decay))
+        if self.counters[0]:
+            torch._foreach_copy_(*self.counters)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +20,9 @@ from pipeline.data import images, shards
 from pipeline.data.cache import Cache
 from pipeline.data.loader import TrainingShard
 from pipeline.data.order import share
+from pipeline.errors import DataError
 from pipeline.train.dist import World
-from pipeline.train.loss import cross_entropy
+from pipeline.train.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ class Memory:
     batches: list[Decoded] | None = None
 
 
-@torch.inference_mode()
 def accuracy(
     model: nn.Module,
     validation: Sequence[TrainingShard],
@@ -59,39 +60,45 @@ def accuracy(
     *,
     precision: torch.dtype = torch.float32,
     memory: Memory | None = None,
-) -> dict[str, float]:
-    """Measure `model`, on `world.device`, in eval mode: fractions `top1` and `top5`, mean cross-entropy
-    `loss`, and the `count` of images; `bad` more were left out because they cannot be decoded.
+    classes: int = 0,
+) -> dict[str, Any]:
+    """Measure `model`, on `world.device`, in eval mode: what `Scores.figures` says, by class too where the number of
+    `classes` is given. Images that cannot be decoded are left out, counted and named in the log.
 
-    Every worker calls it, reads its share of the images, and gets the same sums.
+    Every worker calls it, reads its share of the images, and gets the same figures.
     """
-    training = model.training
+    scores = score(model, validation, view, batch, world, precision=precision, memory=memory, classes=classes)
+    world.sum(scores.sums)
+    return scores.figures()
+
+
+def score(
+    model: nn.Module,
+    validation: Sequence[TrainingShard],
+    view: images.View,
+    batch: int,
+    world: World,
+    *,
+    precision: torch.dtype = torch.float32,
+    memory: Memory | None = None,
+    classes: int = 0,
+) -> Scores:
+    """What this worker counts of its share of the images; see `accuracy`."""
+    scores = Scores(classes, world.device)
+    modes = [(module, module.training) for module in model.modules()]  # a fine-tune has some of both
     model.eval()
-    sums = torch.zeros(5, dtype=torch.float64, device=world.device)  # count, top1, top5, loss, bad
-    for pixels, labels, bad in _batches(validation, view, batch, world, memory or Memory()):
-        sums[4] += bad
-        if len(labels) == 0:
-            continue
-        labels = labels.to(world.device, non_blocking=True)
-        inputs = images.normalise(pixels.to(world.device, non_blocking=True), view, precision)
-        with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
-            logits = model(inputs.contiguous(memory_format=torch.channels_last)).float()
-        targets = nn.functional.one_hot(labels, logits.shape[1]).float()
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        sums[0] += len(labels)
-        sums[1] += hits[:, 0].sum()
-        sums[2] += hits.any(dim=1).sum()
-        sums[3] += cross_entropy(logits, targets).double().sum()
-    model.train(training)
-    count, top1, top5, loss, bad = world.sum(sums).tolist()
-    seen = max(count, 1)
-    return {
-        "top1": top1 / seen,
-        "top5": top5 / seen,
-        "loss": loss / seen,
-        "count": int(count),
-        "bad": int(bad),
-    }
+    with torch.inference_mode():
+        for pixels, labels, bad in _batches(validation, view, batch, world, memory or Memory()):
+            scores.add_bad(bad)
+            if len(labels) == 0:
+                continue
+            inputs = images.normalise(pixels.to(world.device, non_blocking=True), view, precision)
+            with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
+                logits = model(inputs.contiguous(memory_format=torch.channels_last)).float()
+            scores.add(logits, labels.to(world.device, non_blocking=True))
+    for module, training in modes:
+        module.training = training
+    return scores
 
 
 def read_index(validation: Sequence[TrainingShard]) -> list[Labelled]:
@@ -139,6 +146,11 @@ def _decode(samples: Sequence[Labelled], view: images.View, batch: int) -> Itera
 def _read(sample: Labelled, view: images.View) -> tuple[np.ndarray, int] | None:
     try:
         return images.load(shards.read_at(sample.path, sample.offset, sample.size, sample.cache), view), sample.label
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(
+            f"cannot read {sample.key} of {storage.redact(sample.path)}, on which models are tested "
+            f"({type(error).__name__}); bring the shard back or make it readable on every worker, and run again"
+        ) from error
     except images.BadImage as error:
         log.warning("left out of the evaluation: %s of %s (%s)", sample.key, storage.redact(sample.path), error)
         return None

@@ -7,45 +7,56 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.errors import TrainingError
 from pipeline.train import checkpoint
 from pipeline.train.dist import World
+from pipeline.train.parallel import parts
 
 
-def checked_mean(losses: list[Tensor], step: int, rate: float, folder: str, world: World) -> float:
+class Diverged(Exception):
+    """The loss or the weights are not finite: the text says which, when and at what rate. All workers raise it at once."""
+
+    def __init__(self, text: str, step: int) -> None:
+        super().__init__(text)
+        self.step = step
+
+
+def checked_mean(losses: Sequence[Tensor], step: int, rate: float, world: World) -> float:
     """The mean over the steps up to `step` of what the workers' `losses` add up to; every worker calls it.
 
-    TrainingError names the first step whose loss is not finite.
+    Diverged names the first step whose loss is not finite.
     """
-    values = world.sum(torch.stack(losses)).tolist()
+    values = world.sum(torch.stack(list(losses))).tolist()
     for number, value in enumerate(values, step - len(values) + 1):
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} at step {number}, near learning rate {rate:.3g}; {_advice(folder)}"
-            )
+            raise Diverged(f"the loss became {value} at step {number}, near learning rate {rate:.3g}", number)
     return sum(values) / len(values)
 
 
-def check_weights(model: nn.Module, step: int, rate: float, folder: str) -> None:
-    """TrainingError where the update that followed a finite loss was not finite."""
-    norms = torch._foreach_norm([p.detach() for p in model.parameters()])
-    if not torch.isfinite(torch.stack(norms)).all():
-        raise TrainingError(
-            f"the weights are not finite after step {step}, at learning rate {rate:.3g}; {_advice(folder)}"
-        )
+def check_weights(model: nn.Module, step: int, rate: float, world: World) -> None:
+    """Diverged where the update that followed a finite loss was not finite; every worker calls it."""
+    wrong = torch.tensor([0.0 if finite(parts(model)) else 1.0], device=world.device)
+    if world.sum(wrong).item():
+        raise Diverged(f"the weights are not finite after step {step}, at learning rate {rate:.3g}", step)
 
 
-def _advice(folder: str) -> str:
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element of the floating-point tensors is infinite or NaN."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return not floats or bool(torch.isfinite(torch.stack(torch._foreach_norm(floats, math.inf))).all())
+
+
+def advice(folder: str) -> str:
+    """What to do about a rate that diverges, and what is left."""
     path = checkpoint.newest_path(folder)
     good = f"the last good checkpoint is {storage.redact(path)}" if path else "there is no checkpoint yet"
-    return f"lower `lr` or lengthen `warmup` ({good})"
+    return f"lower `lr`, lengthen `warmup`, or let `rollbacks` lower it on the way ({good})"
 
 
 @contextlib.contextmanager

@@ -14,12 +14,17 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
 
 
-def batch_loss(logits: Tensor, targets: Tensor, source: Tensor, pseudo_weight: float) -> Tensor:
-    """Σ cross-entropy over the batch, pseudo-labelled images (`source` [b] tells) weighted.
+def weigh(targets: Tensor, source: Tensor, pseudo_weight: float) -> Tensor:
+    """`targets` [b, classes], those of pseudo-labelled images (`source` [b] tells) times their weight: the loss is linear
+    in its targets, and where images are mixed the weight goes with the class that it belongs to."""
+    if pseudo_weight == 1.0:
+        return targets
+    return torch.where(source[:, None] == SOURCE_CODES["pseudo"], targets * pseudo_weight, targets)
+
+
+def batch_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ cross-entropy over the batch.
 
     The caller divides by the GLOBAL number of images: a mean here would weigh unequal slices unequally.
     """
-    losses = cross_entropy(logits, targets)
-    if pseudo_weight != 1.0:
-        losses = torch.where(source == SOURCE_CODES["pseudo"], losses * pseudo_weight, losses)
-    return losses.sum()
+    return cross_entropy(logits, targets).sum()

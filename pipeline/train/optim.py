@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
@@ -15,17 +17,46 @@ SCHEDULES = ("cosine", "constant")
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def create_optimizer(model: nn.Module, name: str, *, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
-    """One of OPTIMIZERS (sgd is Nesterov); weight decay on all but normalisation layers, biases included, as
-    the reference code of ResNet-RS does. The learning rate is set in every step: `set_learning_rate`."""
+def create_optimizer(
+    model: nn.Module, name: str, *, weight_decay: float, momentum: float, clip: float | None = None
+) -> torch.optim.Optimizer:
+    """One of OPTIMIZERS; weight decay on all but normalisation layers, biases included, as the reference code of
+    ResNet-RS does. The learning rate is set in every step: `set_learning_rate`.
+
+    sgd   Nesterov momentum
+    adamw Loshchilov & Hutter, arXiv 1711.05101
+    lamb  You et al., arXiv 1904.00962, whose layers adapt also where `weight_decay` is 0. It clips the gradient's norm at 1
+          itself, unless `clip` says that this has been done.
+    """
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) not in norms], "weight_decay": weight_decay},
         {"params": [p for p in trained if id(p) in norms], "weight_decay": 0.0},
     ]
-    extra: dict[str, Any] = {"momentum": momentum} if name == "sgd" else {}
+    extra: dict[str, Any] = {}
+    if name == "lamb":
+        groups[0]["always_adapt"] = True
+        extra["max_grad_norm"] = None if clip else 1.0
+    elif not any(isinstance(p, DTensor) for p in trained):  # not all fused updates know parameters cut up by FSDP
+        extra["fused"] = True
+    if name == "sgd":
+        extra["momentum"] = momentum
     return create_optimizer_v2([g for g in groups if g["params"]], opt=name, lr=0.0, weight_decay=weight_decay, **extra)
+
+
+def as_here(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state whose updates will be computed as `optimizer` does it: fused or not, whatever they were before."""
+    own = {name: optimizer.defaults[name] for name in ("fused", "foreach") if name in optimizer.defaults}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Order what was loaded in memory as the parameters are: fused updates walk through both side by side."""
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup: int, schedule: str) -> float:

@@ -26,6 +26,8 @@ class TrainSpec:
     """A .safetensors file to start from; None: new weights."""
     pretrained: bool = False
     """Start from timm's published weights."""
+    only: tuple[str, ...] = ()
+    """Roles of the parameters that are trained, the rest of the network being fixed (pipeline.train.fixed); (): all are."""
     seed: int = 0
 
     # On what.
@@ -36,6 +38,10 @@ class TrainSpec:
     """Of validation; its mean and std are those of training too."""
     soft: SoftTargets = field(default_factory=SoftTargets)
     """Label smoothing, temperature, hard pseudo-labels."""
+    mixup: float = 0.0
+    """Both parameters of mixup's Beta distribution; 0: none."""
+    cutmix: float = 0.0
+    """The same of CutMix."""
     validation: tuple[TrainingShard, ...]
     """Empty: no validation."""
 
@@ -54,16 +60,27 @@ class TrainSpec:
     weight_decay: float = 4e-5
     clip: float | None = None
     """Largest norm of the gradient."""
+    accumulate: int = 1
+    """Parts in which each worker takes its images of a step through the network; their gradients are added up."""
     pseudo_weight: float = 1.0
     ema: float = 0.9999
+    rollbacks: int = 0
+    """How often a run whose loss is not finite may go back to its last checkpoint."""
+    rollback_factor: float = 0.5
+    """What the learning rate is multiplied by each time."""
+    weights: str = "last"
+    """Which averaged weights the run ends with: `last`, or `best` by top-1 on `validation`."""
 
     # How it is carried out; the result does not depend on it, up to rounding.
     validation_batch: int = 256
     evaluate_every: int = 0
     """Steps; 0: at the end only."""
+    evaluate_raw: bool = False
+    """Validate the weights themselves too, beside their moving average."""
     checkpoint_every: int = 500
-    """Steps; 0: at the end only."""
+    """Steps; 0: at the end only. The best validation so far saves too."""
     keep: int = 2
+    """The last ones that are kept, beside the best."""
     log_every: int = 10
     """Steps; reading the loss waits for the device."""
     workers: int = 0
@@ -74,6 +91,10 @@ class TrainSpec:
     """auto (bfloat16 where the GPU has it, else float32), float32 or bfloat16."""
     channels_last: bool = True
     compile: bool = False
+    parallel: str = "ddp"
+    """Where the weights are (pipeline.train.parallel): ddp, on every worker; fsdp, cut up among them."""
+    static_graph: bool = False
+    """DDP plans its messages once."""
 
     @property
     def images_per_step(self) -> int:

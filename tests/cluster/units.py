@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,3 +121,67 @@ def loop(spec: Training) -> dict[str, Any]:
         "started_at": start,
         "process": os.getpid(),
     }
+
+
+def train_and_die(spec: Any) -> dict[str, Any]:
+    """The real training loop; its last worker is killed with -9 at step 7, once, when the checkpoint of step 6 is there."""
+    import torch.distributed as dist
+
+    from pipeline.train.loop import run
+    from tests.train.tiny import die_at
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    folder = Path(spec.folder)
+    (folder / f"start-{rank}-{time.time():.3f}").touch()
+    if rank == world - 1 and len(list(folder.glob(f"start-{rank}-*"))) == 1:
+        die_at(7, once=folder / "checkpoints" / "step-000006" / "manifest.json")
+    return run(spec)
+
+
+def train_and_kill_driver(spec: Any) -> dict[str, Any]:
+    """The real training loop; whoever is in the file `driver` is killed with -9 as above."""
+    import torch.distributed as dist
+
+    from pipeline.train import loop
+
+    driver, given = Path(spec.folder) / "driver", loop.batches
+    saved = Path(spec.folder) / "checkpoints" / "step-000006" / "manifest.json"
+
+    def killing(*args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        for batch in given(*args, **kwargs):
+            if batch["step"] == 7 and dist.get_rank() == 0 and driver.exists():
+                wait_for(saved.exists)
+                os.kill(int(driver.read_text()), signal.SIGKILL)
+                time.sleep(3600)  # ended with the driver
+            yield batch
+
+    loop.batches = killing
+    return loop.run(spec)
+
+
+def until_noticed(folder: str, leaving: Callable[[], bool]) -> dict[str, Any]:
+    """Work until the cluster says that a machine will be taken away."""
+    import torch.distributed as dist
+
+    (Path(folder) / f"start-{dist.get_rank()}").touch()
+    steps = 0
+    while not leaving():
+        steps += 1
+        time.sleep(0.1)
+    return {"world": dist.get_world_size(), "steps": steps}
+
+
+def until_second_time_alone(folder: str) -> dict[str, Any]:
+    """Work until this is the only worker, having had company before."""
+    import torch
+    import torch.distributed as dist
+
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if rank == 0:
+        (Path(folder) / f"world-{world}-{time.time():.3f}").touch()
+    while world > 1 or not list(Path(folder).glob("world-2-*")):
+        if world > 1:
+            dist.all_reduce(torch.ones(1))
+        time.sleep(0.1)
+    return {"world": world}

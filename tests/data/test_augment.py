@@ -6,17 +6,22 @@ Run: pytest tests/data/test_augment.py
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import augment as module
+from pipeline.data import policy as module
 from pipeline.data.augment import Affine, Augment, crop_box, matrix, seeded_view, train_view, undisturbed
 from pipeline.errors import ConfigError
 
 PAPER = "rand-m15-mmax15-n2-p1"
+PAPERS_OPERATIONS = {
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness",
+    "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd",
+}  # fmt: skip
 
 
 def picture(width=40, height=30):
@@ -93,18 +98,67 @@ def test_a_crop_that_cannot_fit_is_the_largest_within_the_ratio():
     assert crop_box((10, 400), Augment(size=8, scale=(1, 1)), random.Random(0)) == (0, 193, 10, 206)
 
 
-def test_the_paper_policy_is_applied_in_full():
-    """Both operations fire on every image, at magnitude 15: timm alone would clip to 10 and skip half."""
-    policy = module._policy(Augment(size=8, policy=PAPER))
-    assert policy.num_layers == 2
-    assert {(op.prob, op.magnitude, op.magnitude_max) for op in policy.ops} == {(1.0, 15, 15)}
-    rotate = next(op for op in policy.ops if op.name == "Rotate")
-    seen = []
-    rotate.aug_fn = lambda image, degrees, **_: seen.append(abs(degrees)) or image
+def arguments(policy, ops=(), images=400):
+    """{operation: absolute arguments} of what is drawn for some images, and how many operations each image gets."""
+    made, found, layers = module._make_policy(Augment(size=100, policy=policy, ops=ops)), {}, Counter()
+    for op in made.ops:
+        op.aug_fn = lambda seen, *given, name=op.name, **_: [*seen, (name, *given)]
     with undisturbed():
-        rotate(picture())
-    assert seen == [45.0]  # 15 of 10 × 30°
-    module._policy.cache_clear()
+        for seed in range(images):
+            module._seed(random.Random(seed))
+            drawn = made([])
+            layers[len(drawn)] += 1
+            for name, *given in drawn:
+                found.setdefault(name, []).extend(given)
+    return found, layers
+
+
+@pytest.mark.parametrize("magnitude", [10, 15])
+def test_the_papers_policies_are_applied_in_full(magnitude):
+    """Both operations fire on every image, at the magnitude that is written: timm alone clips to 10 and skips half.
+
+    The scales are those of the reference code, PAPER.md 4.2, where timm has the same operation with the same scale.
+    """
+    found, layers = arguments(f"rand-m{magnitude}-mmax{magnitude}-n2-p1")
+    assert layers == {2: 400}
+    assert set(found) == PAPERS_OPERATIONS - {"Cutout", "TranslateX", "TranslateY"} | {"TranslateXRel", "TranslateYRel"}
+    m = magnitude / 10
+    expected = {"Rotate": 30 * m, "ShearX": 0.3 * m, "ShearY": 0.3 * m, "Posterize": int(4 * m)}
+    expected |= dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), 1.8 * m + 0.1)
+    expected |= {"Solarize": 256, "SolarizeAdd": min(128, int(110 * m))}  # 256: nothing, as the reference code has it
+    expected |= {
+        "TranslateXRel": 0.45 * m,
+        "TranslateYRel": 0.45 * m,
+    }  # of the side, instead of 10 pixels for each unit
+    for name, value in expected.items():
+        assert [*{abs(given) for given in found[name]}] == [pytest.approx(value)], name
+    for name in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"):
+        assert 0.25 < np.mean(np.array(found[name]) > 0) < 0.75, name
+
+
+def test_the_papers_translation_can_be_asked_for():
+    found, _ = arguments("rand-m15-mmax15-n2-p1", ops=("TranslateX", "TranslateY"), images=20)
+    assert {abs(given) for name in found for given in found[name]} == {150.0}
+
+
+def test_what_timm_would_do_unasked_is_seen():
+    """Without mmax and p1: the reason for writing them."""
+    found, layers = arguments("rand-m15-n2")
+    assert {abs(given) for given in found["Rotate"]} == {30.0}
+    assert 0.4 < sum(n * times for n, times in layers.items()) / 800 < 0.6
+
+
+def test_two_layers_change_an_image_twice():
+    image = picture(16, 16)
+    views = [
+        train_view(
+            image, Augment(size=16, policy=f"rand-m9-n{n}-p1", ops=("Invert",), scale=(1, 1), ratio=(1, 1), flip=0), 0
+        )
+        for n in (1, 2)
+    ]
+    original = np.asarray(image).transpose(2, 0, 1)
+    assert np.array_equal(views[0], 255 - original)
+    assert np.array_equal(views[1], original)
 
 
 @pytest.mark.parametrize("kind", ["", "-inc1", "-t3aw", "-tweights"])
@@ -144,12 +198,13 @@ def test_an_affine_map_keeps_the_centre_and_turns_about_it():
     ({"policy": "rand-nine"}, "rand-nine"),
     ({"policy": "augmix-m3"}, "augmix"),
     ({"policy": "rand-m9", "ops": ("Rotat",)}, "Rotat'.*Rotate"),
-    ({"ops": ("Rotate",)}, "without an augment.policy"),
+    ({"ops": ("Rotate",)}, "augment_ops is set without a policy"),
     ({"interpolation": "cubic"}, "bilinear, bicubic, random"),
-    ({"scale": (0.5, 0.1)}, "augment.scale"),
+    ({"scale": (0.5, 0.1)}, "crop_scale"),
     ({"scale": (0.5, 1.1)}, "at most 1"),
-    ({"ratio": (0, 1)}, "augment.ratio"),
-    ({"flip": 2}, "augment.flip"),
+    ({"ratio": (0, 1)}, "crop_ratio"),
+    ({"on_device": True}, "augment_on is device"),
+    ({"flip": 2}, "flip is 2"),
 ])  # fmt: skip
 def test_mistakes_are_named_at_construction(settings, text):
     with pytest.raises(ConfigError, match=text):

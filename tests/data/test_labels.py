@@ -64,6 +64,17 @@ def test_soft_targets_are_the_teachers_distribution_with_the_rest_spread_evenly(
     np.testing.assert_allclose(targets, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_temperature_by_hand() -> None:
+    """p^(1/T), after the mass that is not named has been spread, then renormalised."""
+    dense = labels.spread_targets(
+        np.array([[2, 0, 1]], np.int32), np.array([[0.64, 0.32, 0.04]], np.float16), 3, temperature=2.0
+    )
+    assert dense[0] == pytest.approx(np.array([0.5657, 0.2, 0.8]) / 1.5657, rel=1e-3)
+    # Two of four classes named: the missing 0.1 is 0.05 for each of the others, and that is what the power is taken of.
+    top = labels.spread_targets(np.array([[3, 1]], np.int32), np.array([[0.7, 0.2]], np.float16), 4, temperature=0.5)
+    assert top[0] == pytest.approx(np.array([0.0025, 0.04, 0.0025, 0.49]) / 0.535, rel=5e-3)
+
+
 def test_hard_targets_put_all_on_the_label() -> None:
     probs = softmax(np.random.default_rng(1).normal(size=(8, 10)))
     found = labels.rows_from_probs(probs)

@@ -271,7 +271,7 @@ def test_a_rerun_of_a_finished_stage_asks_the_same_whatever_the_number_of_shards
         world = small.make(tmp_path / str(number))
         fs = fsspec.filesystem("counted")
         for index in range(number):
-            shard(world.shards / f"unlabelled-{index:03d}.tar", 2, start=300 + 2 * index)
+            shard(world.shards / f"unlabelled-{index:03d}.tar", 4, start=300 + 4 * index)
         if number == 1:
             (world.shards / "unlabelled-001.tar").unlink()
         fs.put(str(world.shards), f"/{number}", recursive=True)

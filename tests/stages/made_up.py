@@ -18,7 +18,8 @@ from pipeline import storage
 from pipeline.cluster.inline import Inline
 from pipeline.data import calibration, labels, selection, shards
 from pipeline.plan import Done, Sources, stages_of
-from pipeline.settings import Data, Generation, Job, Select, Teacher
+from pipeline.settings import Data, Generation, Job, Select
+from pipeline.settings_train import Teacher
 from pipeline.stages import audit
 from pipeline.stages.context import Context
 from pipeline.tracking.journal import Journal
@@ -77,6 +78,14 @@ def audit_of(classes: int, seed: int, threshold: float = 0.5) -> dict[str, Any]:
     return audit.compare({"validation": (found, Counter())}, classes, threshold, {}, calibrate=False)
 
 
+def counts_of(images: int, classes: int, top1: float) -> dict[str, list[int]]:
+    """Of each class its test images, and the right ones, of which a later class has more; the last has no image."""
+    counts = np.full(classes, images // classes)
+    counts[-1] = 0
+    right = np.minimum(counts, counts * top1 * np.linspace(0.9, 1.1, classes))
+    return {"images": counts.tolist(), "right": right.astype(int).tolist()}
+
+
 def write_journal(folder: str, generation: int, steps: int, top1: float) -> None:
     log = Journal(folder)
     log.log(0, steps, kind="start", epoch_is="one pass")
@@ -132,7 +141,9 @@ def fake_run(
                     "top1": top1[stage.generation],
                     "top5": 0.99,
                     "loss": 0.4,
+                    "ece": 0.04 + 0.01 * stage.generation,
                     "count": 450,
+                    "per_class": counts_of(450, len(names), top1[stage.generation]),
                     "bad": 0,
                     "parameters": 84_000 * (1 + stage.generation),
                     "size": 16,

@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Result]
 def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
     context, result = finished
     expected = {"summary.json", "index.html", "speed_accuracy.csv", "speed_accuracy.png"}
-    expected |= {"accuracy_by_generation.png", "learning_curves.png"}
+    expected |= {"accuracy_by_generation.png", "learning_curves.png", "accuracy_by_class.png", "accuracy_by_class.csv"}
     expected |= {f"gen{g}-{name}.png" for g in (1, 2) for name in PICTURES}
     assert set(result.artifacts) == expected
     assert set(storage.walk(context.folder)) == expected | {"metrics.jsonl"}
@@ -61,7 +61,7 @@ def test_page_is_self_contained(finished: tuple[Context, Result]) -> None:
     context, _ = finished
     page, parsed = page_of(context)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(parsed.tags)
-    assert len(parsed.addresses) == parsed.tags.count("img") == 3 + 2 * len(PICTURES)
+    assert len(parsed.addresses) == parsed.tags.count("img") == 4 + 2 * len(PICTURES)
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
     assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
     assert "+8.9" in parsed.text and "84.2 %" in parsed.text and "93.1 %" in parsed.text
@@ -82,7 +82,7 @@ def test_text_from_data_is_made_harmless(tmp_path: Path) -> None:
     report.run(context)
     page, parsed = page_of(context)
     assert "<script" not in page and "onerror=y>" not in page
-    assert parsed.tags.count("img") == 3 + 2 * len(PICTURES) + 2  # two of bad samples
+    assert parsed.tags.count("img") == 4 + 2 * len(PICTURES) + 2  # two of bad samples
     assert '"><img src=x onerror=y>00005' in parsed.text  # shown as it is, as text
     assert not {c for c in page if c in "\x1b\u202e\u2028"}
     assert "made-up <run>" in parsed.text
@@ -101,6 +101,43 @@ def test_adopted_teacher_has_no_curve(tmp_path: Path) -> None:
     context = fake_run(tmp_path)
     storage.remove(storage.join(context.needs["gen0-teacher"].folder, "metrics.jsonl"))
     assert "learning_curves.png" not in report.run(context).artifacts
+
+
+def test_accuracy_by_class_as_a_table(finished: tuple[Context, Result]) -> None:
+    with Path(finished[0].folder, "accuracy_by_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == NAMES and [row["images"] for row in rows] == ["150", "150", "0"]
+    assert [float(row["gen1-student"]) for row in rows[:2]] == pytest.approx([120 / 150, 134 / 150], abs=1e-6)
+    assert rows[2]["gen0-teacher"] == ""  # no image, no accuracy
+
+
+def test_other_sizes_and_raw_weights_stand_in_a_table(tmp_path: Path) -> None:
+    context = fake_run(tmp_path)
+    path = storage.join(context.needs["evaluate"].folder, "evaluate.json")
+    evaluation = storage.read_json(path)
+    evaluation["models"][0] |= {
+        "sizes": [{"size": 24, "top1": 0.8512, "top5": 0.9812, "ece": 0.0712}],
+        "raw": {"top1": 0.8312, "top5": 0.9712, "ece": 0.0912},
+    }
+    storage.write_json(path, evaluation)
+    report.run(context)
+    cells = [text.strip() for text in page_of(context)[1].text if text.strip()]
+    start = cells.index("Other image sizes and weights")
+    assert cells[start + 7 : start + 25] == [
+        "teacher", "averaged", "16 px", "84.2 %", "99.0 %", "0.040",
+        "teacher", "raw", "16 px", "83.1 %", "97.1 %", "0.091",
+        "teacher", "averaged", "24 px", "85.1 %", "98.1 %", "0.071",
+    ]  # fmt: skip
+
+
+def test_an_evaluation_from_before_these_figures(tmp_path: Path) -> None:
+    context = fake_run(tmp_path)
+    path = storage.join(context.needs["evaluate"].folder, "evaluate.json")
+    evaluation = storage.read_json(path)
+    for name in ("ece", "per_class"):
+        del evaluation["models"][0][name]
+    storage.write_json(path, evaluation)
+    assert not [name for name in report.run(context).artifacts if name.startswith("accuracy_by_class")]
 
 
 def test_bad_samples_and_failed_shards_are_named(tmp_path: Path) -> None:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline import storage
-from pipeline.errors import WeightsError
-from pipeline.train import checkpoint
+from pipeline.errors import OutputError, WeightsError
+from pipeline.train import checkpoint, checkpoint_files
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.host_copy import HostCopy
 
 MODEL = {"weight": torch.arange(6.0).reshape(2, 3), "counter": torch.tensor(3)}
 EMA = {"weight": torch.ones(2, 3), "counter": torch.tensor(3)}
 
 
-def save(folder, step, keep=2):
+def content(step):
     momentum = {0: {"momentum_buffer": torch.full((2, 3), float(step))}}
     optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0]}]}
     state = {"architecture": {"model": "tiny", "classes": 4}}
-    return checkpoint.save(folder, step, model=MODEL, ema=EMA, optimizer=optimizer, state=state, keep=keep)
+    return {"model": MODEL, "ema": EMA, "optimizer": optimizer, "state": state}
+
+
+def save(folder, step, keep=2):
+    with Checkpoints(folder, keep) as checkpoints:
+        return checkpoints.save(step, **content(step))
 
 
 @pytest.fixture(params=["local", "object-store"])
@@ -43,10 +58,15 @@ def test_what_is_saved_comes_back(folder):
     assert steps(folder) == ["step-000007"]
 
 
-def test_only_the_last_are_kept(folder):
-    for step in (5, 10, 15):
-        save(folder, step)
-    assert steps(folder) == ["step-000010", "step-000015"]
+def test_only_the_last_and_the_best_are_kept(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (5, 10, 15, 20):
+            checkpoints.save(step, **content(step), also=(5,))
+        checkpoints.wait()
+        assert steps(folder) == ["step-000005", "step-000015", "step-000020"]
+        checkpoints.save(25, **content(25), also=(20,))
+    assert steps(folder) == ["step-000020", "step-000025"]
+    assert checkpoint.latest(folder).optimizer["state"][0]["momentum_buffer"][0, 0] == 25
 
 
 @pytest.mark.parametrize(
@@ -92,12 +112,180 @@ def test_without_a_manifest_there_is_no_checkpoint(folder):
     assert steps(folder) == ["step-000005", "step-000015"]
 
 
-def test_a_writer_that_dies_leaves_nothing_that_counts(tmp_path, monkeypatch):
+def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    go, write = threading.Event(), checkpoint_files.write
+    monkeypatch.setattr(checkpoint_files, "write", lambda *args: go.wait(60) and write(*args))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight = torch.zeros(4, 3, 5, 5, device=device).to(memory_format=torch.channels_last)
+    now = {"weight": weight, "counter": torch.tensor(1, device=device)}
+    facts = {"architecture": {}, "validation": {"top1": 0.5}}
+    optimizer = {"state": {0: {"momentum_buffer": now["weight"]}}, "param_groups": [{"lr": 0.1}]}
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        checkpoints.save(5, model=now, ema=now, optimizer=optimizer, state=facts)
+        now["weight"] += 7
+        now["counter"] += 1
+        facts["validation"]["top1"] = 0.9
+        optimizer["param_groups"][0]["lr"] = 0.01
+        assert checkpoint.latest(str(tmp_path)) is None
+        assert checkpoints._copy._page_locked == (device == "cuda")
+        go.set()
+        checkpoints.save(10, model=now, ema=now, optimizer=optimizer, state=facts)  # waits for the other
+    found = [checkpoint.load(str(tmp_path), step) for step in (5, 10)]
+    assert [float(one.ema["weight"].sum()) for one in found] == [0, 4 * 3 * 5 * 5 * 7]
+    assert [int(one.model["counter"]) for one in found] == [1, 2]
+    assert [float(one.optimizer["state"][0]["momentum_buffer"].max()) for one in found] == [0, 7]
+    assert [one.optimizer["param_groups"][0]["lr"] for one in found] == [0.1, 0.01]
+    assert [one.state["validation"]["top1"] for one in found] == [0.5, 0.9]
+
+
+def test_a_copy_holds_any_tensor_in_memory_that_is_used_again():
+    weight = torch.randn(4, 3, 5, 5)
+    tree = {
+        "channels last": weight.to(memory_format=torch.channels_last),
+        "expanded": torch.arange(3.0).expand(2, 3),
+        "step": weight[::2, 1],
+        "tied": [weight, weight],
+        "others": (torch.tensor(True), torch.zeros(0, 3), weight.bfloat16(), torch.tensor(7), 0.5, None, "sgd"),
+    }
+    copies = HostCopy()
+    found = copies.take(tree)
+    assert found["others"][4:] == (0.5, None, "sgd")
+    pairs = list(zip(*(torch.utils._pytree.tree_leaves(one) for one in (found, tree)), strict=True))
+    pairs = [(mine, theirs) for mine, theirs in pairs if isinstance(mine, torch.Tensor)]
+    assert len(pairs) == 9
+    for mine, theirs in pairs:
+        assert torch.equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
+        assert mine.untyped_storage().nbytes() <= max(1, theirs.numel()) * theirs.element_size()
+        assert mine.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr()
+    assert found["channels last"].stride() == tree["channels last"].stride()
+    assert torch.equal(copies.take({"other": weight})["other"], weight)
+    again = copies.take(tree)
+    assert again["tied"][0].data_ptr() == found["tied"][0].data_ptr()
+
+
+def test_memory_is_reserved_for_what_an_optimizer_keeps(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(5, 7, 3))
+    model.to(memory_format=torch.channels_last)
+    for name, kind in {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}.items():
+        optimizer = kind(model.parameters(), lr=0.1)
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+        optimizer.step()
+        with Checkpoints(str(tmp_path / name), keep=1) as checkpoints:
+            checkpoints.reserve(model, optimizer)
+            checkpoints.wait()
+            block = checkpoints._copy._block
+            weights = model.state_dict()
+            checkpoints.save(1, model=weights, ema=weights, optimizer=optimizer.state_dict(), state={})
+            assert checkpoints._copy._block is block
+        found = checkpoint.load(str(tmp_path / name), 1)
+        assert all(torch.equal(found.model[key], value) for key, value in weights.items())
+
+
+def full_disk(checkpoints, what, large=1 << 20):
+    """A save of step 10 that fails while the model or the optimizer's state is written: no file may grow that large."""
+    given = content(10)
+    if what == "model":
+        given["model"] = {"weight": torch.zeros(large)}
+    else:
+        given["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(large)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (large, limits[1]))
+    try:
+        checkpoints.save(10, **given)
+        checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, what):
     save(str(tmp_path), 5)
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
-    with pytest.raises(OSError, match="no space"):
-        save(str(tmp_path), 10)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    sentence = r"^cannot write checkpoint .*step-000010: file too large.*; make room there or choose another `output`,"
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        with pytest.raises(OutputError, match=sentence):
+            full_disk(checkpoints, what)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+        checkpoints.save(15, **content(15))  # there is room again
+    assert steps(str(tmp_path)) == ["step-000005", "step-000015"]
+
+
+def test_a_failed_write_is_raised_once_at_the_next_occasion(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no reason")
+
+    monkeypatch.setattr(checkpoint_files, "write", fail)
+    with pytest.raises(RuntimeError, match="no reason"), Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        checkpoints.save(5, **content(5))
+        with pytest.raises(RuntimeError, match="no reason"):
+            checkpoints.save(10, **content(10))
+        checkpoints.wait()
+        checkpoints.save(15, **content(15))  # raised by the end of the block
+    with pytest.raises(KeyError), Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        checkpoints.save(5, **content(5))
+        raise KeyError  # says more than the write that failed
+    assert "the last checkpoint was not written: no reason" in caplog.text
+
+
+class Killed(BaseException):
+    pass
+
+
+def die_in_write(folder, moment, how, monkeypatch):
+    """Save steps 5 and 10; die as the file number `moment` of the latter is about to get its name."""
+    save(folder, 5)
+    files, writing = itertools.count(1), storage.writing
+
+    @contextlib.contextmanager
+    def dying(path):
+        with writing(path) as temporary:
+            yield temporary
+            if next(files) == moment:
+                how()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "writing", dying)
+        save(folder, 10, keep=1)
+
+
+def test_a_kill_in_a_write_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    """Whenever it comes; real processes and kill -9."""
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    fork = multiprocessing.get_context("fork")
+    for moment in itertools.count(1):
+        folder = str(tmp_path / str(moment))
+        process = fork.Process(target=die_in_write, args=(folder, moment, kill, monkeypatch))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        assert checkpoint.latest(folder).step == 5
+        save(folder, 10)  # the run comes there again
+        assert checkpoint.latest(folder).step == 10
+    assert moment == 6  # the five files, and none
+    assert checkpoint.latest(folder).step == 10
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_an_upload_that_stops_half_way_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    def killed():
+        raise Killed
+
+    for moment in itertools.count(1):
+        folder = f"memory://{tmp_path.name}/{moment}"
+        try:
+            die_in_write(folder, moment, killed, monkeypatch)
+        except Killed:
+            assert checkpoint.latest(folder).step == 5
+            save(folder, 10)
+            assert checkpoint.latest(folder).step == 10
+        else:
+            break
+    assert moment == 11  # five files in a local folder, the same five sent, and none
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
@@ -108,7 +296,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
     path = save(str(tmp_path), 5)
     torch.save({"state": Bomb()}, f"{path}/optimizer.pt")
     manifest = json.loads(Path(path, "manifest.json").read_text())
-    manifest["files"]["optimizer.pt"] = checkpoint._describe(Path(path, "optimizer.pt").read_bytes())
+    manifest["files"]["optimizer.pt"] = checkpoint_files.describe(Path(path, "optimizer.pt").read_bytes())
     Path(path, "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Exception, match=r"[Uu]nsupported|[Ww]eights"):
         checkpoint.latest(str(tmp_path))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +16,10 @@ from pipeline.errors import ConfigError
 from pipeline.tracking import journal
 from pipeline.train import checkpoint
 from pipeline.train.loop import run
-from tests.train.tiny import VIT, die_at, difference, make_spec, without_noise
+from tests.train.tiny import die_at, difference, make_spec, without_noise
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = without_noise(steps=5, checkpoint_every=0, warmup=1)
+DIVERGING = {**SHORT, "weight_decay": 1e4, "warmup": 0, "rollbacks": 1, "rollback_factor": 1e-3}
 NOISY = {"steps": 12, "checkpoint_every": 6}
 BATCH_NORM = {"model": "timm/test_resnet", "overrides": {}, "steps": 3, "checkpoint_every": 2}
 
@@ -36,6 +33,8 @@ def worker(rank: int, port: int, data: Path, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {
         "five": run(make_spec(data, folder / "five", **SHORT)),
+        "parts": run(make_spec(data, folder / "parts", accumulate=2, **SHORT)),
+        "back": run(make_spec(data, folder / "back", **DIVERGING)),
         "noisy": run(make_spec(data, folder / "noisy", **NOISY)),
     }
     die_at(8, "raise")
@@ -86,6 +85,19 @@ def test_two_workers_are_one(data, two, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_two_workers_take_a_step_in_parts(two):
+    folder, (found, other) = two
+    assert found["parts"] == other["parts"]
+    assert 0 < difference(final(folder / "parts"), final(folder / "five")) < 1e-5
+
+
+def test_two_workers_go_back_together(two):
+    folder, (found, other) = two
+    assert found["back"] == other["back"]
+    assert found["back"]["rollbacks"] == 1
+    assert all(torch.isfinite(value).all() for value in final(folder / "back").values())
+
+
 def test_two_workers_resume_as_if_nothing_had_happened(two):
     folder, (found, _) = two
     assert difference(final(folder / "noisy"), final(folder / "cut")) < 1e-6
@@ -106,30 +118,3 @@ def test_batch_norm_statistics_are_those_of_all_workers(two):
 def test_fewer_images_than_workers_is_refused(two):
     _, (found, _) = two
     assert found["few"]["error"].startswith("2 training workers share 1 images a step")
-
-
-def torchrun(
-    workers: int, data: Path, folder: Path, changes: dict[str, object], *step: str
-) -> subprocess.CompletedProcess:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    script = str(Path(__file__).with_name("run_tiny.py"))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launch, script, str(data), str(folder), json.dumps(changes), *step]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
-
-
-@pytest.mark.slow
-def test_under_torchrun_a_killed_worker_loses_nothing_and_any_number_goes_on(data, tmp_path):
-    changes = {"overrides": VIT, "steps": 12, "checkpoint_every": 3}
-    run(make_spec(data, tmp_path / "one", **changes))
-    assert torchrun(2, data, tmp_path / "killed", changes, "7").returncode != 0
-    assert checkpoint.latest(str(tmp_path / "killed")).step == 6
-    die_at(10, "raise")
-    with pytest.raises(InterruptedError):
-        run(make_spec(data, tmp_path / "killed", **changes))
-    die_at(-1)
-    assert checkpoint.latest(str(tmp_path / "killed")).step == 9
-    ended = torchrun(3, data, tmp_path / "killed", changes)
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout.splitlines()[0])["step"] == 12
-    assert difference(final(tmp_path / "one"), final(tmp_path / "killed")) < 1e-5

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from torch import nn
 
-from pipeline.data import images, shards
+from pipeline.data import calibration, images, shards
+from pipeline.errors import DataError
 from pipeline.train.dist import World
 from pipeline.train.evaluate import Memory, accuracy, read_index
+from pipeline.train.scores import Scores
 from tests.train.tiny import CLASSES, VIEW, write_shard
 
 CPU = torch.device("cpu")
@@ -49,6 +56,13 @@ def test_accuracy_is_that_of_each_image_alone(validation):
     assert result["top1"] > 0.9
     assert result["top5"] == 1.0  # of four classes
     assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    truth = np.array([sample.label for sample in read_index(validation)])
+    by_class = accuracy(model, validation, VIEW, 4, World(0, 1, CPU), classes=CLASSES)
+    assert by_class.pop("per_class") == {
+        "images": np.bincount(truth, minlength=CLASSES).tolist(),
+        "right": np.bincount(truth[np.array(hits)], minlength=CLASSES).tolist(),
+    }
+    assert by_class == result
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
@@ -96,3 +110,94 @@ def test_the_five_best_of_more_classes(validation):
 
 def test_no_images_are_no_division_by_zero():
     assert accuracy(Brightness(), [], VIEW, 4, World(0, 1, CPU))["count"] == 0
+
+
+def answered(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of ten classes, too sure of themselves, and the true classes; no image of class 9."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 9, (count,), generator=draw)
+    return 3 * torch.randn(count, 10, generator=draw) + 4 * nn.functional.one_hot(labels, 10), labels
+
+
+def test_calibration_error_is_that_of_the_audit():
+    logits, labels = answered(500, 0)
+    scores = Scores(10)
+    scores.add(logits, labels)
+    found = scores.figures()
+    probabilities = logits.softmax(1).numpy()
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels.numpy()
+    assert found["ece"] == pytest.approx(calibration.reliability(confidence, correct).ece, abs=1e-12)
+    assert 0.02 < found["ece"] < 0.5
+    assert found["top1"] == correct.mean()
+    assert found["per_class"]["images"][9] == found["per_class"]["right"][9] == 0
+    assert sum(found["per_class"]["right"]) == correct.sum()
+
+
+def test_confidence_on_a_border_falls_below_it():
+    """Bins are ((m-1)/15, m/15]: a confidence of exactly 1/3 and one of exactly 1 have bins of their own."""
+    scores = Scores(0)
+    scores.add(torch.zeros(1, 3), torch.tensor([0]))
+    scores.add(torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([0]))
+    assert scores.figures()["ece"] == pytest.approx((1 - 1 / 3 + 0) / 2)
+    diagram = calibration.reliability(np.array([1 / 3, 1.0], np.float32), np.array([True, True]))
+    assert scores.figures()["ece"] == pytest.approx(diagram.ece, abs=1e-7)
+
+
+def test_counts_of_parts_are_those_of_the_whole():
+    logits, labels = answered(100, 1)
+    whole, total = Scores(10), Scores(10)
+    whole.add(logits, labels)
+    for part in (slice(0, 1), slice(1, 40), slice(40, 100)):
+        scores = Scores(10)
+        scores.add(logits[part], labels[part])
+        scores.add_bad(2)
+        total.sums += scores.sums
+    found, expected = total.figures(), whole.figures()
+    assert found.pop("bad") == 6 and expected.pop("bad") == 0
+    assert found.pop("per_class") == expected.pop("per_class")
+    assert found == pytest.approx(expected)
+
+
+def test_a_shard_that_has_gone_is_named(tmp_path):
+    shard = write_shard(tmp_path / "v.tar", 3, seed=1)
+    Path(shard.path).unlink()
+    with pytest.raises(DataError, match=r"cannot read 0000 of .*v\.tar, .*FileNotFoundError.*bring the shard back"):
+        accuracy(Brightness(), [shard], VIEW, 2, World(0, 1, CPU))
+
+
+def rank_of_three(rank: int, port: int, sets: list, folder: Path) -> None:
+    """Two evaluations by one of three gloo workers: what they give, and a checksum of every image that was seen."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    found = []
+    for shards_ in sets:
+        model = Brightness()
+        result = accuracy(model, shards_, VIEW, 4, World(rank, 3, CPU), classes=CLASSES)
+        found.append({"result": result, "seen": sums_of(model)})
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def sums_of(model: Brightness) -> list[float]:
+    return [float(image.double().sum()) for batch in model.seen for image in batch]
+
+
+def test_three_workers_see_every_image_once(validation, tmp_path):
+    """17 images for three workers, and 2: the first of them gets none."""
+    sets = [validation, (write_shard(tmp_path / "two.tar", 2, seed=9),)]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        rank_of_three, (port, sets, tmp_path), nprocs=3, start_method="fork", daemon=True
+    )
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    for number, (one_set, sizes) in enumerate(zip(sets, ([5, 6, 6], [0, 1, 1]), strict=True)):
+        alone = Brightness()
+        expected = accuracy(alone, one_set, VIEW, 4, World(0, 1, CPU), classes=CLASSES)
+        assert [len(rank[number]["seen"]) for rank in ranks] == sizes
+        assert [checksum for rank in ranks for checksum in rank[number]["seen"]] == sums_of(alone)
+        results = [rank[number]["result"] for rank in ranks]
+        assert results[0] == results[1] == results[2]
+        assert results[0].pop("per_class") == expected.pop("per_class")
+        assert results[0] == pytest.approx(expected)

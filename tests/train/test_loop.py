@@ -17,7 +17,7 @@ import torch
 from pipeline import storage, weights
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.tracking import journal
-from pipeline.train import checkpoint, loop
+from pipeline.train import checkpoint, loop, start, update
 from pipeline.train.loop import run
 from tests.train import tiny
 from tests.train.tiny import die_at, difference, make_spec, without_noise
@@ -49,16 +49,26 @@ def final(folder):
     return weights.read_state(f"{folder}/model.safetensors")
 
 
-def test_it_learns(data, tmp_path):
-    spec = make_spec(data, tmp_path, steps=60, evaluate_every=30, model="timm/test_resnet", overrides={}, lr=0.1)
-    before = dataclasses.replace(spec, folder=str(tmp_path / "before"), lr=0.0, steps=1)
+LEARNING = {"model": "timm/test_resnet", "overrides": {}, "steps": 60, "evaluate_every": 30, "lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def learned(data, tmp_path_factory):
+    """Folder of a run that learnt its task."""
+    folder = tmp_path_factory.mktemp("learned")
+    run(make_spec(data, folder, **LEARNING))
+    return folder
+
+
+def test_it_learns(data, learned, tmp_path):
+    before = dataclasses.replace(make_spec(data, tmp_path, **LEARNING), lr=0.0, steps=1)
     assert run(before)["top1"] < 0.7
-    result = run(spec)
+    result = checkpoint.read_result(str(learned))
     assert result["step"] == 60
     assert result["count"] == 30
     assert result["top1"] > 0.9
     assert result["top5"] == 1.0
-    records, _ = journal.read(str(tmp_path))
+    records, _ = journal.read(str(learned))
     losses = [r["loss"] for r in records if r["kind"] == "train"]
     assert losses[-1] < losses[0] - 0.2
     assert [r["step"] for r in records if r["kind"] == "validation"] == [30, 60]
@@ -98,11 +108,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(data, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "lamb"},
+        {"optimizer": "lamb", "lr": 0.01},
+        {"optimizer": "adamw", "lr": 0.01, "accumulate": 2},
         {"model": "timm/test_resnet", "overrides": {"drop_rate": 0.2}},
-        {"clip": 1.0, "workers": 1},
+        {"clip": 1.0, "workers": 1, "mixup": 0.2, "cutmix": 1.0},
     ],
-    ids=["lamb", "batch-norm", "clip-and-loader-process"],
+    ids=["lamb", "adamw-in-parts", "batch-norm", "clip-mix-and-loader-process"],
 )
 def test_every_state_is_in_the_checkpoint(data, tmp_path, changes):
     runs = [make_spec(data, tmp_path / name, steps=8, checkpoint_every=4, **changes) for name in ("a", "b")]
@@ -116,7 +127,7 @@ def test_every_state_is_in_the_checkpoint(data, tmp_path, changes):
 
 
 def test_a_finished_run_returns_its_result_without_training(data, undisturbed, monkeypatch):
-    monkeypatch.setattr(loop, "build_model", None)
+    monkeypatch.setattr(start, "build_model", None)
     assert run(make_spec(data, undisturbed)) == checkpoint.read_result(str(undisturbed))
 
 
@@ -129,19 +140,19 @@ def test_noise_changes_with_the_seed_and_pseudo_labels_weigh(data, undisturbed, 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(data, tmp_path):
     spec = make_spec(data, tmp_path, checkpoint_every=5, **without_noise())
-    real = loop.batch_loss
+    real = update.batch_loss
     calls = []
 
     def poisoned(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 8 else 1.0)
 
-    loop.batch_loss = poisoned
+    update.batch_loss = poisoned
     try:
         with pytest.raises(TrainingError, match=r"nan at step 8,.*last good checkpoint is .*step-000005"):
             run(spec)
     finally:
-        loop.batch_loss = real
+        update.batch_loss = real
     assert checkpoint.latest(str(tmp_path)).step == 5
     assert run(spec)["step"] == 20
 
@@ -149,6 +160,69 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(d
 def test_an_update_that_is_not_finite_is_not_saved(data, tmp_path):
     with pytest.raises(TrainingError, match=r"weights are not finite after step 1,.*no checkpoint yet"):
         run(make_spec(data, tmp_path, lr=float("inf"), warmup=0, checkpoint_every=1))
+
+
+RISING = {  # rates that undo what has been learnt
+    "model": "timm/test_resnet", "overrides": {}, "lr": 1.0, "warmup": 10, "steps": 10, "evaluate_every": 2, "keep": 1,
+    "weights": "best",
+}  # fmt: skip
+
+
+def test_the_best_weights_are_kept_and_handed_on(data, learned, tmp_path):
+    spec = make_spec(data, tmp_path, init=f"{learned}/model.safetensors", evaluate_raw=True, **RISING)
+    result = run(spec)
+    records = [record for record in journal.read(spec.folder)[0] if record["kind"] == "validation"]
+    best = max(records, key=lambda record: (record["top1"], -record["validation_loss"]))
+    assert best["step"] < 10
+    assert (result["best_step"], result["top1"]) == (best["step"], best["top1"])
+    assert storage.listdir(f"{tmp_path}/checkpoints") == [f"step-{best['step']:06d}", "step-000010"]
+    kept, last = (checkpoint.load(spec.folder, step) for step in (best["step"], 10))
+    assert difference(final(tmp_path), kept.ema) == 0
+    assert last.state["validation"]["top1"] == records[-1]["top1"] < best["top1"]
+    assert difference(final(tmp_path), last.ema) > 1e-3
+    # The weights themselves, which have gone further astray than their average.
+    raw = [(record["raw_top1"], record["raw_validation_loss"]) for record in records]
+    assert raw[-1] != (records[-1]["top1"], records[-1]["validation_loss"])
+    assert raw[1][1] > records[1]["validation_loss"]
+
+
+def test_lost_best_weights_are_named(data, learned, tmp_path):
+    spec = make_spec(data, tmp_path, init=f"{learned}/model.safetensors", **RISING)
+    step = run(spec)["best_step"]
+    storage.remove(f"{tmp_path}/result.json")
+    storage.remove(f"{tmp_path}/checkpoints/step-{step:06d}/ema.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"has lost ema.safetensors, and it held the best weights; delete .*`weights: last`"
+    ):
+        run(spec)
+
+
+def test_a_step_in_parts_is_the_same_update(data, tmp_path):
+    changes = without_noise(steps=6, pseudo_weight=0.5, clip=1.0)
+    run(make_spec(data, tmp_path / "whole", **changes))
+    run(make_spec(data, tmp_path / "parts", accumulate=3, **changes))
+    assert 0 < difference(final(tmp_path / "whole"), final(tmp_path / "parts")) < 1e-5
+    losses = [
+        [r["loss"] for r in journal.read(str(tmp_path / name))[0] if r["kind"] == "train"]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    with pytest.raises(ConfigError, match=r"`accumulate` is 14, but a worker's share of a step may be 13 images"):
+        run(make_spec(data, tmp_path / "few", accumulate=14, **changes))
+
+
+def test_a_machine_about_to_be_taken_away_saves_once(data, tmp_path):
+    asked = []
+
+    def leaving():
+        asked.append(1)
+        return len(asked) >= 2
+
+    die_at(7, "raise")
+    with pytest.raises(InterruptedError):
+        run(make_spec(data, tmp_path, log_every=2, checkpoint_every=0), leaving)
+    assert checkpoint.latest(str(tmp_path)).step == 4
+    assert len(asked) == 2
 
 
 def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path):

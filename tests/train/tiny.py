@@ -8,9 +8,13 @@ import json
 import os
 import signal
 import tarfile
-from collections.abc import Iterator
+import threading
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +25,7 @@ from PIL import Image
 from pipeline.data import labels
 from pipeline.data.augment import Augment
 from pipeline.data.images import View
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
+from pipeline.data.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
 from pipeline.train import loop
 from pipeline.train.loop import TrainSpec
 
@@ -120,18 +124,79 @@ def without_noise(**changes: Any) -> dict[str, Any]:
     return {"overrides": VIT, **changes}
 
 
-def die_at(step: int, how: str = "kill") -> None:
-    """From now on, training in this process ends when the batch of `step` comes: kill -9, or an exception."""
+def die_at(step: int, how: str = "kill", once: Path | None = None) -> None:
+    """From now on, training in this process ends when the batch of `step` comes: kill -9, or an exception.
+
+    `once`: a file that has to be there first (checkpoints are written in the background).
+    """
 
     def dying(*args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         for batch in batches(*args, **kwargs):
             if batch["step"] == step:
                 if how != "kill":
                     raise InterruptedError(f"step {step}")
+                while once and not once.exists():
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
     loop.batches = dying
+
+
+def terminate_at(step: int) -> None:
+    """From now on, the batch of `step` comes with a SIGTERM: to torchrun, which passes it on, or to this process."""
+    given = loop.batches
+
+    def terminated(*args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        arrived, handler = threading.Event(), cast(Callable, signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, lambda *received: (handler(*received), arrived.set()))
+        for batch in given(*args, **kwargs):
+            if batch["step"] == step:
+                os.kill(os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid(), signal.SIGTERM)
+                arrived.wait()
+            yield batch
+
+    loop.batches = terminated
+
+
+Sample = tuple[str, int, int, int, int]
+"""Source, shard, index, augmentation seed, CRC-32 of the augmented pixels."""
+
+
+def samples_of(data: TrainingData, batch: dict[str, Any]) -> list[Sample]:
+    """What a batch of `data` holds."""
+    found = []
+    for number, (chosen, seeds) in enumerate(data.samples(batch["step"])):
+        for shard, slot, seed in zip(chosen.shard.tolist(), chosen.slot.tolist(), seeds.tolist(), strict=True):
+            rows = data.rows(number, shard)
+            found.append((data.sources[number].name, shard, int(rows.index[rows.row_of_slot[slot]]), seed))
+    pixels = [zlib.crc32(image.numpy().tobytes()) for image in batch["images"]]
+    return [(*sample, crc) for sample, crc in zip(found, pixels, strict=True)]
+
+
+def record(folder: Path) -> None:
+    """From now on, training in this process notes in a file of `folder` what its batches hold; see `recorded`."""
+    given = loop.batches
+
+    def noting(sources: Any, **rest: Any) -> Iterator[dict[str, Any]]:
+        known = {name: rest[name] for name in ("augment", "classes", "soft", "seed", "rank", "world")}
+        data = TrainingData(sources, **known)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{os.getpid()}.jsonl").open("a", buffering=1) as file:
+            for batch in given(sources, **rest):
+                file.write(json.dumps({"step": batch["step"], "samples": samples_of(data, batch)}) + "\n")
+                yield batch
+
+    loop.batches = noting
+
+
+def recorded(folder: Path) -> dict[int, Counter[Sample]]:
+    """What the global batches of the steps held that one run, of any number of workers, noted in `folder`."""
+    found: dict[int, Counter[Sample]] = defaultdict(Counter)
+    for file in folder.iterdir():
+        for line in map(json.loads, file.read_text().splitlines()):
+            found[line["step"]].update(map(tuple, line["samples"]))
+    return found
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

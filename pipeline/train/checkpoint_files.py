@@ -1,0 +1,93 @@
+"""How a checkpoint becomes files: all of them or none, whenever the process dies.
+
+They are filled in a folder under another name, with a manifest of sizes and CRC-32s written last; the folder is then
+renamed, or its files are sent to the object store one by one, the manifest last. All that takes long here leaves the
+interpreter to the training thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import tempfile
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from pipeline import storage
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def write(path: str, content: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """`content`: state dicts `model`, `ema` and `optimizer`, on the CPU; `facts`: state.json. OSError on a full disk."""
+    discard(path)  # a damaged or half-uploaded one of the same step
+    with _building(path) as local:
+        for name in ("model", "ema"):
+            with storage.writing(storage.join(local, f"{name}.safetensors")) as temporary, _full_disks():
+                # safetensors refuses strided tensors, and channels-last weights are strided.
+                save_file({key: tensor.contiguous() for key, tensor in content[name].items()}, temporary)
+        with (
+            storage.writing(storage.join(local, "optimizer.pt")) as temporary,
+            _full_disks(),
+            Path(temporary).open("wb") as file,  # given the name alone, torch would not say why it failed
+        ):
+            torch.save(content["optimizer"], file)
+        storage.write_json(storage.join(local, "state.json"), facts)
+        files = {name: _describe_file(Path(local, name)) for name in storage.listdir(local)}
+        storage.write_json(storage.join(local, MANIFEST), {"format": FORMAT, "files": files})
+
+
+@contextlib.contextmanager
+def _full_disks() -> Iterator[None]:
+    """What the two libraries raise where a file cannot be written, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error).rpartition(": ")[2]) from error
+    except RuntimeError as error:
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+@contextlib.contextmanager
+def _building(path: str) -> Iterator[str]:
+    """A local folder to fill; when the block ends well it appears as `path`, its manifest last."""
+    if storage.is_url(path):
+        with tempfile.TemporaryDirectory() as local:
+            yield local
+            for name in sorted(storage.listdir(local), key=lambda name: (name == MANIFEST, name)):
+                with storage.writing(storage.join(path, name)) as temporary:
+                    shutil.move(storage.join(local, name), temporary)
+        return
+    parent = str(Path(path).parent)
+    local = storage.join(parent, f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        storage.make_folder(local)
+        yield local
+        Path(local).rename(path)
+        storage.sync_folder(parent)
+    finally:
+        storage.remove(local)
+
+
+def discard(path: str) -> None:
+    storage.remove(storage.join(path, MANIFEST))  # first: from here on it does not exist
+    storage.remove(path)
+
+
+def describe(data: bytes | mmap.mmap) -> dict[str, int]:
+    return {"size": len(data), "crc32": zlib.crc32(data)}
+
+
+def _describe_file(path: Path) -> dict[str, int]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return describe(data)

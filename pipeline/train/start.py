@@ -1,0 +1,128 @@
+"""What a training run starts from: network, weights, optimizer and average, new or as the newest checkpoint has them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from models.layout import channels_last
+from pipeline.errors import ConfigError
+from pipeline.train import checkpoint
+from pipeline.train.dist import World
+from pipeline.train.ema import Average
+from pipeline.train.fixed import train_only
+from pipeline.train.optim import as_here, create_optimizer, lay_out
+from pipeline.train.parallel import cut, load_state_of, wrap
+from pipeline.train.spec import TrainSpec
+from pipeline.weights import build_model, load_state, read_state
+
+log = logging.getLogger(__name__)
+
+SYNC_BELOW = 32  # images of a worker in a step: below this, batch norm on GPUs sees those of all workers
+
+
+@dataclass
+class Trainee:
+    """All that an update changes."""
+
+    model: nn.Module
+    """The network itself, whose weights are kept."""
+    network: nn.Module
+    """What images go through in training: the model, in what several workers wrap it in, compiled where that is asked for."""
+    optimizer: torch.optim.Optimizer
+    average: Average
+    precision: torch.dtype
+    layout: torch.memory_format
+    step: int
+    """Updates made so far."""
+    state: dict[str, Any]
+    """What checkpoints know besides: `sync_batch_norm`, how often it went back (`rollbacks`), the last `validation`, and the
+    `best`: its `step` and `validation`."""
+    saved: bool = False
+    """Whether it has saved a checkpoint since it was started."""
+
+
+def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
+    """The run as it stands: where the newest checkpoint in its folder (of a step `before` this one) left it, or at its
+    beginning.
+
+    Every worker calls it. WeightsError: weights or a checkpoint of another network.
+    """
+    precision = choose_precision(spec.precision, world.device)
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+    on_gpu = world.device.type == "cuda"
+
+    # Where the weights come from; the order is important:
+    # 1. the newest whole checkpoint in the folder: an interrupted run goes on
+    # 2. spec.init: a student of its teacher, a fine-tune
+    # 3. timm's published weights (spec.pretrained), or new ones drawn from the seed
+    resumed = _find_checkpoint(spec, world, before)
+    torch.manual_seed(spec.seed)
+    model = build_model(spec.model, spec.classes, spec.overrides, spec.pretrained and not (resumed or spec.init))
+    if resumed:
+        load_state(model, resumed.model, resumed.path)
+    elif spec.init:
+        load_state(model, read_state(spec.init), spec.init)
+    state: dict[str, Any] = resumed.state if resumed else {"sync_batch_norm": _sync_batch_norm(spec, model, world)}
+    if state["sync_batch_norm"] and on_gpu:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = (channels_last(model) if spec.channels_last else model).train()
+    if spec.parallel != "fsdp" or world.size == 1:
+        model = model.to(world.device)  # else part by part while it is cut up: the whole may not fit
+    if spec.only:
+        train_only(model, spec.only)
+
+    # The order is what cutting up asks for: a copy to average, then the model, then what lists its parameters.
+    average = Average(model, spec.ema)
+    cut(average.module, world, spec.parallel)
+    network = wrap(model, world, spec.parallel, static_graph=spec.static_graph)
+    average.follow(model)
+    optimizer = create_optimizer(
+        model, spec.optimizer, weight_decay=spec.weight_decay, momentum=spec.momentum, clip=spec.clip
+    )
+    if resumed:
+        load_state_of(average.module, None, resumed.ema, {})
+        load_state_of(model, optimizer, resumed.model, as_here(optimizer, resumed.optimizer))
+        lay_out(optimizer)
+    if spec.compile:
+        network = cast(nn.Module, torch.compile(network))
+    return Trainee(model, network, optimizer, average, precision, layout, resumed.step if resumed else 0, state)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the GPU has it, else float32; or one of them by name."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in known:
+        raise ConfigError(f"precision is '{name}'; allowed are auto, {', '.join(known)}")
+    return known[name]
+
+
+def _find_checkpoint(spec: TrainSpec, world: World, before: float) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from: chosen by rank 0, the same on every worker."""
+    found = checkpoint.latest(spec.folder, before) if world.main else None
+    step = world.agree(found.step if found else -1)
+    if step < 0:
+        return None
+    found = found or checkpoint.load(spec.folder, step)
+    checkpoint.check_architecture(found, spec.architecture)
+    return found
+
+
+def _sync_batch_norm(spec: TrainSpec, model: nn.Module, world: World) -> bool:
+    """Whether batch norm sees the images of all workers; decided once, and kept in the checkpoints."""
+    if world.size == 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return False
+    share = spec.images_per_step // world.size
+    if world.device.type != "cuda" and world.main:
+        log.warning(
+            "on CPUs batch norm sees only the %d images of one worker: torch cannot synchronise it there",
+            share,
+        )
+    return share < SYNC_BELOW and world.device.type == "cuda"

@@ -1,0 +1,183 @@
+"""The real training loop on Ray's workers: what is killed goes on from its checkpoint; machines come, go and are taken
+away with notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import weights
+from pipeline.cluster import training
+from pipeline.cluster.contract import Resources
+from pipeline.cluster.on_ray import OnRay
+from pipeline.errors import ClusterError
+from pipeline.tracking import journal
+from pipeline.train.loop import run
+from tests.cluster.head import Head, ray_head
+from tests.cluster.machines import machine
+from tests.cluster.units import train_and_die, until_noticed, until_second_time_alone
+from tests.train.tiny import difference, make_spec, without_noise
+
+ROOT = Path(__file__).resolve().parents[2]
+TWELVE = without_noise(steps=12, checkpoint_every=3)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    make_spec(folder, "unused")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(make_spec(data, folder, **TWELVE))
+    return folder
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    """As one worker's run that nobody disturbed, each step on record once."""
+    ours, theirs = (weights.read_state(f"{where}/model.safetensors") for where in (folder, undisturbed))
+    assert difference(ours, theirs) < 1e-5
+    steps = [[r["step"] for r in journal.read(str(where))[0]] for where in (folder, undisturbed)]
+    assert steps[0] == steps[1]
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint(
+    embedded_ray: Any, data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(data, tmp_path, keep=4, **TWELVE)
+    result = embedded_ray.fit(train_and_die, spec, resources=Resources(workers=2), folder=str(tmp_path))
+    assert result["step"] == 12
+    starts = sorted(float(path.name.rpartition("-")[2]) for path in tmp_path.glob("start-1-*"))
+    assert len(starts) == 2
+    killed = (tmp_path / "checkpoints" / "step-000006" / "manifest.json").stat().st_mtime
+    print(f"started again {starts[1] - killed:.1f} s after the kill")
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_killed_driver_goes_on_from_its_checkpoint(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from pipeline.cluster.contract import Resources
+        from pipeline.cluster.on_ray import OnRay
+        from tests.cluster.units import train_and_kill_driver
+        from tests.train.tiny import make_spec, without_noise
+
+        cluster, folder = OnRay("embedded", cpus=2), sys.argv[2]
+        spec = make_spec(Path(sys.argv[1]), folder, **without_noise(steps=12, checkpoint_every=3))
+        if sys.argv[3] == "dies":
+            Path(folder, "driver").write_text(str(os.getpid()))
+        cluster.fit(train_and_kill_driver, spec, resources=Resources(workers=2), folder=folder)
+        cluster.close()
+    """
+    status = {}
+    for way in ("dies", "lives"):
+        command = [sys.executable, "-c", textwrap.dedent(code), str(data), str(tmp_path), way]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        status[way] = subprocess.run(command, env=environment, timeout=200, check=False).returncode
+        (tmp_path / "driver").unlink(missing_ok=True)
+    assert status == {"dies": -signal.SIGKILL, "lives": 0}
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    """A running cluster of one machine with one core, and this process's place in it."""
+    with ray_head(ROOT, cpus=1) as found:
+        for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
+            monkeypatch.setenv(name, found.env[name])
+        yield found
+
+
+def fit_in_a_thread(cluster: OnRay, loop: Callable[..., Any], spec: Any, resources: Resources) -> list[Any]:
+    """The result appears in the list when there is one."""
+    found: list[Any] = []
+    folder = spec if isinstance(spec, str) else spec.folder
+    work = lambda: found.append(cluster.fit(loop, spec, resources=resources, folder=folder))  # noqa: E731
+    threading.Thread(target=work, daemon=True).start()
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_workers_follow_the_machines(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One machine, then two, then one again."""
+    monkeypatch.setattr(training, "RESIZE_SECONDS", 5.0)
+    cluster = OnRay(head.address)
+    resources = Resources(workers=2, least=1)
+    try:
+        found = fit_in_a_thread(cluster, until_second_time_alone, str(tmp_path), resources)
+        wait_long(lambda: len(list(tmp_path.glob("world-1-*"))) == 1)
+        with machine(head) as second:
+            added = time.time()
+            wait_long(lambda: len(list(tmp_path.glob("world-2-*"))) == 1)
+            print(f"on two machines {time.time() - added:.1f} s after the second came")
+            lost = time.time()
+            second.lose()
+            wait_long(lambda: bool(found))
+            print(f"ended on one {time.time() - lost:.1f} s after it went")
+        assert found == [{"world": 1}]
+    finally:
+        cluster.close()
+
+
+@pytest.mark.timeout(600)
+def test_workers_are_told_that_a_machine_will_be_taken_away(head: Head, tmp_path: Path) -> None:
+    cluster = OnRay(head.address)
+    try:
+        with machine(head):
+            found = fit_in_a_thread(cluster, until_noticed, str(tmp_path), Resources(workers=2, notice=True))
+            wait_long(lambda: len(list(tmp_path.glob("start-*"))) == 2)
+            drain(other_node(), head)
+            wait_long(lambda: bool(found))
+        assert found[0]["world"] == 2
+    finally:
+        cluster.close()
+
+
+def test_elastic_training_without_room_for_its_least_is_one_sentence(head: Head, tmp_path: Path) -> None:
+    cluster = OnRay(head.address, patience=1.0)
+    resources = dataclasses.replace(Resources(workers=4), least=2)
+    try:
+        with pytest.raises(ClusterError, match=r"no room in 1 s for 2 workers with 1 CPU"):
+            cluster.fit(until_noticed, str(tmp_path), resources=resources, folder=str(tmp_path))
+    finally:
+        cluster.close()
+
+
+def wait_long(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def other_node() -> str:
+    """The id of the machine that is not the head's."""
+    import ray
+
+    [found] = [
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]
+    ]
+    return found
+
+
+def drain(node: str, head: Head) -> None:
+    words = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command = ["ray", "drain-node", "--address", head.address, *words, "--deadline-remaining-seconds", "120"]
+    subprocess.run(command, env=head.env, check=True, capture_output=True)

@@ -1,0 +1,94 @@
+"""What a job's settings become for the training loop.
+
+Run: pytest tests/stages/test_make_spec.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import plan
+from pipeline.cluster.inline import Inline
+from pipeline.errors import ConfigError
+from pipeline.settings import Data, Generation, Job
+from pipeline.settings_train import Affine, Teacher, Train
+from pipeline.stages import index
+from pipeline.stages.context import Context
+from pipeline.stages.train import augment_of, check_models, make_spec
+from pipeline.train.spec import TrainSpec
+from tests.train.tiny import write_shard
+
+OTHER: dict[str, Any] = {
+    "pretrained": True, "optimizer": "lamb", "momentum": 0.5, "weight_decay": 0.5, "clip": 2.0, "accumulate": 3,
+    "rollbacks": 4, "rollback_factor": 0.25, "weights": "best", "pseudo_weight": 0.5, "ema": 0.5, "mixup": 0.3,
+    "cutmix": 0.7, "evaluate_raw": True, "keep": 7, "compile": True, "parallel": "fsdp", "static_graph": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """Of a teacher with 40 labelled images."""
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d"]')
+    counts = {"labelled": {"labelled-0.tar": 40}, "validation": {"val-0.tar": 8}}
+    for names in counts.values():
+        for name, count in names.items():
+            write_shard(tmp_path / name, count, seed=0)
+    (tmp_path / index.SHARDS).write_text(json.dumps(counts))
+    job = Job(name="job", output=str(tmp_path / "out"), data=Data(root=str(tmp_path)))
+    [stage] = [stage for stage in plan.stages_of(job) if stage.kind == "train"]
+    done = {"index": plan.Done("index", str(tmp_path), "", "")}
+    sources = plan.Sources(job, str(tmp_path), write=False)
+    return Context(job, stage, str(tmp_path / "out"), "", done, sources, Inline(), pytest.fail, "")
+
+
+def test_settings_of_the_same_name_reach_the_loop(context: Context) -> None:
+    shared = {f.name for f in fields(TrainSpec)} & {f.name for f in fields(Train)}
+    meant_otherwise = {"model", "overrides", "init", "augment", "lr", "warmup", "evaluate_every", "checkpoint_every"}
+    assert shared - meant_otherwise == OTHER.keys()
+    usual, other = (make_spec(context, Teacher(model="m", batch=10, **changes)) for changes in ({}, OTHER))
+    for name, value in OTHER.items():
+        assert getattr(other, name) == value != getattr(usual, name)
+
+
+def test_an_epoch_is_one_pass_over_the_labelled_images(context: Context) -> None:
+    spec = make_spec(context, Teacher(model="m", batch=10, duration="30ep", warmup="2.5ep", evaluate_every="1ep"))
+    assert (spec.steps_per_epoch, spec.steps, spec.warmup, spec.evaluate_every) == (4, 120, 10, 4)
+    assert spec.lr == pytest.approx(0.1 * 10 / 256)
+    assert make_spec(context, Teacher(model="m", batch=10, lr=0.3, lr_images=0)).lr == 0.3
+
+
+def test_noise_that_a_later_student_cannot_have_is_refused_before_the_teacher_trains(context: Context) -> None:
+    small = {"model": "lambda_resnet_tiny", "resolution": 16, "batch": 10}
+    student = Train(**small, augment="rand-m9-x2")
+    job = dataclasses.replace(context.job, teacher=Teacher(**small), generations=[Generation(student=student)])
+    with pytest.raises(ConfigError, match=r"gen1-student: augment is 'rand-m9-x2'.*write e\.g\. rand-m9-n2-p1"):
+        check_models(dataclasses.replace(context, job=job))
+
+
+def test_the_training_view_is_what_the_settings_say() -> None:
+    noise = Train(model="m", resolution=32, augment="rand-m9-n1-p1", augment_ops=["Rotate"], crop_scale=[0.5, 1.0], flip=0.0,
+                  affine=Affine(degrees=3.0), mean=[0.1, 0.2, 0.3])  # fmt: skip
+    view = augment_of(noise)
+    assert (view.size, view.policy, view.ops, view.scale, view.flip) == (
+        32,
+        "rand-m9-n1-p1",
+        ("Rotate",),
+        (0.5, 1.0),
+        0,
+    )
+    assert view.affine and view.affine.degrees == 3.0
+    assert view.mean == (0.1, 0.2, 0.3)
+    assert not view.on_device
+
+
+def test_a_device_carries_out_the_policy_where_there_is_one() -> None:
+    assert augment_of(Train(model="m", augment_on="device")).on_device
+    assert not augment_of(Train(model="m", augment_on="device", augment="")).on_device
+    with pytest.raises(ConfigError, match=r"GaussianBlur.*augment_on: loader"):
+        augment_of(Train(model="m", augment_on="device", augment="rand-m9-t3a"))
