@@ -32,18 +32,6 @@ VIEW = View(16, crop=0.8)
 MODEL = "timm/test_resnet"
 
 
-@pytest.fixture(autouse=True)
-def loader_as_it_was(monkeypatch):
-    monkeypatch.setattr(loop, "batches", loop.batches)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    make_spec(folder, "unused")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """Weights to start from."""

@@ -25,18 +25,6 @@ from tests.train.tiny import die_at, difference, make_spec, without_noise
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def loader_as_it_was(monkeypatch):
-    monkeypatch.setattr(loop, "batches", loop.batches)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    make_spec(folder, "unused")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     """Folder of a run of 20 steps."""

@@ -130,13 +130,6 @@ def worker(rank: int, port: int, data: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    make_spec(folder, "unused")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def two(data, tmp_path_factory):
     """(folder that two workers filled, what each of them found)"""
     folder = tmp_path_factory.mktemp("two")

@@ -23,18 +23,6 @@ STEPS = 20  # two epochs: 48 labelled images, 5 a step; 78 pseudo-labelled ones 
 SAVING = without_noise(steps=STEPS, checkpoint_every=3)
 
 
-@pytest.fixture(autouse=True)
-def loader_as_it_was(monkeypatch):
-    monkeypatch.setattr(loop, "batches", loop.batches)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    make_spec(folder, "unused")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     """Folder of a run of one worker, and of the record of its batches."""

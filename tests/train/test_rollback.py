@@ -17,18 +17,6 @@ from pipeline.train.loop import run
 from tests.train.tiny import difference, make_spec, without_noise
 
 
-@pytest.fixture(autouse=True)
-def loader_as_it_was(monkeypatch):
-    monkeypatch.setattr(loop, "batches", loop.batches)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    make_spec(folder, "unused")
-    return folder
-
-
 def explosive(data, folder, **changes):
     settings = {
         "weight_decay": 200.0,

@@ -1,0 +1,24 @@
+"""What the tests of training share: tiny shards, and a loader that each test leaves as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.train import loop
+from tests.train.tiny import make_spec
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of `make_spec`."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    make_spec(folder, "unused")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def loader_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`die_at` and its like replace it."""
+    monkeypatch.setattr(loop, "batches", loop.batches)
