@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, RemoteError, UserError
+from pipeline.memory import keep_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,6 +125,7 @@ def _console() -> Console:
 
 
 def run(args: argparse.Namespace) -> int:
+    keep_memory()  # before there are threads
     from pipeline.cluster import torchrun
 
     if torchrun.follows():

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import memory
 from pipeline.cluster.inline import last_line
 from pipeline.errors import ClusterError
 
@@ -103,7 +104,8 @@ class Session:
         too_small = not shared.is_dir() or shutil.disk_usage(shared).free < OBJECT_STORE_BYTES
         try:
             # Never on a thread that ends before the session: the kernel ends Ray's processes with that thread.
-            with environment({"PYTHONPATH": os.pathsep.join(_own_import_paths())}):  # its workers inherit it
+            # Its workers inherit these.
+            with environment({"PYTHONPATH": os.pathsep.join(_own_import_paths()), **memory.environment()}):
                 ray.init(
                     address="local",
                     num_cpus=self._cpus,
@@ -171,13 +173,15 @@ def _own_import_paths() -> list[str]:
     return list(dict.fromkeys(str(path) for path in paths if path.is_dir() and not str(path).startswith(installed)))
 
 
-def _runtime_env() -> dict[str, Any] | None:
-    """Our packages for the workers of a running cluster, unless the job brought them or they are installed."""
+def _runtime_env() -> dict[str, Any]:
+    """For the workers of a running cluster: how to use memory, and our packages unless the job brought them or they are
+    installed."""
+    found: dict[str, Any] = {"env_vars": memory.environment()}
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     root = _package_root()
     if job.get("working_dir") or job.get("py_modules") or root.name in ("site-packages", "dist-packages"):
-        return None
-    return {"py_modules": [str(root / "models"), str(root / "pipeline")]}
+        return found
+    return {**found, "py_modules": [str(root / "models"), str(root / "pipeline")]}
 
 
 @contextlib.contextmanager

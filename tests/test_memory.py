@@ -1,0 +1,52 @@
+"""Memory that was freed is used again: counted in pages that the kernel had to hand out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import memory
+
+TENSORS = """
+import resource, sys, threading
+if "keep" in sys.argv:
+    from pipeline.memory import keep_memory
+    keep_memory()
+import torch
+def faults():
+    for turn in range(20):
+        if turn == 10:  # by now the heap has grown to what it needs
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(25_000_000).sum()  # 100 MB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults()
+thread = threading.Thread(target=faults)
+thread.start()
+thread.join()
+"""
+PAGES = 10 * 100_000_000 // 4096
+
+
+def faults(*arguments: str, **variables: str) -> list[int]:
+    """Of ten tensors of 100 MB, after ten: on the main thread, on another one."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    command = [sys.executable, "-c", TENSORS, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or "LD_PRELOAD" in os.environ, reason="glibc's malloc only")
+def test_a_tensor_takes_the_memory_of_the_one_before() -> None:
+    if min(faults()) < PAGES // 2:
+        pytest.skip("this C library, or its pages, make no difference")
+    assert max(faults("keep")) < PAGES // 50
+    assert max(faults(**memory.environment())) < PAGES // 50
+    assert min(faults("keep", MALLOC_MMAP_MAX_="65536")) > PAGES // 2  # what the user says stays
+
+
+def test_the_environment_adds_only_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert "MALLOC_ARENA_MAX" not in memory.environment()
