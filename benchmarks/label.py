@@ -46,7 +46,6 @@ from pipeline.data import images, labeller, shards
 from pipeline.data.ahead import Ahead
 from pipeline.data.labeller import IN_FLIGHT, Labeller, LabelSpec
 from pipeline.data.teacher import Answer, Teacher
-from pipeline.memory import keep_memory
 
 CLASSES = 1000
 MANY = 1000  # shards of part m
@@ -75,7 +74,6 @@ class StandIn(Teacher):
 
 
 def main() -> None:
-    keep_memory()  # as the command line does
     args = flags().parse_args()
     if args.compute:
         torch.set_num_threads(args.compute)

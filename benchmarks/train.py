@@ -42,7 +42,6 @@ from models.cost import flops
 from models.measure import wait
 from pipeline.data import images
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
-from pipeline.memory import keep_memory
 from pipeline.tracking import journal
 from pipeline.train.loop import run
 from pipeline.train.optim import create_optimizer, set_learning_rate
@@ -60,7 +59,6 @@ Turn = Callable[[], float]
 
 
 def main() -> None:
-    keep_memory()  # as the command line does
     args = flags().parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the loop takes a GPU where there is one

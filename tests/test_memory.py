@@ -10,36 +10,37 @@ import pytest
 
 from pipeline import memory
 
-TENSORS = """
+ARRAYS = """
 import resource, sys, threading
 if "keep" in sys.argv:
     from pipeline.memory import keep_memory
     keep_memory()
-import torch
+import numpy
 def faults():
-    for turn in range(20):
-        if turn == 10:  # by now the heap has grown to what it needs
+    for turn in range(12):
+        if turn == 6:  # by now the heap has grown to what it needs
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(25_000_000).sum()  # 100 MB
+        numpy.ones(10_000_000)  # 80 MB
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 faults()
 thread = threading.Thread(target=faults)
 thread.start()
 thread.join()
 """
-PAGES = 10 * 100_000_000 // 4096
+PAGES = 6 * 80_000_000 // 4096
 
 
 def faults(*arguments: str, **variables: str) -> list[int]:
-    """Of ten tensors of 100 MB, after ten: on the main thread, on another one."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
-    command = [sys.executable, "-c", TENSORS, *arguments]
+    """Of six arrays of 80 MB, after six: on the main thread, on another one."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env |= {"NUMPY_MADVISE_HUGEPAGE": "0", **variables}
+    command = [sys.executable, "-c", ARRAYS, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
     return [int(line) for line in done.stdout.split()]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or "LD_PRELOAD" in os.environ, reason="glibc's malloc only")
-def test_a_tensor_takes_the_memory_of_the_one_before() -> None:
+def test_an_array_takes_the_memory_of_the_one_before() -> None:
     if min(faults()) < PAGES // 2:
         pytest.skip("this C library, or its pages, make no difference")
     assert max(faults("keep")) < PAGES // 50

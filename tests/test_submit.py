@@ -83,6 +83,7 @@ def test_ray_job_submit_smoke(place: Place) -> None:
     assert [path.name for path in output.glob("report-*/index.html")] == ["index.html"]
 
 
+@pytest.mark.slow
 def test_an_uploaded_job_needs_an_absolute_output(place: Place) -> None:
     submitted = place.call("ray", "job", "submit", "--working-dir", ".", "--", "jobs/smoke.yaml")
     assert submitted.returncode != 0
