@@ -37,6 +37,7 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 import models
+from models.layout import channels_last
 from pipeline.train.checkpoint import Checkpoints, latest
 from pipeline.train.checkpoint_files import MANIFEST
 
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def make_training(name: str, device: torch.device) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
-    model = models.create_model(name, num_classes=1000).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(models.create_model(name, num_classes=1000)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -14,9 +14,8 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -66,9 +66,9 @@ def main() -> None:
             *first.glob("evaluate-*"),
             *first.glob("report-*"),
         ]:
-            subprocess.run(["rm", "-r", str(stage)], check=True)
+            shutil.rmtree(stage)
         teacher = Path(folder, "teacher")
-        subprocess.run(["cp", "-r", str(first), str(teacher)], check=True)
+        shutil.copytree(first, teacher)
         start = time.monotonic()
         wait_for_labels(run(job, first), first)
         undisturbed = time.monotonic() - start
@@ -81,7 +81,7 @@ def main() -> None:
         while len(kills) < args.kills:
             drills += 1
             out = Path(folder, f"drill-{drills}")
-            subprocess.run(["cp", "-r", str(teacher), str(out)], check=True)
+            shutil.copytree(teacher, out)
             before = len(kills)
             while not finished(out):
                 runs += 1
@@ -103,7 +103,7 @@ def main() -> None:
             assert not differing, differing
             mine = [f"{what} at {files} files" for what, files in kills[before:]]
             print(f"drill {drills}: {', '.join(mine) or 'not killed'}; {len(found)} files equal", flush=True)
-            subprocess.run(["rm", "-r", str(out)], check=True)
+            shutil.rmtree(out)
     result = {
         "cluster": args.cluster,
         "kills": len(kills),
@@ -163,48 +163,45 @@ def wait_for_labels(process: subprocess.Popen, out: Path) -> None:
 
 def end(process: subprocess.Popen) -> None:
     """Nothing of it lives on, so that the next run has the machine to itself."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    stop(family(process))
     process.wait()
 
 
 def kill(process: subprocess.Popen, cluster: str, draw: random.Random) -> str:
     """SIGKILL to the process, or to a part of its Ray; what was killed."""
-    below = descendants(process.pid)
-    victims = (
-        {"driver": [process.pid], "all": [process.pid, *below]} if cluster == "embedded" else {"all": [process.pid]}
-    )
+    driver, *below = family(process)
+    victims = {"all": [driver, *below]}
     if cluster == "embedded":
+        victims["driver"] = [driver]
         for what, mark in (("actor", "ray::"), ("raylet", "/raylet/raylet")):
-            pids = [pid for pid in below if mark in command_of(pid).split(" ")[0] and "IDLE" not in command_of(pid)]
-            if pids:
-                victims[what] = [draw.choice(pids)]
+            found = [each for each in below if mark in command_of(each) and "IDLE" not in command_of(each)]
+            if found:
+                victims[what] = [draw.choice(found)]
     what = draw.choice(sorted(victims))
-    for pid in victims[what]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    stop(victims[what])
     return what
 
 
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(ValueError, OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def command_of(pid: int) -> str:
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """The process and its descendants; none once it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
+        driver = psutil.Process(process.pid)
+        return [driver, *driver.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def stop(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def command_of(process: psutil.Process) -> str:
+    """The program: the first word of the command line, which Ray's workers rename themselves to."""
+    try:
+        return " ".join(process.cmdline()[:1])
+    except psutil.Error:
         return ""
 
 

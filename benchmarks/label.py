@@ -40,6 +40,7 @@ from torch import nn
 from benchmarks import label_peers
 from benchmarks.label_images import Corpus, copies, merged, small_jpegs
 from models import create_model
+from models.layout import channels_last
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
 from pipeline.data import images, labeller, shards
@@ -187,7 +188,7 @@ def forward_only(teacher: Teacher, batch: int, count: int) -> float:
 
 
 def teacher_of(module: nn.Module, view: images.View, device: str) -> Teacher:
-    module = module.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    module = channels_last(module.eval().requires_grad_(False)).to(device)
     return Teacher(module, view, torch.device(device), torch.bfloat16 if device == "cuda" else torch.float32)
 
 

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from benchmarks import train_data, train_peers
 from benchmarks.train_data import CASES, ON_GPU, Case
 from models.cost import flops
+from models.layout import channels_last
 from models.measure import wait
 from pipeline.data import images
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
@@ -165,7 +166,7 @@ def our_loop(case: Case, shards: Sequence[TrainingShard], parent: Path, args: ar
 def bare_loop(case: Case, device: torch.device, args: argparse.Namespace) -> Turn:
     """Forward, backward and optimizer on batches that lie on the device as the network takes them."""
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = build_model(case.model, case.classes, OVERRIDES).to(device).to(memory_format=torch.channels_last).train()
+    model = channels_last(build_model(case.model, case.classes, OVERRIDES)).to(device).train()
     optimizer = create_optimizer(model, "sgd", weight_decay=4e-5, momentum=0.9)
     set_learning_rate(optimizer, RATE)
     network = cast(nn.Module, torch.compile(model)) if args.compile else model

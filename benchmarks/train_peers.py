@@ -18,7 +18,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from benchmarks.race import to_format
+from models.layout import channels_last
 from models.measure import wait
 from pipeline.data.augment import Augment
 
@@ -39,8 +39,7 @@ def timm_loop(
 ) -> Callable[[], float]:
     """A call trains timm's model for `steps` steps and gives images/s; `files`: images in class folders."""
     on_gpu = device.type == "cuda"
-    model = create_model(name, num_classes=classes, drop_rate=0.2).to(device)
-    to_format(model, torch.channels_last)  # Module.to would refuse the 3-d convolution of timm's lambda layers
+    model = channels_last(create_model(name, num_classes=classes, drop_rate=0.2)).to(device)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01, momentum=0.9, weight_decay=4e-5)
     average = ModelEmaV3(model, decay=0.9999)
     network = torch.compile(model) if compiled else model

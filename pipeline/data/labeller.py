@@ -156,11 +156,13 @@ class Labeller:
 
     def identity(self, shard: Shard) -> dict[str, Any]:
         """What makes a label file this one and no other; all of it is in the file's metadata."""
+        view = self.teacher.view
         return {
             "shard": shard.name,
             "shard_size": shard.size,
             "teacher": self.spec.teacher,
             "class_list": labels.class_list_hash(self.spec.classes),
+            "transform": {**dataclasses.asdict(view), "mean": list(view.mean), "std": list(view.std)},  # as JSON has it
             "temperature": self.spec.temperature,
             "flip": self.spec.flip,
             "batch_asked": self.spec.batch,
@@ -206,7 +208,6 @@ class Labeller:
                 "without_image": reader.without_image,
                 "cut": reader.cut,
                 "corpus": "selected" if before else "all",
-                "transform": dataclasses.asdict(self.teacher.view),
                 "dtype": str(self.teacher.dtype).removeprefix("torch."),
                 "device": self.teacher.device.type,
                 "compiled": self.teacher.compiled,

@@ -48,6 +48,7 @@ CHECKED = {
     "shard_size": "the shard's size",
     "class_list": "the class list (hash)",
     "teacher": "the teacher (sha256 of its weights)",
+    "transform": "the teacher's view of images",
     "temperature": "the temperature of the logits",
     "flip": "the mean with the mirror image",
     "batch_asked": "the batch size that was asked for",
