@@ -50,14 +50,15 @@ HYBRIDS = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
 """c2 to c5, convolution or lambda: the 90-epoch study, on the vanilla ResNet-50."""
 
 SMALL: dict[str, dict[str, Any]] = {
-    "lambda_resnet_tiny": {"depths": (1, 1, 1), "widths": (16, 32, 64), "stem": "half"},
-    "lambda_resnet_small": {"depths": (1, 2, 2), "widths": (16, 32, 64), "stem": "half"},
-    "lambda_resnet_medium": {"depths": (1, 2, 2), "widths": (24, 48, 96), "stem": "half"},
-    "lambda_resnet_cifar_14": {"depths": (1, 2, 1), "widths": (32, 64, 128), "expansion": 4, "k": 16},
-    "lambda_resnet_cifar_26": {"depths": (2, 3, 3), "widths": (48, 96, 192), "expansion": 4, "k": 16},
+    "lambda_resnet_tiny": {"depths": (1, 1, 1), "widths": (16, 32, 64)},
+    "lambda_resnet_small": {"depths": (1, 2, 2), "widths": (16, 32, 64)},
+    "lambda_resnet_medium": {"depths": (1, 2, 2), "widths": (24, 48, 96)},
+    "lambda_resnet_cifar_14": {"depths": (1, 1, 2), "widths": (64, 128, 256), "expansion": 1, "k": 16},
+    "lambda_resnet_cifar_26": {"depths": (2, 2, 4), "widths": (64, 128, 256), "expansion": 1, "k": 16},
 }
-"""Three stages, for images of 8 to 64 pixels; tiny to medium halve the image first. A lambda layer runs before its stride,
-so c3's first block, which would see the full map, stays a convolution; its other blocks and all of c4 are lambda."""
+"""Three stages, for images of 8 to 64 pixels, which they halve first. A lambda layer runs before its stride, so c3's first block,
+which would see the map of c2, stays a convolution; its other blocks and all of c4 are lambda. The last two are wide rather than
+deep and do not expand: a CPU computes a given number of products fastest in a few large convolutions of small maps."""
 
 
 def _architectures() -> dict[str, Architecture]:
@@ -76,7 +77,7 @@ def _architectures() -> dict[str, Architecture]:
             depths=DEPTHS[50], lambdas=lambdas, stem="vanilla", shortcut="conv"
         )
     small: dict[str, Any] = {
-        "stem": "small",
+        "stem": "half",
         "lambdas": {3: "rest", 4: "all"},
         "expansion": 2,
         "k": 8,

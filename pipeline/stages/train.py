@@ -131,6 +131,7 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
         evaluate_raw=settings.evaluate_raw,
         checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
         keep=settings.keep,
+        precision=settings.precision,
         compile=settings.compile,
         parallel=settings.parallel,
         static_graph=settings.static_graph,

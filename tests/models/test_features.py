@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from models import create_model, load_weights
 
 
-@pytest.mark.parametrize("name, channels, strides", [
-    ("lambda_resnet_50", [256, 512, 1024, 2048], [4, 8, 16, 32]),
-    ("hybrid_resnet_50_llll", [256, 512, 1024, 2048], [4, 8, 16, 32]),
-    ("lambda_resnet_cifar_14", [128, 256, 512], [1, 2, 4]),
-    ("lambda_resnet_tiny", [32, 64, 128], [2, 4, 8]),
+@pytest.mark.parametrize("name, overrides, channels, strides", [
+    ("lambda_resnet_50", {}, [256, 512, 1024, 2048], [4, 8, 16, 32]),
+    ("hybrid_resnet_50_llll", {}, [256, 512, 1024, 2048], [4, 8, 16, 32]),
+    ("lambda_resnet_cifar_14", {"stem": "small"}, [64, 128, 256], [1, 2, 4]),
+    ("lambda_resnet_tiny", {}, [32, 64, 128], [2, 4, 8]),
 ])  # fmt: skip
-def test_maps_have_the_channels_and_strides_that_are_named(name, channels, strides):
+def test_maps_have_the_channels_and_strides_that_are_named(name, overrides, channels, strides):
     with torch.device("meta"):
-        pyramid = create_model(name, features_only=True)
+        pyramid = create_model(name, features_only=True, **overrides)
         maps = pyramid(torch.empty(2, 3, 96, 50))
     assert (pyramid.channels, pyramid.strides) == (channels, strides)
     assert [tuple(each.shape) for each in maps] == [

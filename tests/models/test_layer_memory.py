@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.family import ARCHITECTURES
@@ -55,7 +57,7 @@ def test_embeddings_of_the_largest_network():
 
 def test_sides_follow_stem_and_strides():
     assert [s.side for s in stage_layers(ARCHITECTURES["lambda_resnet_tiny"], 30)] == [4]
-    assert [s.side for s in stage_layers(ARCHITECTURES["lambda_resnet_cifar_14"], 30)] == [15, 8]
+    assert [s.side for s in stage_layers(replace(ARCHITECTURES["lambda_resnet_cifar_26"], stem="small"), 30)] == [15, 8]
     assert stage_layers(ARCHITECTURES["resnet_50"], 224) == []
 
 

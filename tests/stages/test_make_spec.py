@@ -27,7 +27,8 @@ from tests.train.tiny import write_shard
 OTHER: dict[str, Any] = {
     "pretrained": True, "optimizer": "lamb", "momentum": 0.5, "weight_decay": 0.5, "clip": 2.0, "accumulate": 3,
     "rollbacks": 4, "rollback_factor": 0.25, "weights": "best", "pseudo_weight": 0.5, "ema": 0.5, "mixup": 0.3,
-    "cutmix": 0.7, "evaluate_raw": True, "keep": 7, "compile": True, "parallel": "fsdp", "static_graph": True,
+    "cutmix": 0.7, "evaluate_raw": True, "keep": 7, "precision": "bfloat16", "compile": True, "parallel": "fsdp",
+    "static_graph": True,
 }  # fmt: skip
 
 

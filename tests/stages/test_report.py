@@ -43,7 +43,7 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
             Image.open(Path(context.folder, name)).verify()
 
     summary = storage.read_json(storage.join(context.folder, "summary.json"))
-    assert list(summary) == ["job", "stages", "audits", "gain_points", "report"]
+    assert list(summary) == ["job", "stages", "audits", "gain_points", "seconds", "report"]
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
     assert list(summary["stages"][0]) == list(report.STAGE_KEYS)
     assert summary["gain_points"] == pytest.approx(8.89)
