@@ -1,11 +1,12 @@
 """Teacher, control and students of a job over several seeds.
 
-    python -m benchmarks.seeds digits                                # 5 seeds, which also draw the labelled images; 15 minutes on two cores
-    python -m benchmarks.seeds cifar10 data.root=FOLDER              # 3 seeds of jobs/cifar10.yaml
+    python -m benchmarks.seeds digits                      # 5 seeds, which also draw the labels; 15 minutes on two cores
+    python -m benchmarks.seeds cifar10 data.root=FOLDER    # 3 seeds of jobs/cifar10.yaml
 
-Runs the job and its control (the last student's architecture, noise and number of steps on the labels alone) for each seed, one
-after another, without Ray and tracking. Stop it anywhere; it continues. `key=value` go to both jobs. Prints a table and, last, one
-JSON line. Accuracies are of the test images, which nothing was tuned on; minutes are those of all stages.
+Runs the job and its control (the last student's architecture, noise and number of steps on the labels alone) for each seed,
+one after another, without Ray and tracking, under torchrun where it trains with several processes. Stop it anywhere; it
+continues. `key=value` go to both jobs. Prints a table and, last, one JSON line. Accuracies are of the test images, which
+nothing was tuned on; minutes are those of all stages.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pipeline import config
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {"digits": ("noisy_student", "digits_control", range(5)), "cifar10": ("cifar10", "cifar10_control", range(3))}
@@ -48,9 +51,11 @@ def main() -> None:
 
 def run(job: str, seed: int, output: Path, settings: Sequence[str]) -> tuple[list[dict[str, Any]], float]:
     """What the evaluation of one job found for each model, and the minutes that its stages took."""
-    folder = output / f"{job}-{seed}"
-    where = [f"seed={seed}", f"output={folder}", "cluster=inline", "tracking.enabled=false"]
-    command = [sys.executable, "-m", "pipeline", "run", f"jobs/{job}.yaml", *where, *settings]
+    path = str(ROOT / "jobs" / f"{job}.yaml")
+    where = [f"seed={seed}", f"output={output / f'{job}-{seed}'}", "cluster=inline", "tracking.enabled=false"]
+    processes = config.load(path, [*where, *settings]).workers.train
+    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    command = [sys.executable, "-m", *torchrun, "pipeline", "run", path, *where, *settings]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     return summary["stages"], sum(summary["seconds"].values()) / 60
