@@ -3,7 +3,8 @@
     python -m benchmarks.ablations data.root=FOLDER
 
 All variants share the teacher and, where they can, the label and selection files of seed 0 of `python -m benchmarks.seeds cifar10`,
-whose folder they are run in; each has as many steps, of as many images, as the first student. Stop it anywhere; it continues. Prints
+whose folder they are run in; each has as many steps, of as many images, as the first student. The smaller student alone starts
+from new weights, since the teacher's do not fit it. Stop it anywhere; it continues. Prints
 a table and, last, one JSON line. Top-1 in %, of one seed: differences below a point mean little.
 """
 
@@ -25,9 +26,9 @@ VARIANTS: dict[str, list[str]] = {
     "soft labels": ["student.labels=soft"],
     "no filter": ["select.threshold=0.0", "select.per_class=2000"],
     "no balancing": ["select.per_class=null"],
-    "ratio 1": ["student.batch=32", "student.unlabelled_ratio=1.0"],
-    "ratio 7": ["student.batch=8", "student.unlabelled_ratio=7.0"],
-    "student smaller than the teacher": ["generations=[{student: {model: lambda_resnet_medium}}]"],
+    "ratio 1": ["student.batch=64", "student.unlabelled_ratio=1.0"],
+    "ratio 7": ["student.batch=16", "student.unlabelled_ratio=7.0"],
+    "student smaller than the teacher": ["generations=[{student: {model: lambda_resnet_medium, init: scratch}}]"],
 }  # fmt: skip
 
 

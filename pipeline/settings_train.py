@@ -91,7 +91,7 @@ class Train:
     precision: str = identity(
         "auto",
         "numbers of training: bfloat16 by autocast, float32, or auto: bfloat16 on GPUs that have it; CPUs with avx512_bf16 "
-        "or AMX train about twice as fast in bfloat16",
+        "or AMX train up to twice as fast in bfloat16",
         choices=("auto", "float32", "bfloat16"),
         neutral="auto",
     )
