@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -110,6 +112,35 @@ def test_without_a_manifest_there_is_no_checkpoint(folder):
     assert checkpoint.latest(folder).step == 5
     save(folder, 15)
     assert steps(folder) == ["step-000005", "step-000015"]
+
+
+THREADS = """
+import os, sys, torch
+from pipeline.train.checkpoint import Checkpoints
+torch.set_num_threads(3)
+weight = torch.ones(64, 64, 3, 3).to(memory_format=torch.channels_last)  # large enough for several threads
+parts = {"single": weight, "half": weight.bfloat16()}
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    checkpoints.reserve(torch.nn.Linear(1, 1), torch.optim.SGD([weight], lr=1))
+    checkpoints.wait()
+    weight.contiguous()
+    before = len(os.listdir("/proc/self/task"))
+    checkpoints.save(5, model=parts, ema=parts, optimizer={}, state={})
+    checkpoints.wait()
+    print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+def test_a_write_starts_no_threads_that_compute(tmp_path):
+    """They would stay, and libgomp then lets training's threads sleep between operations."""
+    command = [sys.executable, "-c", THREADS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    before, after = map(int, done.stdout.split())
+    assert (before, after) == (before, before)
+    assert before >= 4  # main's three and the one that writes
+    found = checkpoint.load(str(tmp_path), 5).model
+    assert torch.equal(found["half"], torch.ones(64, 64, 3, 3, dtype=torch.bfloat16))
 
 
 def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
