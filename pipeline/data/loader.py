@@ -7,9 +7,11 @@ that calls it keeps its random generators as they are, also with `workers=0`.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,6 +218,7 @@ def batches(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    nice: int = 0,
     start_method: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """This rank's part of the global steps start_step … stop_step-1, in order.
@@ -224,7 +227,8 @@ def batches(
     'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets sum
     to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations': float32
     [b, layers, 7], what the device is to do to the images (pipeline.train.augment_device).
-    `workers` processes read ahead (0: none); `start_method`: fork, spawn or forkserver (None: the platform's).
+    `workers` processes read ahead (0: none), with their niceness raised by `nice`; `start_method`: fork, spawn or forkserver
+    (None: the platform's).
     DataError for a source without images, and for an image or row that cannot be read when its step comes.
     """
     data = TrainingData(sources, augment=augment, classes=classes, soft=soft, seed=seed, rank=rank, world=world)
@@ -239,6 +243,7 @@ def batches(
         sampler=range(start_step, stop_step),
         num_workers=workers,
         collate_fn=_same,
+        worker_init_fn=partial(_begin, nice),
         generator=torch.Generator(),  # or the loader would draw its workers' seed from torch's global one
         pin_memory=pin_memory,
         multiprocessing_context=start_method if workers else None,
@@ -258,6 +263,10 @@ class _Reporting(Dataset):
             return self.data.pack(step)
         except UserError as error:
             return error
+
+
+def _begin(nice: int, _worker: int) -> None:
+    os.nice(nice)
 
 
 def _same(item: Any) -> Any:

@@ -38,6 +38,10 @@ __all__ = ["TrainSpec", "run"]
 
 log = logging.getLogger(__name__)
 
+NICE = 10
+"""Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
+that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait for a batch."""
+
 
 def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Train, or go on training, until `spec.steps`; returns `step` and the validation of the weights that it ends with
@@ -120,7 +124,7 @@ def _run_steps(
         loader = batches(
             spec.sources, augment=spec.augment, classes=spec.classes, soft=spec.soft, seed=spec.seed,
             start_step=trainee.step, stop_step=spec.steps, rank=world.rank, world=world.size, workers=spec.workers,
-            pin_memory=world.device.type == "cuda",
+            pin_memory=world.device.type == "cuda", nice=NICE if world.device.type == "cpu" else 0,
         )  # fmt: skip
         open_until_the_end.enter_context(contextlib.closing(cast(Generator, loader)))
         for batch in loader:

@@ -191,6 +191,18 @@ def test_a_run_resumes_at_any_step_with_the_same_noise(corpus):
         assert all(equal(a, b) for a, b in zip(undisturbed[start:], resumed, strict=True))
 
 
+def test_worker_processes_can_be_nice(corpus):
+    me = psutil.Process()
+    found = batches(
+        corpus, augment=PLAIN, classes=CLASSES, soft=SoftTargets(), seed=0, start_step=0, stop_step=4, workers=1, nice=3
+    )
+    next(found)
+    try:
+        assert me.nice() + 3 in [child.nice() for child in me.children()]
+    finally:
+        found.close()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_callers_generators_are_left_alone(corpus, workers):
     def states():
