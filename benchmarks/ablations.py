@@ -21,7 +21,7 @@ VARIANTS: dict[str, list[str]] = {
     "as it is": [],
     "no noise on the student": [
         "student.augment=''", "student.crop_scale=[1.0, 1.0]", "student.crop_ratio=[1.0, 1.0]", "student.flip=0.0",
-        "student.dropout=0.0", "student.stochastic_depth=0.0",
+        "student.dropout=0.0", "student.stochastic_depth=0.0", "student.crop=1.0",  # it has seen whole images
     ],
     "soft labels": ["student.labels=soft"],
     "no filter": ["select.threshold=0.0", "select.per_class=2000"],
