@@ -51,7 +51,7 @@ def _in_order(tensor: torch.Tensor) -> torch.Tensor:
     """Its numbers in the order of their indices, as safetensors wants them: those of channels-last weights are not.
 
     By numpy. Torch would start OpenMP threads for this thread too; where they make more threads than cores, libgomp lets
-    all of them sleep between operations, also the training thread's, and for good: a step took a sixth longer.
+    all of them sleep between operations, also the training thread's, and for good: steps took about a tenth longer.
     """
     if tensor.dtype == torch.bfloat16:  # which numpy does not know
         return _in_order(tensor.view(torch.int16)).view(torch.bfloat16)
