@@ -35,6 +35,10 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true of a worker. Every worker calls it."""
+        return bool(self.sum(torch.tensor([float(value)], device=self.device)).item())
+
     def agree(self, value: int) -> int:
         """Rank 0's value. Every worker calls it."""
         if self.size == 1:

@@ -41,8 +41,7 @@ def checked_mean(losses: Sequence[Tensor], step: int, rate: float, world: World)
 
 def check_weights(model: nn.Module, step: int, rate: float, world: World) -> None:
     """Diverged where the update that followed a finite loss was not finite; every worker calls it."""
-    wrong = torch.tensor([0.0 if finite(parts(model)) else 1.0], device=world.device)
-    if world.sum(wrong).item():
+    if world.any(not finite(parts(model))):
         raise Diverged(f"the weights are not finite after step {step}, at learning rate {rate:.3g}", step)
 
 

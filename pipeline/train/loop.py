@@ -51,11 +51,14 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
     ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not finite.
     """
     with join() as world, _threads(spec.threads), termination() as stopping:
-        result = checkpoint.read_result(spec.folder) if world.main else None
-        if world.agree(int(result is not None)):
-            return result or checkpoint.read_result(spec.folder) or {}
+        ended = checkpoint.read_result(spec.folder) if world.main else None
+        if world.agree(int(ended is not None)):
+            return ended or checkpoint.read_result(spec.folder) or {}
         _check_shares(spec, world)
-        return _train(spec, world, stopping, leaving)
+        result = _train(spec, world, stopping, leaving)
+        if stopping.is_set():  # too late to leave, but what called this would go on
+            _stop(spec.steps, spec)
+        return result
 
 
 def _train(
@@ -96,6 +99,7 @@ def _run_steps(
     """The updates that are left, and the end. `diverged`: why the run went back to where it is now."""
     model, average, state = trainee.model, trainee.average, trainee.state
     lowered = spec.rollback_factor ** state["rollbacks"]
+    cut_up = world.size > 1 and spec.parallel == "fsdp"  # saving takes all workers
     with contextlib.ExitStack() as open_until_the_end:
         # ---- journal and checkpoints: rank 0 alone writes --------------------------------------------------
         journal, saved = None, None
@@ -134,11 +138,11 @@ def _run_steps(
             losses.append(update(trainee, batch, rate, spec, world))
             step = trainee.step
 
-            # Now and then: record, validate, save; and stop when told to.
-            if stopping.is_set() and world.main:
-                _leave(trainee, losses, spec, world, save)
+            # Now and then: record, validate, save; and stop when told to, but not between a step and its validation.
             validates = bool(spec.validation) and _due(step, spec.evaluate_every, spec.steps)
             saves = _due(step, spec.checkpoint_every, spec.steps)
+            if stopping.is_set() and world.main and not (validates or cut_up):
+                _leave(trainee, losses, spec, save)
             if not (validates or saves or step % spec.log_every == 0):
                 continue
             mean_loss = checked_mean(losses, step, rate, world)
@@ -147,8 +151,11 @@ def _run_steps(
                 speed = (step - clock_step) * spec.images_per_step / (time.perf_counter() - clock)
                 passed = {"epoch": round(step / spec.steps_per_epoch, 4), "images_per_second": round(speed, 2)}
                 journal.log(step, spec.steps, kind="train", loss=mean_loss, lr=rate, **passed)
-            if leaving and world.sum(torch.tensor([float(leaving())], device=world.device)).item():
+            if leaving and world.any(leaving()):
                 leaving, saves = None, True
+            if stops := cut_up and world.any(stopping.is_set()):
+                stopping.set()
+                saves = True
             if validates or saves:
                 check_weights(model, step, rate, world)
                 average_buffers(world, model, average.module)
@@ -166,6 +173,8 @@ def _run_steps(
                     journal.log(step, spec.steps, kind="validation", **shown)
             if saves:
                 save()
+            if stops:
+                _stop(trainee.step, spec)
             clock, clock_step = time.perf_counter(), step  # the speed is that of training alone
     return _end(trainee, spec, world)
 
@@ -191,19 +200,17 @@ def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverg
         journal.log(step, spec.steps, kind="rollback", rollbacks=rollbacks, **facts)
 
 
-def _leave(
-    trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, world: World, save: Callable[[], None]
-) -> NoReturn:
+def _leave(trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, save: Callable[[], None]) -> NoReturn:
     """SIGTERM: save what rank 0 can without the other workers (there is no time to agree), and end."""
-    if world.size > 1 and spec.parallel == "fsdp":
-        log.warning(
-            "stopped by SIGTERM at step %d of %d, not saved: no worker has all weights", trainee.step, spec.steps
-        )
-    elif not finite([*losses, *parts(trainee.model)]):
+    if not finite([*losses, *parts(trainee.model)]):
         log.warning("stopped by SIGTERM at step %d of %d, not saved: it has diverged", trainee.step, spec.steps)
-    else:
-        save()
-        log.warning("stopped by SIGTERM after saving step %d of %d", trainee.step, spec.steps)
+        sys.exit(128 + signal.SIGTERM)
+    save()
+    _stop(trainee.step, spec)
+
+
+def _stop(step: int, spec: TrainSpec) -> NoReturn:
+    log.warning("stopped by SIGTERM after saving step %d of %d", step, spec.steps)
     sys.exit(128 + signal.SIGTERM)
 
 

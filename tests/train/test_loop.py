@@ -213,23 +213,24 @@ def test_a_machine_about_to_be_taken_away_saves_once(data, tmp_path):
     assert len(asked) == 2
 
 
-def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path):
+@pytest.mark.parametrize("step, saved", [(6, 7), (19, 20)])  # the last step has its validation still
+def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, monkeypatch, step, saved):
     real, before = loop.batches, signal.getsignal(signal.SIGTERM)
 
     def interrupted(*args, **kwargs):
         for batch in real(*args, **kwargs):
-            if batch["step"] == 6:
+            if batch["step"] == step:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    loop.batches = interrupted
+    monkeypatch.setattr(loop, "batches", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(make_spec(data, tmp_path))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
-    assert checkpoint.latest(str(tmp_path)).step == 7
-    loop.batches = real
-    run(make_spec(data, tmp_path))
+    assert checkpoint.latest(str(tmp_path)).step == saved
+    monkeypatch.setattr(loop, "batches", real)
+    assert run(make_spec(data, tmp_path)) == checkpoint.read_result(str(undisturbed))
     assert difference(final(tmp_path), final(undisturbed)) == 0
 
 

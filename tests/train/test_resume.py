@@ -109,14 +109,14 @@ def test_two_workers_killed_in_the_middle_come_to_the_same_weights(data, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, workers):
-    """Alone and under torchrun, which passes it on; another number of workers goes on from there."""
-    changes = SAVING | {"checkpoint_every": 0}
+@pytest.mark.parametrize("workers, parallel, saved", [(1, "ddp", 7), (2, "ddp", 7), (2, "fsdp", 8)])
+def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, workers, parallel, saved):
+    """Alone and under torchrun, which passes it on; another number of workers goes on from there. FSDP's agree at a record."""
+    changes = SAVING | {"checkpoint_every": 0, "parallel": parallel, "log_every": 4}
     stopped = execute(command(data, tmp_path, changes, "--terminate", 6, workers=workers))
     assert stopped.returncode != 0
-    assert "stopped by SIGTERM after saving step 7 of 20" in stopped.stderr
-    assert checkpoint.latest(str(tmp_path)).step == 7
+    assert f"stopped by SIGTERM after saving step {saved} of 20" in stopped.stderr
+    assert checkpoint.latest(str(tmp_path)).step == saved
     ended = execute(command(data, tmp_path, changes, workers=3 - workers))
     assert ended.returncode == 0, ended.stderr
     assert difference(final(undisturbed / "run"), final(tmp_path)) < 1e-5
