@@ -26,6 +26,7 @@ from pipeline.sources import Sources
 
 FORMAT = 1  # raise when a stage's files change their meaning
 DONE = "done.json"
+WEIGHTS, CARD = "model.safetensors", "model.yaml"  # those of pipeline.weights, which imports torch
 EVALUATION = "evaluate.json"  # what `evaluate` leaves
 
 
@@ -248,17 +249,25 @@ def _evaluation_sha256(job: Job) -> str | None:
     return storage.sha256(path)
 
 
-def _checkpoint_sha256(job: Job) -> str | list[str]:
+def _checkpoint_sha256(job: Job) -> Any:
     named = job.teacher.checkpoint
     return _sha256_of(named) if isinstance(named, str) else [_sha256_of(path) for path in named]
 
 
-def _sha256_of(path: str) -> str:
-    if not path.endswith(".safetensors"):
-        path = storage.join(path, "model.safetensors")
+def _sha256_of(source: str) -> str | dict[str, str]:
+    path, card = adopted_files(source)
     if not storage.exists(path):
         raise WeightsError(
             f"teacher.checkpoint: there is nothing at {storage.redact(path)}; name a stage folder with model.safetensors "
             "and model.yaml, or a .safetensors file"
         )
-    return storage.sha256(path)
+    found = storage.sha256(path)
+    return {"weights": found, "card": storage.sha256(card)} if card and storage.exists(card) else found
+
+
+def adopted_files(source: str) -> tuple[str, str | None]:
+    """The weights that an entry of `teacher.checkpoint` names, and where the model.yaml would be that says what they are:
+    weights of another name than a stage gives them have none."""
+    path = source if source.endswith(".safetensors") else storage.join(source, WEIGHTS)
+    folder = path.removesuffix(WEIGHTS)
+    return path, f"{folder}{CARD}" if storage.name(path) == WEIGHTS else None

@@ -158,7 +158,12 @@ class Workers:
     label: int | None = execution(None, "labelling processes; null: as many as fit", low=1)
     cpus: float = execution(1.0, "cores of a worker", low=0.1)
     gpus: float = execution(0.0, "accelerators of a worker", low=0.0)
-    loader: int = execution(0, "image loading processes of a training worker; 0: in the worker itself", low=0)
+    loader: int | None = execution(
+        None,
+        "image loading processes of a training worker; 0: in the worker itself; null: with a GPU, its share of the "
+        "machine's cores but one, at most 8, and 0 without",
+        low=0,
+    )
     threads: int = execution(0, "compute threads of a training worker; 0: torch's choice", low=0)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from pipeline import ensemble, storage, weights
 from pipeline.errors import WeightsError
+from pipeline.plan import adopted_files
 from pipeline.stages.context import Context, Result
 from pipeline.stages.sizes import check_further_sizes
 from pipeline.stages.train import card_of, check_models
@@ -49,12 +50,13 @@ def run(context: Context) -> Result:
 def _read(context: Context, source: str) -> tuple[weights.Card, State]:
     """What the weights are, and the weights, which fit."""
     settings, classes = context.job.teacher, context.sources.classes
-    if source.endswith(".safetensors"):
-        path, folder = source, source.removesuffix(storage.name(source))
-        described = storage.name(source) == weights.WEIGHTS and storage.exists(storage.join(folder, weights.CARD))
-        card = weights.read_card(folder) if described else card_of(settings, classes)
+    path, described = adopted_files(source)
+    if source != path:
+        card = weights.read_card(source)
+    elif described and storage.exists(described):
+        card = weights.read_card(path.removesuffix(weights.WEIGHTS))
     else:
-        path, card = storage.join(source, weights.WEIGHTS), weights.read_card(source)
+        card = card_of(settings, classes)
     if card.classes != classes:
         raise WeightsError(
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) than "

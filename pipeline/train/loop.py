@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 NICE = 10
 """Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
 that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait for a batch."""
+
+
+MOST_LOADING = 8
 
 
 def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def _run_steps(
         clock, clock_step = time.perf_counter(), trainee.step
         loader = batches(
             spec.sources, augment=spec.augment, classes=spec.classes, soft=spec.soft, seed=spec.seed,
-            start_step=trainee.step, stop_step=spec.steps, rank=world.rank, world=world.size, workers=spec.workers,
+            start_step=trainee.step, stop_step=spec.steps, rank=world.rank, world=world.size,
+            workers=loading_processes(spec, world),
             pin_memory=world.device.type == "cuda", nice=NICE if world.device.type == "cpu" else 0,
         )  # fmt: skip
         open_until_the_end.enter_context(contextlib.closing(cast(Generator, loader)))
@@ -239,6 +244,16 @@ def _best(folder: str, step: int) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{error}, and it held the best weights; delete {storage.redact(folder)} to train again, or set `weights: last`"
         ) from error
+
+
+def loading_processes(spec: TrainSpec, world: World) -> int:
+    """As many as are told. Else a GPU gets its share of the cores but one, at most MOST_LOADING; on the CPU training needs all."""
+    if spec.workers is not None:
+        return spec.workers
+    if world.device.type == "cpu":
+        return 0
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(share - 1, 1), MOST_LOADING)
 
 
 def _check_shares(spec: TrainSpec, world: World) -> None:

@@ -83,8 +83,8 @@ class TrainSpec:
     """The last ones that are kept, beside the best."""
     log_every: int = 10
     """Steps; reading the loss waits for the device."""
-    workers: int = 0
-    """Image loading processes of each training worker."""
+    workers: int | None = 0
+    """Image loading processes of each training worker; None: see `loop.loading_processes`."""
     threads: int | None = None
     """Compute threads of each training worker; None: torch's choice."""
     precision: str = "auto"

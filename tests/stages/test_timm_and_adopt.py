@@ -87,6 +87,12 @@ def test_a_run_goes_on_from_another_runs_teacher(timm_teacher: World, tmp_path: 
     again = world.run(f"teacher.checkpoint={moved}", f"data.root={timm_teacher.shards}")
     assert again.out.count("done before") == len(small.STAGES) - 1, again.out
 
+    # The same weights, said to look at images otherwise: another teacher.
+    card = weights.read_card(str(moved))
+    weights.write_card(str(moved), dataclasses.replace(card, crop=0.9))
+    changed = world.run(f"teacher.checkpoint={moved}", f"data.root={timm_teacher.shards}")
+    assert changed.status == 0 and len(list(world.output.glob("gen1-label-*"))) == 2, changed
+
 
 def test_bare_weights_are_what_the_teachers_settings_say(timm_teacher: World, tmp_path: Path) -> None:
     loose = tmp_path / "best.safetensors"
