@@ -7,7 +7,8 @@
 a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the ceiling
     1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare forward-backward-optimizer loop on
     batches that lie ready, normalised, on the device; d is the loader alone
-b   two workers with one thread each beside two independent runs with one thread each, together
+b   two workers with one thread each beside two independent runs with one thread each, together; and these once more, waiting
+    for each other after every step: what no synchronous training can beat where cores are not equally fast at all times
 c   images/s of our loop beside timm's training loop (its dataset, transform, loader, optimizer, EMA) on timm's models, and
     model FLOPs utilisation: 3 × the FLOPs of a forward pass (models.cost) × images/s ÷ the device's dense bf16 peak
 
@@ -28,12 +29,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import get_context, start_processes
 from torch.nn import functional as F
 
 from benchmarks import train_data, train_peers
@@ -44,9 +46,11 @@ from models.measure import wait
 from pipeline.data import images
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
 from pipeline.tracking import journal
+from pipeline.train import loop
 from pipeline.train.loop import run
 from pipeline.train.optim import create_optimizer, set_learning_rate
 from pipeline.train.spec import TrainSpec
+from pipeline.train.update import update
 from pipeline.weights import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -238,24 +242,38 @@ def beside_ceiling(
 
 
 def race(case: Case, shards: Sequence[TrainingShard], parent: Path, args: argparse.Namespace) -> dict[str, float]:
-    def turn(runs: int) -> float:
+    def turn(runs: int, in_step: bool = False) -> float:
         """One run of two workers, or two runs of one; each process has as many images a step."""
         per_step = case.batch * (3 - runs)
+        meeting = get_context("spawn").Barrier(2) if in_step else None
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             folders = [str(Path(folder, str(number))) for number in range(runs)]
             specs = [spec_of(case, shards, folder, per_step, steps=args.steps, threads=1) for folder in folders]
-            start_processes(work, (specs, free_port()), nprocs=2, start_method="spawn")
+            start_processes(work, (specs, free_port(), meeting), nprocs=2, start_method="spawn")
             return sum(rate_of(folder, per_step) for folder in folders)
 
-    found = turns({"workers": lambda: turn(1), "runs": lambda: turn(2)}, args.rounds)
-    return {**found, "of_runs": found["workers"] / found["runs"]}
+    candidates = {"workers": lambda: turn(1), "runs": lambda: turn(2), "runs_in_step": lambda: turn(2, in_step=True)}
+    found = turns(candidates, args.rounds)
+    return {
+        **found,
+        "of_runs": found["workers"] / found["runs"],
+        "of_runs_in_step": found["workers"] / found["runs_in_step"],
+    }
 
 
-def work(rank: int, specs: Sequence[TrainSpec], port: int) -> None:
+def work(rank: int, specs: Sequence[TrainSpec], port: int, meeting: Barrier | None) -> None:
     """One of two processes: the only one of its own run, or a worker of the one run, told as torchrun tells it."""
     if len(specs) == 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
+    if meeting:
+
+        def update_and_meet(*given: Any) -> torch.Tensor:
+            loss = update(*given)
+            meeting.wait()
+            return loss
+
+        loop.update = update_and_meet
     run(specs[rank % len(specs)])
 
 
