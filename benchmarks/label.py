@@ -1,9 +1,9 @@
 """How much of the machine labelling leaves unused, and how it does beside Ray Data and timm's inference loop.
 
-    python benchmarks/label.py                                     # all parts, on the CPU (an hour on two cores)
-    python benchmarks/label.py --parts bc --rounds 1 --copies 1 --small 1000     # a look, in a minute
-    python benchmarks/label.py --parts a --device cuda --model lambda_resnet_152 --size 288 --copies 40 --threads 16
-    python benchmarks/label.py --parts m                                   # memory alone, five minutes
+    python -m benchmarks.label                                     # all parts, on the CPU (an hour on two cores)
+    python -m benchmarks.label --parts bc --rounds 1 --copies 1 --small 1000     # a look, in a minute
+    python -m benchmarks.label --parts a --device cuda --model lambda_resnet_152 --size 288 --copies 40 --threads 16
+    python -m benchmarks.label --parts m                                   # memory alone, five minutes
 
 a   model-bound: the rate against the ceiling 1/(1/c + 1/d) of a machine whose cores do both (on a GPU: against c), where
     c is the bare forward loop on ready batches and d is reading and decoding alone

@@ -68,7 +68,7 @@ def main() -> None:
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the loop takes a GPU where there is one
     torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # as our loop does
     device = torch.device(args.device)
     result: dict[str, Any] = {
         "device": name_of(device),

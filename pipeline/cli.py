@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    args = _parse(arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         return command(args)
@@ -40,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:
         print("stopped; run the same command to continue", file=sys.stderr)
         raise
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """key=value may follow options, where argparse looks for no more of them."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "settings")]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.settings = [*args.settings, *rest]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
             "settings",
             metavar="key=value",
             nargs="*",
+            default=[],
             help="settings over the job file's, such as seed=1 or teacher.lr=0.2",
         )
         return sub

@@ -1,12 +1,12 @@
 """Read job files: bases, overrides, and every check that can be made before anything starts.
 
-A job is YAML over the classes of pipeline.settings. `base:` inside any mapping lists files (from conf/ or beside the job)
-that are merged first; `key=value` from the command line comes last.
+A job is YAML (pipeline.job_file) over the classes of pipeline.settings; `key=value` from the command line comes last.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import types
@@ -16,10 +16,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_checks, storage
+from pipeline import config_checks, job_file, storage
 from pipeline.declare import REQUIRED
 from pipeline.errors import ConfigError
-from pipeline.settings import Job, Label, Select
+from pipeline.settings import Generation, Job, Label, Select
 from pipeline.settings_train import Finetune, Train
 
 RAY_CACHE = "runtime_resources/working_dir_files"
@@ -31,10 +31,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    raw = _read(Path(path), [])
+    raw = job_file.read(Path(path))
     tree = OmegaConf.create(raw)
     for item in overrides:
-        _override(tree, item)
+        _override(tree, item, path)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
     config_checks.spell_out_measured(raw, path)
     _check_keys(raw, Job, "", path, extra=SHARED)
@@ -45,7 +45,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         config_checks.check_trains_nothing(raw, path)
         raw["teacher"] = {"model": ""}  # which every other job must name
     raw["generations"] = [
-        {**generation, **{name: merge(shared[name], generation.get(name) or {}) for name in SHARED}}
+        {**generation, **{name: job_file.merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
     ]
     try:
@@ -82,24 +82,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(
             f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on each node's own disk, so name a local folder"
         )
+    for number, generation in enumerate(job.generations):
+        config_checks.check_training(generation.student, f"generations[{number}].student", path)
+    if not measuring:
+        config_checks.check_training(job.teacher, "teacher", path)
+    if job.data.root and not storage.is_url(job.data.root):
+        job.data.root = os.path.expanduser(job.data.root)
     job.output = resolve_output(job.output)
     return job
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`: mappings are merged, everything else is replaced."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def parse_duration(text: str, where: str) -> tuple[float, str]:
     """'30ep' -> (30.0, 'ep'), '2000st' -> (2000.0, 'st')."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st)", text)
     if not match:
-        raise ConfigError(f"{where} is '{text}'; write epochs of the labelled images as 30ep or steps as 2000st")
+        none = ", or 0st for the end only" if where.endswith("_every") else ""
+        raise ConfigError(f"{where} is '{text}'; write epochs of the labelled images as 30ep or steps as 2000st{none}")
     return float(match[1]), match[2]
 
 
@@ -127,70 +125,28 @@ def resolve_output(output: str) -> str:
     return os.path.abspath(os.path.expanduser(output))
 
 
-def _read(path: Path, trail: list[Path]) -> dict[str, Any]:
-    import yaml
-
-    if path in trail:
-        raise ConfigError(f"{path}: its `base` leads back to itself ({' -> '.join(map(str, [*trail, path]))})")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the job file {path}: {error.strerror}; name one of jobs/*.yaml") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}; a job file is a mapping of settings")
-    return _with_bases(raw, path, [*trail, path])
-
-
-def _with_bases(raw: dict[str, Any], path: Path, trail: list[Path]) -> dict[str, Any]:
-    own = {key: _with_bases(v, path, trail) if isinstance(v, dict) else v for key, v in raw.items() if key != "base"}
-    own = {
-        key: [_with_bases(v, path, trail) if isinstance(v, dict) else v for v in value]
-        if isinstance(value, list)
-        else value
-        for key, value in own.items()
-    }
-    merged: dict[str, Any] = {}
-    bases = raw.get("base") or []
-    for name in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(_find_base(str(name), path), trail))
-    return merge(merged, own)
-
-
-def _find_base(name: str, path: Path) -> Path:
-    package = Path(__file__).resolve().parents[1] / "conf"
-    for folder in (path.parent, path.parent.parent / "conf", package):
-        for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
-    known = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.yaml"))
-    close = difflib.get_close_matches(name, known, 3, 0.3)
-    raise ConfigError(
-        f"{path}: base '{name}' is neither beside the job nor in conf/; did you mean {', '.join(close or known)}?"
-    )
-
-
-def _override(tree: Any, item: str) -> None:
+def _override(tree: Any, item: str, path: str) -> None:
+    """Set what `key=value` says; of `student`, `label` and `select` in every generation too, whatever it says itself."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     key, equals, text = item.partition("=")
-    if not equals or not key.strip():
+    key = key.strip()
+    if not equals or not key:
         raise ConfigError(f"'{item}' is not of the form key=value, such as seed=1 or teacher.lr=0.2")
+    if key.rpartition(".")[2] == "base":
+        raise ConfigError(f"cannot set '{key}': a `base` is named in the job file, {path}")
     try:
-        value = yaml.safe_load(text)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        OmegaConf.update(tree, key.strip(), value, merge=False, force_add=True)
+        value = job_file.parse(text)
+        OmegaConf.update(tree, key, value, merge=False, force_add=True)
+        if re.split(r"[.\[]", key)[0] in SHARED:
+            for number in range(len(tree.get("generations") or [])):
+                OmegaConf.update(tree, f"generations[{number}].{key}", value, merge=False, force_add=True)
     except (OmegaConfBaseException, yaml.YAMLError, IndexError, AttributeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split()).partition(" full_key:")[0]
         raise ConfigError(
-            f"cannot set '{key}': {' '.join(str(error).split())}; see `plan JOB` for the settings of a job"
+            f"cannot set '{key}' to '{text}': {why}; docs/configuration.md lists the settings, and lists count from 0"
         ) from error
 
 
@@ -215,6 +171,8 @@ def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str
         if key not in known:
             close = difflib.get_close_matches(str(key), list(known), 1, 0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(sorted(known))}"
+            if schema in (Job, Generation) and key in (item.name for item in fields(Train)):
+                hint = f"it is a setting of models, such as student.{key}"
             raise ConfigError(f"{path}: unknown key '{full}'; {hint}")
         nested, in_list = _nested(known[key])
         if nested is None or value is None:
@@ -243,14 +201,16 @@ def _check_values(config: Any, where: str, path: str) -> None:
             raise ConfigError(f"{path}: {full} is not set; it takes {rules['help']}")
         if "choices" in rules and value not in rules["choices"]:
             allowed = ", ".join("null" if choice is None else str(choice) for choice in rules["choices"])
-            close = difflib.get_close_matches(str(value), [str(c) for c in rules["choices"]], 1, 0.5)
+            close = difflib.get_close_matches(str(value), [str(c) for c in rules["choices"]], 1, 0.6)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise ConfigError(f"{path}: {full} is '{value}'{hint}; allowed are {allowed}")
         for key, number in _elements(full, value):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 low, high = rules.get("low"), rules.get("high")
-                if number != number or (low is not None and number < low) or (high is not None and number > high):
+                finite = math.isfinite(number)
+                if not finite or (low is not None and number < low) or (high is not None and number > high):
                     span = f"at least {low}" if high is None else f"between {low} and {high}"
+                    span = span if finite else "a finite number"
                     found = number if isinstance(value, dict) else value
                     raise ConfigError(f"{path}: {key} is {found}; it must be {span}")
 
@@ -262,13 +222,24 @@ def _elements(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(name, entry) for entry in (value if isinstance(value, list) else [value])]
 
 
+TYPES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
+
+
 def _explain(error: Exception) -> str:
     from omegaconf.errors import KeyValidationError, MissingMandatoryValue
 
     key = getattr(error, "full_key", None) or ""
+    first = str(error).splitlines()[0]
     if isinstance(error, KeyValidationError):
         return f'{key}: a name that is a number stands in quotes, such as "3": 0.5'
     if isinstance(error, MissingMandatoryValue):
-        return f"{key} is not set, and has no default"
-    first = str(error).splitlines()[0]
+        return f"{key} is not set, and has no default; docs/configuration.md says what it takes"
+    if match := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", first):
+        return f"{key} is '{match[1]}'; it takes {TYPES.get(match[2], match[2])}"
+    if "is not a ListConfig" in first:
+        return f"{key} is a single value; it takes a list, such as [1, 2]"
+    if match := re.match(r"Cannot convert '(List|Dict)Config' to string", first):
+        return f"{key} is a {'list' if match[1] == 'List' else 'mapping'}; it takes text"
+    if "Incompatible value 'None'" in first or "is not Optional" in first:
+        return f"{key} is null; it takes a value, or drop it for its default"
     return f"{key}: {first}" if key else first

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.settings import Job, Select
+from pipeline.settings_train import Train
 
 
 def spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
@@ -69,6 +70,29 @@ def check_workers(job: Job, path: str) -> None:
         raise ConfigError(
             f"{path}: workers.train_least is {least}, but workers.train is {most}; the first is the fewest training "
             "processes to go on with, the second the most"
+        )
+
+
+def check_training(settings: Train, where: str, path: str) -> None:
+    """Numbers that belong together, and what only students have."""
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(settings, name)
+        if len(values) != 3 or not all(least <= value <= 1 for value in values):
+            span = "in 0..1" if name == "mean" else "above 0, at most 1"
+            raise ConfigError(
+                f"{path}: {where}.{name} is {values}; it takes three numbers {span}, one for each channel: those of pixel "
+                "values from 0 to 255 divided by 255"
+            )
+    for name, values in (
+        ("crop_scale", settings.crop_scale), ("crop_ratio", settings.crop_ratio), ("affine.scale", settings.affine.scale)
+    ):  # fmt: skip
+        if len(values) != 2 or values[0] > values[1] or values[0] <= 0:
+            raise ConfigError(
+                f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
+            )
+    if where == "teacher" and settings.init == "teacher":
+        raise ConfigError(
+            f"{path}: teacher.init is 'teacher', but only students have a teacher; `teacher.checkpoint` takes weights over"
         )
 
 

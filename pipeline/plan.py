@@ -153,12 +153,15 @@ def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], sources: Sources
                 given["checkpoint_every"] = training.checkpoint_every
             return given
         case "finetune":
+            trained, usual = identity_of(training_of(job, stage)), identity_of(Train(model=""))
+            carried = ("segments", "window", "precision")  # what it takes from the training before it
             return {
                 "settings": identity_of(job.finetune),
                 "seed": job.seed,
                 "model": _model(done[stage.needs[-1]]),
                 "labelled": content["labelled"],
                 "classes": sources.classes,
+                **{name: trained[name] for name in carried if trained.get(name) != usual.get(name)},
             }
         case "audit":
             generation = job.generations[stage.generation - 1]
@@ -216,7 +219,7 @@ def read_done(folder: str) -> Done | None:
     """What a finished stage left, or None where it has not finished."""
     try:
         record = storage.read_json(storage.join(folder, DONE))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # `run` says what is wrong with such an output
         return None
     return Done(folder=folder, **record)
 

@@ -42,7 +42,7 @@ def plan_table(job: Job) -> Group:
         return Group(table)
     prepared = job.data.root is not None or bool(found[0].done)
     shards = _shards_table(job, done) if prepared else "shards: written by the first stage"
-    return Group(shards, "", table, *_small_students(job, done), *_sorted_shards(job, found))
+    return Group(shards, "", table, *_notes_on_models(job, done), *_sorted_shards(job, found))
 
 
 def _sorted_shards(job: Job, found: Sequence[runner.Look]) -> list[str]:
@@ -55,17 +55,16 @@ def _sorted_shards(job: Job, found: Sequence[runner.Look]) -> list[str]:
     return [f"\n! {escape(note)}" for note in dict.fromkeys(notes) if note]
 
 
-def _small_students(job: Job, done: Mapping[str, Done]) -> list[str]:
-    """Warnings about students that are smaller than their teachers."""
-    from pipeline.stages import capacity  # seconds of imports, for jobs with students only
+def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
+    """Models that cannot be trained as the job says, and students that are smaller than their teachers."""
+    from pipeline.stages import capacity, train  # seconds of imports
 
-    if not job.generations:
-        return []
     try:
         classes = len(Sources(job, data_root(job, done), write=False).classes)
     except (UserError, KeyError):  # the data is not there yet; the class list changes counts of both by about the same
         classes = CLASSES
-    return [f"\n! {escape(text)}" for text in capacity.too_small(job, classes, done)]
+    wrong = [f"\n[red]✗[/red] {escape(text)}" for text in train.mistakes(job, classes, done)]
+    return wrong + [f"\n! {escape(text)}" for text in capacity.too_small(job, classes, done)]
 
 
 def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:

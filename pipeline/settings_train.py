@@ -26,7 +26,11 @@ class Train:
     )
     resolution: int = identity(224, "pixels per side in training and evaluation", low=4, high=4096)
     crop: float = identity(0.875, "share of the resized image that the test view keeps", low=0.1, high=1.0)
-    interpolation: str = identity("bicubic", "resampling of images", choices=("bilinear", "bicubic", "lanczos"))
+    interpolation: str = identity(
+        "bicubic",
+        "resampling of images; for lanczos training's views take bicubic",
+        choices=("bilinear", "bicubic", "lanczos"),
+    )
     mean: list[float] = identity([0.485, 0.456, 0.406], "mean per channel, in 0..1")
     std: list[float] = identity([0.229, 0.224, 0.225], "standard deviation per channel, in 0..1")
     duration: str = identity("350ep", "epochs of the labelled images (30ep) or steps (2000st)")
@@ -95,11 +99,13 @@ class Train:
         choices=("auto", "float32", "bfloat16"),
         neutral="auto",
     )
-    segments: int = identity(64, "parallel read positions in the order of a source", low=1, high=4096)
+    segments: int = identity(64, "parallel read positions in the order of a source", low=1, high=1024)
     window: int = identity(8, "shards mixed at a time inside a segment", low=1)
     evaluate_every: str = execution("5ep", "validation during training: 5ep, 200st, or 0st for the end only")
     evaluate_raw: bool = execution(False, "validate the weights themselves too, beside their moving average")
-    checkpoint_every: str = execution("500st", "durable position: 1ep or 500st; the best validation so far saves too")
+    checkpoint_every: str = execution(
+        "500st", "how often a checkpoint is written: 1ep or 500st; the best validation so far saves too"
+    )
     keep: int = execution(2, "last checkpoints kept, beside the best", low=1)
     compile: bool = execution(False, "torch.compile the model")
     parallel: str = execution(

@@ -6,9 +6,10 @@ interpolation, mean, std): all that is needed to build the model and to feed it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from pipeline import ensemble, storage
 from pipeline.data.images import View
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, OutputError, RemoteError, WeightsError
 
 WEIGHTS, CARD = "model.safetensors", "model.yaml"
 
@@ -58,7 +59,12 @@ def build_model(
     try:
         return models.create_model(name, num_classes=num_classes, **overrides)
     except ValueError as error:
-        raise ConfigError(f"model '{name}': {error}") from error
+        if name in models.list_models():
+            raise ConfigError(f"model '{name}': {error}") from error
+        import timm
+
+        timms = f"; timm's is written timm/{name}" if timm.is_model(name.split(".")[0]) else ""
+        raise ConfigError(f"{error}{timms}") from error
 
 
 def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -84,14 +90,34 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@contextlib.contextmanager
+def telling_full_disks() -> Iterator[None]:
+    """What the two libraries raise where a file cannot be written, as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error).rpartition(": ")[2]) from error
+    except RuntimeError as error:
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
 def save_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Write a state dict as safetensors, whole or not at all."""
+    """Write a state dict as safetensors, whole or not at all. OutputError: it cannot be written."""
     from safetensors.torch import save_file
 
     # Contiguous copies: safetensors refuses strided and shared storage, and channels-last weights are strided.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with storage.writing(path) as temporary:
-        save_file(plain, temporary)
+    try:
+        with storage.writing(path) as temporary, telling_full_disks():
+            save_file(plain, temporary)
+    except RemoteError:  # says itself what failed
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room there and run again"
+        ) from error
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, declare, settings, settings_train
+from pipeline import config, declare, job_file, settings, settings_train
 from pipeline.errors import ConfigError
 
 JOB = """
@@ -36,9 +36,37 @@ def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
     assert loaded.teacher.lr == 0.001
 
 
+def test_the_command_line_has_the_last_word_on_every_generation(job: str) -> None:
+    loaded = config.load(
+        job, ["student.lr=3", "student.affine.shear=4", "generations[1].student.lr=5", "select.per_class=6"]
+    )
+    first, second = loaded.generations
+    assert [(g.student.lr, g.student.affine.shear, g.select.per_class) for g in (first, second)] == [
+        (3, 4, 6),
+        (5, 4, 6),
+    ]
+    assert (first.student.affine.degrees, second.student.batch) == (5.0, 10)
+    assert config.load(job, ["student.lr=3", "generations=[{}]"]).generations[0].student.lr == 3
+
+
 @pytest.mark.parametrize(
     ("setting", "wanted"),
     [
+        ("student.unlabelled_ratio=1:3", ["unlabelled_ratio is '1:3'", "a number"]),  # YAML 1.1 has it as 63
+        ("teacher.batch=64.5", ["teacher.batch is '64.5'", "a whole number"]),
+        ("teacher.lr=.inf", ["teacher.lr is inf", "a finite number"]),
+        ("seed=null", ["seed is null", "drop it"]),
+        ("evaluate.sizes=224", ["evaluate.sizes", "takes a list"]),
+        ("data.labelled=[a, b]", ["data.labelled is a list", "takes text"]),
+        ("labels=hard", ["unknown key 'labels'", "student.labels"]),
+        ("teacher.base=recipe/digits.yaml", ["cannot set 'teacher.base'", "in the job file"]),
+        ("teacher.init=teacher", ["teacher.init", "only students"]),
+        ("teacher.mean=[0.5]", ["teacher.mean is [0.5]", "three numbers in 0..1"]),
+        ("student.std=[0, 1, 1]", ["generations[0].student.std is [0.0, 1.0, 1.0]", "above 0"]),
+        ("teacher.mean=[125, 122, 114]", ["teacher.mean is [125.0", "divided by 255"]),
+        ("teacher.crop_scale=[1.0, 0.08]", ["teacher.crop_scale is [1.0, 0.08]", "the least and the greatest"]),
+        ("teacher.affine.scale=[1.0]", ["teacher.affine.scale is [1.0]", "two numbers"]),
+        ("teacher.evaluate_every=0", ["teacher.evaluate_every", "0st for the end only"]),
         ("sed=1", ["'sed'", "'seed'"]),
         ("teacher.modle=x", ["'teacher.modle'", "'model'"]),
         ("generations[0].student.epochs=3", ["generations[0].student.epochs"]),
@@ -84,6 +112,24 @@ def test_bases_are_merged_at_any_depth_and_named_when_missing(tmp_path: Path) ->
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(ConfigError, match="leads back to itself"):
         config.load(str(tmp_path / "a.yaml"))
+
+
+def test_a_file_that_is_not_what_it_seems_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB + "teacher: {model: other}\n")
+    with pytest.raises(ConfigError, match=r"'teacher' is there twice.*line 2"):
+        config.load(str(path))
+    path.write_text(JOB, encoding="utf-16")
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
+        config.load(str(path))
+
+
+def test_numbers_are_those_of_yaml_1_2() -> None:
+    written = "[1, -2, 1e-3, 1E5, .5, 3., 1_000, 1:30, 2026-11-23, 0x10, 1.2.3, true, null, .inf]"
+    read = [1, -2, 0.001, 1e5, 0.5, 3.0, 1000, "1:30", "2026-11-23", "0x10", "1.2.3", True, None, float("inf")]
+    found = job_file.parse(written)
+    assert found == read and [type(value) for value in found] == [type(value) for value in read]
+    assert job_file.parse("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
 
 
 def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

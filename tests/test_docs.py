@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from pathlib import Path
+
+import pytest
+
+from pipeline import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +27,27 @@ def test_files_that_the_readme_names_are_there() -> None:
     )
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_commands_that_the_docs_show_are_ones() -> None:
+    """Of `python -m pipeline`; those with placeholders for arguments are not looked at."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "jobs").glob("*.yaml")]
+    shown = [
+        (file.name, match[1].strip())
+        for file in files
+        for match in re.finditer(
+            r"-m pipeline ((?:run|plan|status|submit|clean|ui|export|prepare) [^`#\n|…]*)", file.read_text()
+        )
+    ]
+    assert len(shown) > 20
+    for name, words in shown:
+        if words.endswith("\\"):  # alternatives in a table
+            continue
+        words = re.split(r"  +(?:or|\()", words)[0]
+        try:
+            cli._parse(shlex.split(words))
+        except SystemExit:
+            pytest.fail(f"{name} shows: python -m pipeline {words}")
 
 
 def test_label_file_docs_name_every_column() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.cluster import session
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
-from pipeline.cluster.room import nothing_fits, room
+from pipeline.cluster.room import accelerators, nothing_fits, room
 
 PATIENCE_SECONDS = 180.0
+
+log = logging.getLogger(__name__)
 
 
 class OnRay:
@@ -66,6 +69,11 @@ class OnRay:
             self._session.prepare()
             return training.fit_here(loop, spec)
         self._session.start()
+        if not resources.gpus and (unused := accelerators()):
+            log.warning(
+                "training runs on CPUs, for workers.gpus is 0, and the cluster has %d GPUs; set workers.gpus: 1 to use one for "
+                "each training process", unused,
+            )  # fmt: skip
         workers = resources.workers or max(room(resources), 1)
         least = min(resources.least or workers, workers)
         if self._session.embedded and room(resources) < least:

@@ -22,6 +22,13 @@ def room(resources: Resources, workers: int | None = None) -> int:
     return held if workers is None else min(held, workers)
 
 
+def accelerators() -> int:
+    """GPUs of the cluster's nodes, whoever uses them now."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def wait_for_room(resources: Resources, workers: int, patience: float) -> None:
     """Until the cluster's nodes can hold so many workers; ClusterError after `patience` seconds."""
     end = time.monotonic() + patience

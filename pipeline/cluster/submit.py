@@ -19,6 +19,7 @@ from pipeline.cluster.inline import last_line
 from pipeline.errors import ClusterError, ConfigError
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3  # the exit status of `submit`
+HANDED_ON = ("MLFLOW_TRACKING_URI",)  # variables of this shell that the job gets
 EXCLUDES = ["/runs/", "/.git/", "/.venv/", "/mlruns/", "*.db", "__pycache__/", "/.mypy_cache/", "/.ruff_cache/"]
 
 
@@ -29,14 +30,17 @@ def submit(
 
     `address` is the dashboard's, http://HOST:8265 (None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine).
     `working_dir` is uploaded and becomes the job's folder, a cache: the job's `output` must be absolute then, and
-    `job_path` lie inside. None: the job runs where the head was started. Without `follow`: 0 as soon as it is queued.
+    `job_path` lie inside. None: the job runs where the head was started. The job gets MLFLOW_TRACKING_URI. Without `follow`: 0 as soon as it is queued.
     """
     client = _connect(address)
+    environment: dict[str, Any] = {} if working_dir is None else {"working_dir": working_dir, "excludes": EXCLUDES}
+    if handed_on := {name: os.environ[name] for name in HANDED_ON if name in os.environ}:
+        environment["env_vars"] = handed_on
     job = job_path if working_dir is None else _inside(job_path, working_dir)
     try:
         submission = client.submit_job(
             entrypoint=shlex.join(["python", "-m", "pipeline", "run", job, *overrides]),
-            runtime_env={} if working_dir is None else {"working_dir": working_dir, "excludes": EXCLUDES},
+            runtime_env=environment,
         )
     except Exception as error:
         raise ClusterError(f"the Ray cluster at {_shown(address)} did not take the job: {_short(error)}") from error

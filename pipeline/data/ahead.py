@@ -45,7 +45,10 @@ class Ahead:
             return work(item), time.perf_counter() - start
 
         def submit(item: Item) -> bool:
-            if not (_acquire(self._room, closed) and _acquire(self._raw, closed)):
+            if not _acquire(self._room, closed):
+                return False
+            if not _acquire(self._raw, closed):
+                self._room.release()
                 return False
             future = self._pool.submit(timed, item)
             future.add_done_callback(lambda _: self._raw.release())

@@ -65,7 +65,8 @@ class Cache:
             return None
 
     def fetch(self, path: str, parts: Parts | None, closed: threading.Event) -> bool:
-        """Have a copy before it is needed; False where there is no room but that of copies just used, and when `closed`."""
+        """Have a copy before it is needed; False where there is no room but that of copies just used, and when `closed`.
+        OSError ENOSPC: the disk is full."""
         copy = self._copy(path, parts, time.time_ns() - int(SPARED * 1e9), closed)
         if copy is not None:
             copy.close()
@@ -95,9 +96,9 @@ class Cache:
                     half.unlink(missing_ok=True)
                 return _use(whole) if fits else None
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno == errno.ENOSPC and spared is None:  # a reader reads past the cache
                 return None
-            if error.filename is None or not str(error.filename).startswith(self.folder):
+            if error.errno == errno.ENOSPC or error.filename is None or not str(error.filename).startswith(self.folder):
                 raise
             raise ConfigError(
                 f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each node's "
@@ -119,13 +120,13 @@ class Cache:
                         taken += found.st_size
                         if spared is None or found.st_mtime_ns < spared:
                             copies.append((found.st_mtime_ns, entry, found.st_size))
+            if taken - sum(freed for _, _, freed in copies) > self.limit:
+                return False  # before copies are lost for nothing
             copies.sort()
-            while taken > self.limit and copies and size <= self.limit:
+            while taken > self.limit:
                 _, oldest, freed = copies.pop(0)
                 oldest.unlink(missing_ok=True)
                 taken -= freed
-            if taken > self.limit:
-                return False
             file.truncate(size)  # seen by others as taken from now on
             return True
 
@@ -167,7 +168,8 @@ def _use(whole: Path) -> IO[bytes] | None:
         file = whole.open("rb")
     except FileNotFoundError:
         return None
-    os.utime(file.fileno())
+    with contextlib.suppress(PermissionError):  # another user's
+        os.utime(file.fileno())
     return file
 
 
@@ -210,5 +212,8 @@ def _sweep(half: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        half.unlink(missing_ok=True)
-        return True
+        with contextlib.suppress(FileNotFoundError):  # nor one that another process has made meanwhile
+            if os.path.samestat(half.stat(), os.fstat(file.fileno())):
+                half.unlink()
+                return True
+        return False

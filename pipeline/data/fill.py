@@ -10,6 +10,7 @@ arrive, and never which.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from torch.utils.data import get_worker_info
 
 from pipeline import storage
 from pipeline.data import order, shards
-from pipeline.data.cache import SPARED, Ready
+from pipeline.data.cache import SPARED, Cache, Ready
+from pipeline.data.parts import Parts
 from pipeline.data.rows import Rows, TrainingShard, load_rows
 from pipeline.data.upcoming import upcoming
 from pipeline.errors import UserError
@@ -50,7 +52,7 @@ class Fill:
     """
 
     def __init__(self, feeds: Sequence[Feed], stop_step: int) -> None:
-        remote = [feed for feed in feeds if any(_kept(shard) for shard in feed.shards)]
+        remote = [f for f in feeds if f.part.start < f.part.stop and any(_kept(shard) for shard in f.shards)]
         # An order of its own: its segments would forget the loader's permutations.
         self.feeds = [dataclasses.replace(feed, order=dataclasses.replace(feed.order)) for feed in remote]
         self.stop_step = stop_step
@@ -97,6 +99,7 @@ class _Thread(threading.Thread):
         self.moved, self.closed = threading.Event(), threading.Event()
         self.failure: UserError | None = None
         self.warned = False
+        self.parts: dict[str | None, Parts | None] = {}  # by selection file, of the shards that are wanted
 
     def follow(self, step: int) -> None:
         if self.failure is not None:
@@ -124,33 +127,41 @@ class _Thread(threading.Thread):
     def _bring(self) -> bool:
         """Fetch what is wanted, until training moves on; False where something is to be tried again later."""
         wanted, self.until = self.fill.wanted(self.step)
+        kept = {shard.selection for _, _, shard in wanted}
+        self.parts = {selection: parts for selection, parts in self.parts.items() if selection in kept}
         complete = True
         for first, number, shard in wanted:
             if self.moved.is_set():
                 break
             if number % self.workers != self.worker:
                 continue
+            assert shard.cache is not None  # or it would not be wanted
             try:
-                if not self._fetch(shard):
-                    self._warn(shard, first)
+                if not self._fetch(shard, shard.cache):
+                    self._warn(first, f"data.cache_gb {shard.cache.limit / 1e9:g}", "raise it")
                     return False
-            except OSError as error:  # its images are asked for one by one, and who does that says what is wrong
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    self._warn(first, f"the disk of data.cache {shard.cache.folder} is full and", "free some")
+                    return False
+                # Its images are asked for one by one, and who does that says what is wrong.
                 log.warning("cannot copy %s to the cache yet: %s", storage.redact(shard.path), error)
                 complete = False
         return complete
 
-    def _fetch(self, shard: TrainingShard) -> bool:
-        assert shard.cache is not None
-        parts = load_rows(shard, soft=False).parts if shard.selection else None
-        return shard.cache.fetch(shard.path, parts, self.closed)
+    def _fetch(self, shard: TrainingShard, cache: Cache) -> bool:
+        if shard.selection and shard.selection not in self.parts:
+            self.parts[shard.selection] = load_rows(shard, soft=False).parts
+        parts = self.parts[shard.selection] if shard.selection else None
+        return cache.fetch(shard.path, parts, self.closed)
 
-    def _warn(self, shard: TrainingShard, first: int) -> None:
+    def _warn(self, first: int, what: str, remedy: str) -> None:
+        """Once, of a shard that step `first` reads."""
         if first <= self.step and not self.warned and not self.closed.is_set():
             self.warned = True
-            assert shard.cache is not None
             log.warning(
-                "data.cache_gb %g has no room for all shards that training reads from at a time: images of the others are "
-                "fetched one by one; raise it, or lower `window`", shard.cache.limit / 1e9,
+                "%s has no room for all shards that training reads from at a time: images of the others are fetched one by "
+                "one; %s, or lower `window`", what, remedy,
             )  # fmt: skip
 
 

@@ -130,10 +130,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """By EXIF, 1 … 8; 1 is upright."""
+    """By EXIF, 1 … 8; 1 is upright, and so is what EXIF does not know."""
     try:
         turn: int = image.getexif().get(ORIENTATION, 1)
-        return turn
+        return turn if turn in TRANSPOSE else 1
     except Exception:  # damaged EXIF data is no reason to lose a good picture
         return 1
 
@@ -240,6 +240,7 @@ def normalise(batch: torch.Tensor, view: View, dtype: torch.dtype | None = None)
     """uint8 [b, 3, s, s] -> (x / 255 - mean) / std on the batch's device, computed in float32, given as `dtype`."""
     import torch
 
-    mean = torch.tensor(view.mean, device=batch.device).view(1, -1, 1, 1)
-    std = torch.tensor(view.std, device=batch.device).view(1, -1, 1, 1)
-    return batch.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype or torch.float32)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (view.mean, view.std))
+    # Made on a GPU they would be waited for.
+    scale, shift = (part.to(batch.device, non_blocking=True) for part in (1 / (255 * std), mean / std))
+    return batch.to(torch.float32).mul_(scale).sub_(shift).to(dtype or torch.float32)

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from models.layout import channels_last
+from models.precision import has_bfloat16
 from pipeline import storage
 from pipeline.data import finished, images, labels, shards
 from pipeline.data.ahead import Ahead
@@ -112,7 +113,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
             f"({', '.join(spec.classes[:3])} …); give a teacher that was trained on the job's class list"
         )
     device = torch.device(spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = has_bfloat16(device)
     module = channels_last(module.eval().requires_grad_(False).to(device))
     if spec.compile:
         module.compile()

@@ -20,14 +20,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import storage
-from pipeline.data import fill, images, labels, order, policy
+from pipeline.data import fill, images, labels, loader_process, order, policy
 from pipeline.data.augment import Augment, seeded_view, undisturbed, view_and_operations
 from pipeline.data.batch import Kind, Packed, allocate
 from pipeline.data.jpeg import Jpeg, read
 from pipeline.data.rows import Rows, TrainingShard, load_rows
-from pipeline.errors import DataError, UserError
+from pipeline.errors import ConfigError, DataError, RemoteError, UserError
 
-ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process
+ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process, beyond those that are read at a time
 KEPT_BYTES = 256 << 20  # decoded small images kept in memory, per process
 KEPT_PIXELS = 128 * 128  # a larger image is not kept: few would fit
 SOURCE_CODES = {"labelled": 0, "pseudo": 1}
@@ -84,6 +84,7 @@ class TrainingData(Dataset):
         ]
         self._rows: OrderedDict[tuple[int, int], Rows] = OrderedDict()
         self._rows_bytes = 0
+        self._read_at_once = sum(min(len(source.shards), source.segments * source.window) for source in self.sources)
         self._kept: dict[tuple[int, int, int], Image.Image] = {}
         self._kept_bytes = 0
 
@@ -141,7 +142,7 @@ class TrainingData(Dataset):
         rows = load_rows(self.sources[number].shards[shard], soft=self._is_soft(number))
         self._rows[key] = rows
         self._rows_bytes += rows.nbytes
-        while self._rows_bytes > ROWS_BYTES and len(self._rows) > 1:
+        while self._rows_bytes > ROWS_BYTES and len(self._rows) > self._read_at_once:
             self._rows_bytes -= self._rows.popitem(last=False)[1].nbytes
         return rows
 
@@ -178,6 +179,8 @@ class TrainingData(Dataset):
                 view, to["operations"][place] = view_and_operations(image, self.augment, seed)
             else:
                 view = seeded_view(image, self.augment, seed)
+        except RemoteError:  # nobody's mistake, and says itself what failed
+            raise
         except OSError as error:
             raise DataError(
                 f"cannot read image {rows.index[row]} of {storage.redact(path)} ({type(error).__name__}: {error}); "
@@ -243,7 +246,7 @@ def batches(
         sampler=range(start_step, stop_step),
         num_workers=workers,
         collate_fn=_same,
-        worker_init_fn=partial(_begin, nice),
+        worker_init_fn=partial(loader_process.begin, nice, os.getpid()),
         generator=torch.Generator(),  # or the loader would draw its workers' seed from torch's global one
         pin_memory=pin_memory,
         multiprocessing_context=start_method if workers else None,
@@ -252,21 +255,17 @@ def batches(
 
 
 class _Reporting(Dataset):
-    """Gives a user's mistake as an item: raised in a worker, it would come back as a traceback."""
+    """Gives what has a sentence for the user as an item: raised in a worker, it would come back as a traceback."""
 
     def __init__(self, data: TrainingData, filling: fill.Fill) -> None:
         self.data, self.filling = data, filling
 
-    def __getitem__(self, step: int) -> Packed | UserError:
+    def __getitem__(self, step: int) -> Packed | UserError | RemoteError:
         try:
             self.filling.at(step)
             return self.data.pack(step)
-        except UserError as error:
+        except (UserError, RemoteError) as error:
             return error
-
-
-def _begin(nice: int, _worker: int) -> None:
-    os.nice(nice)
 
 
 def _same(item: Any) -> Any:
@@ -275,10 +274,19 @@ def _same(item: Any) -> Any:
 
 def _raising(ahead: DataLoader, filling: fill.Fill) -> Iterator[dict[str, Any]]:
     try:
-        for item in ahead:
-            if isinstance(item, UserError):
+        with loader_process.sigterm_blocked():
+            items = iter(ahead)  # starts the processes
+        for item in items:
+            if isinstance(item, UserError | RemoteError):
                 raise item
             yield unpacked(item)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise ConfigError(
+            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or `batch`, "
+            "or give the container more (docker run --shm-size)"
+        ) from error
     finally:
         filling.close()
 

@@ -1,6 +1,6 @@
 """Which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
 
-The contract is DESIGN.md, "The order of training data". A source's shards, permuted once by its seed, are laid end
+A source's shards, permuted once by its seed, are laid end
 to end and cut into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
 epoch is element p÷S of segment p mod S, so consecutive positions come from all segments. A segment is made of pieces
 (the parts of shards it covers). In every epoch its pieces are permuted, `window` of them in a row form a block, and
@@ -64,9 +64,9 @@ def permutation(length: int, *keys: int) -> np.ndarray:
     return np.argsort(mix(np.arange(length, dtype=np.uint64) ^ np.uint64(chain(*keys))), kind="stable")
 
 
-def segments_for(shards: int) -> int:
-    """The number of segments a stage fixes at its start: 64 unless there are fewer shards."""
-    return max(1, min(SEGMENTS, shards))
+def segments_for(shards: int, most: int = SEGMENTS) -> int:
+    """The number of segments a stage fixes at its start: `most` unless there are fewer shards."""
+    return max(1, min(most, shards))
 
 
 def share(n: int, rank: int, world: int) -> slice:

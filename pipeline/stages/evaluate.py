@@ -23,6 +23,7 @@ from torch import nn
 
 from models.layout import channels_last
 from models.measure import alternate, device_name, if_it_fits
+from models.precision import has_bfloat16
 from pipeline import storage, weights
 from pipeline.data.loader import TrainingShard
 from pipeline.errors import DataError
@@ -172,7 +173,7 @@ def _speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[
         """Inference images/s of each model at its own size: medians over alternating rounds."""
         with join() as world:
             device = world.device
-            dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+            dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
             models = {folder: weights.load_model(folder) for folder in folders}
             steps = {folder: _step(*models[folder], batch, device, dtype) for folder in folders}
             found = alternate(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)

@@ -11,15 +11,14 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline import config, storage, weights
-from pipeline.data import order
 from pipeline.data.augment import Augment
-from pipeline.data.loader import SoftTargets, TrainingSource
+from pipeline.data.loader import SoftTargets
 from pipeline.errors import ConfigError
 from pipeline.plan import training_of
 from pipeline.screen import percent
 from pipeline.stages import sizes
 from pipeline.stages.context import Context, Result
-from pipeline.stages.train import SEEDS_PER_JOB, indexed_shards, leave_model, steps_of
+from pipeline.stages.train import SEEDS_PER_JOB, indexed_shards, leave_model, source, steps_of
 from pipeline.train.fixed import ROLES, roles_of
 from pipeline.train.loop import TrainSpec
 from pipeline.train.loop import run as train
@@ -60,7 +59,7 @@ def make_spec(context: Context, card: weights.Card) -> TrainSpec:
         init=storage.join(context.needs[context.stage.needs[-1]].folder, weights.WEIGHTS),
         only=ROLES,
         seed=job.seed * SEEDS_PER_JOB + context.stage.generation,
-        sources=(TrainingSource("labelled", tuple(labelled), settings.batch, order.segments_for(len(labelled))),),
+        sources=(source("labelled", labelled, settings.batch, trained),),
         augment=Augment(card.size, view=card.view()),
         view=card.view(),
         soft=SoftTargets(smoothing=settings.label_smoothing),
@@ -75,6 +74,7 @@ def make_spec(context: Context, card: weights.Card) -> TrainSpec:
         ema=settings.ema,
         evaluate_every=config.steps(settings.evaluate_every, per_epoch),
         checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
+        precision=trained.precision,
         keep=trained.keep,
         compile=trained.compile,
         parallel=trained.parallel,

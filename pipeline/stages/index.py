@@ -101,6 +101,11 @@ def _check(context: Context, per_class: dict[str, np.ndarray], bad: Counter[str]
     for source, found in per_class.items():
         lost = sum(number for reason, number in bad.items() if reason.startswith(f"{source}:"))
         total = lost + int(found.sum())
+        if not total:
+            raise DataError(
+                f"the {source} shards hold no image (data.{source}: "
+                f"{', '.join(shard.name for shard in context.sources[source].shards[:3])}); name shards with images and labels"
+            )
         if lost == total or lost > context.job.data.max_bad_fraction * total:
             raise DataError(
                 f"{lost} of {total} {source} images cannot be used, more than data.max_bad_fraction "

@@ -22,6 +22,7 @@ import torch
 
 from models.measure import device_name
 from models.measure_model import CLASSES, Figures, Setup, measure_models
+from models.precision import has_bfloat16
 from pipeline import storage, weights
 from pipeline.errors import ClusterError
 from pipeline.settings import Measure, Measured
@@ -88,7 +89,7 @@ def _worker(folder: str, settings: Measure) -> Callable[[Sequence[Measured]], li
 
 def _setup(device: torch.device, settings: Measure) -> Setup:
     on_gpu = device.type == "cuda"
-    bfloat16 = settings.dtype == "bfloat16" or (settings.dtype == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    bfloat16 = settings.dtype == "bfloat16" or (settings.dtype == "auto" and has_bfloat16(device))
     return Setup(
         device=device,
         dtype=torch.bfloat16 if bfloat16 else torch.float32,

@@ -38,5 +38,5 @@ def advice(folder: str, settings: Train, seed: int) -> str | None:
     table = labels.read_labels(path)
     shard, label, images = (table[name].to_numpy() for name in ("shard", "label", "images"))
     held = np.split(np.repeat(label, images), np.cumsum(np.bincount(shard, images).astype(np.int64))[:-1])
-    segments = min(settings.segments, order.segments_for(len(held)))
+    segments = order.segments_for(len(held), settings.segments)
     return shuffle_quality.advice(held, "labelled", seed, segments, settings.window, settings.batch)

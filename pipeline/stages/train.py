@@ -9,12 +9,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from pipeline import config, storage, weights
 from pipeline.data import augment, labels, order
 from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.plan import stages_of, training_of
+from pipeline.plan import Done, Stage, stages_of, training_of
 from pipeline.screen import percent
+from pipeline.settings import Job
 from pipeline.settings_train import Train
 from pipeline.stages import index, shuffle, sizes
 from pipeline.stages.capacity import smaller
@@ -69,32 +73,62 @@ def check_models(context: Context) -> None:
     ]
     for stage in ahead:
         settings = training_of(job, stage)
-        overrides = architecture_overrides(settings)
-        model = weights.build_model(settings.model, len(context.sources.classes), overrides)
+        model = check_settings(stage, settings, len(context.sources.classes))
         sizes.check_size(model, settings.model, settings.resolution)
         sizes.check_further_sizes(model, settings.model, job.evaluate.sizes)
         steps_of(stage.name, settings.duration, labelled, settings.batch)
-        try:
-            augment_of(settings)
-        except ConfigError as error:
-            raise ConfigError(f"{stage.name}: {error}") from error
         if job.finetune.resolution and stage is ahead[-1]:
             sizes.check_size(model, settings.model, job.finetune.resolution)
             roles_of(model)
             steps_of("finetune", job.finetune.duration, labelled, job.finetune.batch)
 
 
+def check_settings(stage: Stage, settings: Train, classes: int) -> nn.Module:
+    """The model of a training stage. ConfigError, with the stage's name: it, or what it is to be trained with, cannot be."""
+    try:
+        augment_of(settings)
+        if stage.generation:
+            pseudo_per_step(settings)
+        return weights.build_model(settings.model, classes, architecture_overrides(settings))
+    except ConfigError as error:
+        raise ConfigError(f"{stage.name}: {error}") from error
+
+
+def mistakes(job: Job, classes: int, done: Mapping[str, Done]) -> list[str]:
+    """What `check_settings` says of the stages that are not done; the models are built without memory for weights."""
+    found = []
+    for stage in stages_of(job, done):
+        if stage.kind == "train" and stage.name not in done:
+            try:
+                with torch.device("meta"):
+                    check_settings(stage, training_of(job, stage), classes)
+            except ConfigError as error:
+                found.append(str(error))
+    return found
+
+
+def pseudo_per_step(settings: Train) -> int:
+    """Pseudo-labelled images in a global step; ConfigError where rounding leaves none of those that were asked for."""
+    found = round(settings.unlabelled_ratio * settings.batch)
+    if settings.unlabelled_ratio and not found:
+        raise ConfigError(
+            f"unlabelled_ratio {settings.unlabelled_ratio:g} × batch {settings.batch} is less than one pseudo-labelled image "
+            "a step; raise one of them, or write unlabelled_ratio: 0 for none"
+        )
+    return found
+
+
 def make_spec(context: Context, settings: Train) -> TrainSpec:
     """The TrainSpec of a training stage: epochs become steps, patterns become shards with counts."""
     job, stage = context.job, context.stage
     labelled = indexed_shards(context, "labelled")
-    sources = [_source("labelled", labelled, settings.batch, settings)]
+    sources = [source("labelled", labelled, settings.batch, settings)]
     if stage.generation:
         selected = selected_shards(context)
-        sources.append(_source("pseudo", selected, round(settings.unlabelled_ratio * settings.batch), settings))
-    sources = [source for source in sources if source.per_step]
+        sources.append(source("pseudo", selected, pseudo_per_step(settings), settings))
+    sources = [used for used in sources if used.per_step]
     steps, per_epoch = steps_of(stage.name, settings.duration, labelled, settings.batch)
-    per_step = sum(source.per_step for source in sources)
+    per_step = sum(used.per_step for used in sources)
     teacher = context.needs[stage.needs[-1]].folder if stage.generation else ""
     return TrainSpec(
         folder=context.folder,
@@ -152,7 +186,8 @@ def steps_of(stage: str, duration: str, labelled: Sequence[TrainingShard], batch
     return steps, images / batch
 
 
-def _source(name: str, shards: Sequence[TrainingShard], per_step: int, settings: Train) -> TrainingSource:
+def source(name: str, shards: Sequence[TrainingShard], per_step: int, settings: Train) -> TrainingSource:
+    """These shards in the order of `settings`. TrainingError: too few images for a step."""
     held = sum(shard.count for shard in shards)
     if name == "pseudo" and per_step > held:
         raise TrainingError(
@@ -160,7 +195,7 @@ def _source(name: str, shards: Sequence[TrainingShard], per_step: int, settings:
             f"{settings.batch}), but the selection holds {held:,}, copies included; lower unlabelled_ratio or batch, or let "
             "`select` keep more (a lower threshold, a higher per_class)"
         )
-    segments = min(settings.segments, order.segments_for(len(shards)))
+    segments = order.segments_for(len(shards), settings.segments)
     return TrainingSource(name, tuple(shards), per_step, segments, settings.window)
 
 
@@ -212,17 +247,16 @@ def card_of(settings: Train, classes: list[str]) -> weights.Card:
 def augment_of(settings: Train) -> augment.Augment:
     """The training view of these settings."""
     affine = settings.affine
-    moved = augment.Affine(affine.degrees, affine.translate, _pair(affine.scale, "affine.scale"), affine.shear)
+    mean = (settings.mean[0], settings.mean[1], settings.mean[2])
+    moved = augment.Affine(affine.degrees, affine.translate, _pair(affine.scale), affine.shear)
     return augment.Augment(
-        size=settings.resolution, policy=settings.augment, ops=tuple(settings.augment_ops), scale=_pair(settings.crop_scale, "crop_scale"),
-        ratio=_pair(settings.crop_ratio, "crop_ratio"), flip=settings.flip, affine=None if moved == augment.Affine() else moved,
-        interpolation=settings.interpolation, mean=(settings.mean[0], settings.mean[1], settings.mean[2]),
+        size=settings.resolution, policy=settings.augment, ops=tuple(settings.augment_ops), scale=_pair(settings.crop_scale),
+        ratio=_pair(settings.crop_ratio), flip=settings.flip, affine=None if moved == augment.Affine() else moved,
+        interpolation="bicubic" if settings.interpolation == "lanczos" else settings.interpolation, mean=mean,
         on_device=settings.augment_on == "device" and bool(settings.augment))  # fmt: skip
 
 
-def _pair(values: list[float], name: str) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ConfigError(f"{name} is {values}; it takes two numbers, the least and the greatest")
+def _pair(values: list[float]) -> tuple[float, float]:
     return values[0], values[1]
 
 

@@ -10,16 +10,19 @@ has no number for NaN and infinities: they are written as null, so readers skip 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import remote, storage
+from pipeline.errors import OutputError
 
 NAME = "metrics.jsonl"
 PART = re.compile(r"metrics-(\d{6,})\.jsonl")
@@ -37,13 +40,14 @@ class Journal:
         self.file = None if storage.is_url(folder) else _open(folder)
 
     def log(self, step: int, total: int | None = None, **values: float | int | str) -> None:
-        """Append one record. `step` counts from 0 up to `total` (None: unknown)."""
+        """Append one record. `step` counts from 0 up to `total` (None: unknown). OutputError: it cannot be written."""
         record: dict[str, Any] = {"step": int(step), "total": total, "time": round(time.time(), 3)}
         record.update((name, _plain(value)) for name, value in values.items())
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         if self.file is not None:
-            self.file.write(line)
-            self.file.flush()
+            with self._telling():
+                self.file.write(line)
+                self.file.flush()
             return
         self.waiting.append(line)
         if time.monotonic() - self.part_time >= PART_SECONDS:
@@ -52,14 +56,25 @@ class Journal:
     def flush(self) -> None:
         """Make all records durable: before a checkpoint counts as written, or its records may be lost."""
         if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            with self._telling():
+                self.file.flush()
+                os.fsync(self.file.fileno())
         elif self.waiting:
             last = max((_number(name) for name in _parts(self.folder)), default=0)
             part = storage.join(self.folder, f"metrics-{last + 1:06d}.jsonl")
             storage.write_bytes(part, b"".join(self.waiting))
             self.waiting.clear()
         self.part_time = time.monotonic()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {storage.join(self.folder, NAME)}: {(error.strerror or str(error)).lower()}; make room there "
+                "and run again"
+            ) from error
 
     def cut(self, step: int) -> None:
         """Drop the records after `step`: a run resumed from the checkpoint of `step` measures them again."""

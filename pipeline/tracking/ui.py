@@ -6,8 +6,10 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
-from pipeline.tracking.runs import store_uri
+from pipeline.errors import OutputError
+from pipeline.tracking.runs import is_sqlite, store_uri
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -32,6 +34,10 @@ def ui(output: str, uri: str | None = None, port: int = 5000) -> int:
     if store.startswith(("http://", "https://")):
         print(store)
         return 0
+    if is_sqlite(store) and not Path(store.removeprefix("sqlite:///")).exists():
+        raise OutputError(
+            f"there is no {store.removeprefix('sqlite:///')}: this job has not run yet, or without tracking"
+        )
     call = [sys.executable, "-m", "mlflow", *arguments(output, uri, port)]
     try:
         return subprocess.run(call, env={**os.environ, **QUIET}, check=False).returncode

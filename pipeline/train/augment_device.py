@@ -28,7 +28,7 @@ def augment(pixels: Tensor, settings: Augment, operations: Tensor) -> Tensor:
     """
     views = pixels.clone()
     arguments = operations.to(pixels.device, non_blocking=True)
-    fill = torch.tensor(fill_of(settings), dtype=torch.uint8, device=pixels.device)[:, None, None]
+    fill = torch.tensor(fill_of(settings), dtype=torch.uint8).to(pixels.device, non_blocking=True)[:, None, None]
     kinds = operations[:, :, 0].numpy().astype(np.int64)
     for layer in range(operations.shape[1]):
         for members, change in (
@@ -40,7 +40,7 @@ def augment(pixels: Tensor, settings: Augment, operations: Tensor) -> Tensor:
         ):
             chosen = np.flatnonzero(np.isin(kinds[:, layer], [KINDS.index(name) for name in members]))
             if len(chosen):
-                rows = torch.from_numpy(chosen).to(pixels.device)
+                rows = torch.from_numpy(chosen).to(pixels.device, non_blocking=True)
                 views[rows] = change(views[rows], kinds[chosen, layer], arguments[rows, layer, 1:])
     return views
 
@@ -52,7 +52,7 @@ def _by_tables(x: Tensor, kinds: np.ndarray, arguments: Tensor) -> Tensor:
     for name, make in TABLES.items():
         chosen = np.flatnonzero(kinds == KINDS.index(name))
         if len(chosen):
-            rows = torch.from_numpy(chosen).to(x.device)
+            rows = torch.from_numpy(chosen).to(x.device, non_blocking=True)
             tables[rows] = make(x[rows], levels, arguments[rows, 0, None, None])
     return _values(tables).gather(2, x.flatten(2).long()).view_as(x)
 

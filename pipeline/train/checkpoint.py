@@ -132,7 +132,7 @@ class Checkpoints:
         except OSError as error:
             raise OutputError(
                 f"cannot write checkpoint {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room "
-                "there or choose another `output`, and run again: training goes on from the checkpoint before it"
+                "there and run again: training goes on from the checkpoint before it"
             ) from error
 
 
@@ -186,10 +186,15 @@ def load(folder: str, step: int) -> Checkpoint:
     )
 
 
-def newest_path(folder: str) -> str | None:
-    """Where the newest checkpoint lies, for messages; its content is not looked at."""
-    found = _list(folder)
-    return storage.join(folder, FOLDER, found[0][1]) if found else None
+def newest_path(folder: str, step: float) -> str | None:
+    """Where the newest checkpoint up to `step` lies, for messages; its content is not looked at."""
+    found = [name for saved, name in _list(folder) if saved <= step]
+    return storage.join(folder, FOLDER, found[0]) if found else None
+
+
+def is_there(folder: str, step: int) -> bool:
+    """Whether there is a checkpoint of this step; its content is not looked at."""
+    return storage.exists(storage.join(_path(folder, step), MANIFEST))
 
 
 def check_architecture(found: Checkpoint, architecture: Mapping[str, Any]) -> None:

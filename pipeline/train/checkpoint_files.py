@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pipeline import storage
+from pipeline.weights import telling_full_disks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -34,11 +34,11 @@ def write(path: str, content: Mapping[str, Any], facts: Mapping[str, Any]) -> No
     discard(path)  # a damaged or half-uploaded one of the same step
     with _building(path) as local:
         for name in ("model", "ema"):
-            with storage.writing(storage.join(local, f"{name}.safetensors")) as temporary, _full_disks():
+            with storage.writing(storage.join(local, f"{name}.safetensors")) as temporary, telling_full_disks():
                 save_file({key: _in_order(tensor) for key, tensor in content[name].items()}, temporary)
         with (
             storage.writing(storage.join(local, "optimizer.pt")) as temporary,
-            _full_disks(),
+            telling_full_disks(),
             Path(temporary).open("wb") as file,  # given the name alone, torch would not say why it failed
         ):
             torch.save(content["optimizer"], file)
@@ -56,17 +56,6 @@ def _in_order(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.bfloat16:  # which numpy does not know
         return _in_order(tensor.view(torch.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(tensor.numpy()).reshape(tensor.shape))  # it makes a scalar a vector
-
-
-@contextlib.contextmanager
-def _full_disks() -> Iterator[None]:
-    """What the two libraries raise where a file cannot be written, as the OSError that it is."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error).rpartition(": ")[2]) from error
-    except RuntimeError as error:
-        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 @contextlib.contextmanager

@@ -10,11 +10,15 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed
 
 from pipeline.errors import ConfigError
+
+PATIENCE = timedelta(minutes=30)
+"""With the other workers: rank 0 may be busy with a slow store. NCCL's own is 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class World:
 
     def any(self, value: bool) -> bool:
         """Whether it is true of a worker. Every worker calls it."""
+        if self.size == 1:
+            return value
         return bool(self.sum(torch.tensor([float(value)], device=self.device)).item())
 
     def agree(self, value: int) -> int:
@@ -51,7 +57,7 @@ class World:
 @contextlib.contextmanager
 def join() -> Iterator[World]:
     """The world of this process: torch.distributed's where that is set up (Ray Train), else that of
-    torchrun's environment, set up here and torn down at the end, else one worker alone."""
+    torchrun's environment, set up here and torn down at a good end, else one worker alone."""
     if torch.distributed.is_initialized():
         yield _here()
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
@@ -64,7 +70,11 @@ def join() -> Iterator[World]:
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
-    this machine, else gloo. ConfigError: more processes than GPUs."""
+    this machine, else gloo. ConfigError: more processes than GPUs.
+
+    Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message of
+    what went wrong still to be shown.
+    """
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpus and local >= gpus:
         raise ConfigError(
@@ -73,13 +83,11 @@ def process_group() -> Iterator[None]:
         )
     if gpus:
         torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl", device_id=torch.device("cuda", local))
+        torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
     else:
-        torch.distributed.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def _here() -> World:

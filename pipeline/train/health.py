@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.train import checkpoint
 from pipeline.train.dist import World
 from pipeline.train.parallel import parts
+from pipeline.train.spec import TrainSpec
 
 
 class Diverged(Exception):
@@ -51,11 +52,12 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     return not floats or bool(torch.isfinite(torch.stack(torch._foreach_norm(floats, math.inf))).all())
 
 
-def advice(folder: str) -> str:
-    """What to do about a rate that diverges, and what is left."""
-    path = checkpoint.newest_path(folder)
+def advice(spec: TrainSpec, step: float) -> str:
+    """What to do about a rate that diverges, and what is left: the newest checkpoint up to `step`."""
+    path = checkpoint.newest_path(spec.folder, step)
     good = f"the last good checkpoint is {storage.redact(path)}" if path else "there is no checkpoint yet"
-    return f"lower `lr`, lengthen `warmup`, or let `rollbacks` lower it on the way ({good})"
+    lowers = "" if spec.only else ", or let `rollbacks` lower it on the way"  # a fine-tune has no such setting
+    return f"lower `lr`, lengthen `warmup`{lowers} ({good})"
 
 
 @contextlib.contextmanager
@@ -67,7 +69,7 @@ def termination() -> Iterator[threading.Event]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked loader process inherited this: end as if it had not
+        if os.getpid() != owner:  # a process that has just been forked inherited this: end as if it had not
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         stopping.set()

@@ -8,9 +8,9 @@ random is a function of (seed, step) or of (seed, step, rank).
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
-import os
 import signal
 import sys
 import threading
@@ -27,6 +27,7 @@ from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint
 from pipeline.train.dist import World, average_buffers, join
 from pipeline.train.evaluate import Memory
+from pipeline.train.feeding import NICE, loading_processes
 from pipeline.train.health import Diverged, advice, check_weights, checked_mean, finite, termination
 from pipeline.train.optim import learning_rate
 from pipeline.train.parallel import parts, state_of
@@ -38,13 +39,6 @@ from pipeline.train.validate import better, validate
 __all__ = ["TrainSpec", "run"]
 
 log = logging.getLogger(__name__)
-
-NICE = 10
-"""Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
-that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait for a batch."""
-
-
-MOST_LOADING = 8
 
 
 def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
@@ -59,6 +53,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
         if world.agree(int(ended is not None)):
             return ended or checkpoint.read_result(spec.folder) or {}
         _check_shares(spec, world)
+        torch.backends.cudnn.benchmark = True  # batches are of one size
         result = _train(spec, world, stopping, leaving)
         if stopping.is_set():  # too late to leave, but what called this would go on
             _stop(spec.steps, spec)
@@ -85,11 +80,13 @@ def _train(
         except Diverged as error:
             if rollbacks >= spec.rollbacks:
                 tried = f" after going back {rollbacks} times" if rollbacks else ""
-                raise TrainingError(f"{error}{tried}; {advice(spec.folder)}") from None
+                known = math.inf if trainee.saved else first  # newer ones were ill
+                raise TrainingError(f"{error}{tried}; {advice(spec, known)}") from None
             before = first if diverged and not trainee.saved else math.inf
             diverged = error.with_traceback(None)  # which holds on to the trainee
         rollbacks += 1
         del trainee  # a device may have no room for two
+        gc.collect()  # FSDP's modules are in cycles
 
 
 def _run_steps(
@@ -106,23 +103,27 @@ def _run_steps(
     cut_up = world.size > 1 and spec.parallel == "fsdp"  # saving takes all workers
     with contextlib.ExitStack() as open_until_the_end:
         # ---- journal and checkpoints: rank 0 alone writes --------------------------------------------------
-        journal, saved = None, None
+        journal, checkpoints = None, None
         if world.main:
             journal = open_until_the_end.enter_context(Journal(spec.folder))
             _begin(journal, trainee, spec, diverged)
-            saved = open_until_the_end.enter_context(checkpoint.Checkpoints(spec.folder, spec.keep))
-            saved.reserve(model, trainee.optimizer)
+            checkpoints = open_until_the_end.enter_context(checkpoint.Checkpoints(spec.folder, spec.keep))
+            checkpoints.reserve(model, trainee.optimizer)
+
+        def settle(rate: float) -> None:
+            check_weights(model, trainee.step, rate, world)
+            average_buffers(world, model, average.module)
 
         def save() -> None:
             weights, optimizer = state_of(model, trainee.optimizer)
             averaged, _ = state_of(average.module)
-            if journal and saved:
+            if journal and checkpoints:
                 journal.flush()  # a checkpoint promises that all before it is on record
                 facts = {**state, "architecture": spec.architecture, "world_size": world.size}
                 best = {state["best"]["step"]} if "best" in state else set()
-                saved.save(trainee.step, model=weights, ema=averaged, optimizer=optimizer, state=facts, also=best)
+                checkpoints.save(trainee.step, model=weights, ema=averaged, optimizer=optimizer, state=facts, also=best)
                 if stopping.is_set():
-                    saved.wait()  # before it is said to be saved
+                    checkpoints.wait()  # before it is said to be saved
             trainee.saved = True
 
         # ---- steps -----------------------------------------------------------------------------------------
@@ -143,12 +144,12 @@ def _run_steps(
             losses.append(update(trainee, batch, rate, spec, world))
             step = trainee.step
 
-            # Now and then: record, validate, save; and stop when told to, but not between a step and its validation.
+            # Now and then: record, validate, save; and stop when told to.
             validates = bool(spec.validation) and _due(step, spec.evaluate_every, spec.steps)
             saves = _due(step, spec.checkpoint_every, spec.steps)
-            if stopping.is_set() and world.main and not (validates or cut_up):
-                _leave(trainee, losses, spec, save)
             if not (validates or saves or step % spec.log_every == 0):
+                if stopping.is_set() and world.main and not cut_up:
+                    _leave(trainee, losses, spec, save)
                 continue
             mean_loss = checked_mean(losses, step, rate, world)
             losses.clear()
@@ -158,13 +159,8 @@ def _run_steps(
                 journal.log(step, spec.steps, kind="train", loss=mean_loss, lr=rate, **passed)
             if leaving and world.any(leaving()):
                 leaving, saves = None, True
-            if stops := cut_up and world.any(stopping.is_set()):
-                stopping.set()
-                saves = True
-            if validates or saves:
-                check_weights(model, step, rate, world)
-                average_buffers(world, model, average.module)
             if validates:
+                settle(rate)
                 found, shown = validate(trainee, spec, world, decoded)
                 if not math.isfinite(found["loss"]):
                     raise Diverged(
@@ -176,7 +172,11 @@ def _run_steps(
                     saves = True
                 if journal:
                     journal.log(step, spec.steps, kind="validation", **shown)
-            if saves:
+            if stops := world.any(stopping.is_set()):
+                stopping.set()
+            if saves or stops:
+                if not validates:
+                    settle(rate)
                 save()
             if stops:
                 _stop(trainee.step, spec)
@@ -206,7 +206,7 @@ def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverg
 
 
 def _leave(trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, save: Callable[[], None]) -> NoReturn:
-    """SIGTERM: save what rank 0 can without the other workers (there is no time to agree), and end."""
+    """SIGTERM between two records: save what rank 0 can without the other workers, whom it would have to wait for, and end."""
     if not finite([*losses, *parts(trainee.model)]):
         log.warning("stopped by SIGTERM at step %d of %d, not saved: it has diverged", trainee.step, spec.steps)
         sys.exit(128 + signal.SIGTERM)
@@ -244,16 +244,6 @@ def _best(folder: str, step: int) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{error}, and it held the best weights; delete {storage.redact(folder)} to train again, or set `weights: last`"
         ) from error
-
-
-def loading_processes(spec: TrainSpec, world: World) -> int:
-    """As many as are told. Else a GPU gets its share of the cores but one, at most MOST_LOADING; on the CPU training needs all."""
-    if spec.workers is not None:
-        return spec.workers
-    if world.device.type == "cpu":
-        return 0
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(share - 1, 1), MOST_LOADING)
 
 
 def _check_shares(spec: TrainSpec, world: World) -> None:

@@ -24,10 +24,10 @@ def mix(pixels: Tensor, targets: Tensor, *, mixup: float, cutmix: float, seed: i
     b, _, height, width = pixels.shape
     partner, rows, columns = _draw(b, height, width, mixup, cutmix, np.random.default_rng(seed))
     theirs = rows.mean(axis=1) * columns.mean(axis=1)
-    other = torch.from_numpy(partner).to(pixels.device)
+    other = torch.from_numpy(partner).to(pixels.device, non_blocking=True)
     working = pixels.dtype if pixels.is_floating_point() else torch.float32
-    y, x = (torch.from_numpy(part).to(pixels.device, working) for part in (rows, columns))
-    share = torch.from_numpy(theirs).to(targets.device, targets.dtype)[:, None]
+    y, x = (torch.from_numpy(part).to(pixels.device, working, non_blocking=True) for part in (rows, columns))
+    share = torch.from_numpy(theirs).to(targets.device, targets.dtype, non_blocking=True)[:, None]
     mine = pixels.to(working)
     # lerp gives either image bit for bit where the weight is 0 or 1, as outside and inside a box.
     mixed = torch.lerp(mine, mine[other], y[:, None, :, None] * x[:, None, None, :])

@@ -158,10 +158,9 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients down to a norm of at most `max_norm` over the whole model; the norm that they had."""
-    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def clip(model: nn.Module, max_norm: float) -> None:
+    """Scale the gradients down to a norm of at most `max_norm` over the whole model. Every worker calls it."""
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
 def state_of(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.layout import channels_last
+from models.precision import has_bfloat16
 from pipeline.errors import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.dist import World
@@ -23,7 +24,7 @@ from pipeline.weights import build_model, load_state, read_state
 
 log = logging.getLogger(__name__)
 
-SYNC_BELOW = 32  # images of a worker in a step: below this, batch norm on GPUs sees those of all workers
+SYNC_BELOW = 32  # images that a worker takes through the network at once: below this, batch norm on GPUs sees those of all workers
 
 
 @dataclass
@@ -65,10 +66,17 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     torch.manual_seed(spec.seed)
     model = build_model(spec.model, spec.classes, spec.overrides, spec.pretrained and not (resumed or spec.init))
     if resumed:
-        load_state(model, resumed.model, resumed.path)
+        load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is cut up already
     elif spec.init:
         load_state(model, read_state(spec.init), spec.init)
     state: dict[str, Any] = resumed.state if resumed else {"sync_batch_norm": _sync_batch_norm(spec, model, world)}
+    if "best" in state and not world.agree(int(checkpoint.is_there(spec.folder, state["best"]["step"]))):
+        # It made room for a better one, before the run went back to where this one was the best.
+        log.warning(
+            "the best weights so far, of step %d, are gone; the best is that of the steps to come",
+            state["best"]["step"],
+        )
+        del state["best"]
     if state["sync_batch_norm"] and on_gpu:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = (channels_last(model) if spec.channels_last else model).train()
@@ -98,7 +106,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the GPU has it, else float32; or one of them by name."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     if name not in known:
         raise ConfigError(f"precision is '{name}'; allowed are auto, {', '.join(known)}")
     return known[name]
@@ -119,10 +127,10 @@ def _sync_batch_norm(spec: TrainSpec, model: nn.Module, world: World) -> bool:
     """Whether batch norm sees the images of all workers; decided once, and kept in the checkpoints."""
     if world.size == 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return False
-    share = spec.images_per_step // world.size
+    share = spec.images_per_step // world.size // spec.accumulate
     if world.device.type != "cuda" and world.main:
         log.warning(
-            "on CPUs batch norm sees only the %d images of one worker: torch cannot synchronise it there",
+            "on CPUs batch norm sees only %d images, one worker's at a time: torch cannot synchronise it there",
             share,
         )
     return share < SYNC_BELOW and world.device.type == "cuda"

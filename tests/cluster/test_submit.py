@@ -18,6 +18,7 @@ PIPELINE = """\
 import os, sys, time
 print("arguments", sys.argv[1:], flush=True)
 print("in", os.getcwd(), flush=True)
+print("tracking", os.environ.get("MLFLOW_TRACKING_URI"), flush=True)
 if "do=fail" in sys.argv:
     sys.exit(2)
 if "do=wait" in sys.argv:
@@ -60,12 +61,14 @@ def test_a_job_outside_the_working_directory_is_refused(head: Head, tree: Path) 
 
 @pytest.mark.slow
 def test_a_job_runs_where_the_head_was_started_with_its_arguments_intact(
-    head: Head, tree: Path, capfd: pytest.CaptureFixture[str]
+    head: Head, tree: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert submit("jobs/a b.yaml", ["a.b=[1, 'x']", "c=$HOME"], None, None) == 0
     out = capfd.readouterr().out
     assert """arguments ['run', 'jobs/a b.yaml', "a.b=[1, 'x']", 'c=$HOME']""" in out
     assert f"in {tree.resolve()}\n" in out
+    assert "tracking http://tracking:5000\n" in out
 
 
 @pytest.mark.slow

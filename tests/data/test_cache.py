@@ -111,7 +111,7 @@ def test_a_shard_for_which_there_is_no_room_is_read_past_the_cache(s3: S3, tmp_p
         fcntl.flock(other, fcntl.LOCK_EX)
         assert cache.open_read(s3.put("past/m.bin", b"m" * 90)).read() == b"m" * 90
         assert (tmp_path / ".tmp-other").exists()
-    assert not copies(tmp_path)
+    assert len(copies(tmp_path)) == 1, "whose end would not have made room enough"
 
 
 def test_a_killed_download_leaves_nothing_that_counts(s3: S3, tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ def singles(seen: list[Seen]) -> int:
     return sum(request.method == "GET" and request.stop is not None for request in seen)
 
 
+def test_a_rank_without_images_of_a_source_fetches_nothing_of_it(uploaded: TrainingSource, tmp_path: Path) -> None:
+    """Three images of a step for eight ranks; of the first none."""
+    plan = follower(cached(uploaded, tmp_path))
+    [feed] = plan.feeds
+    assert Fill([dataclasses.replace(feed, per_step=3, part=share(3, 0, 8))], STEPS).feeds == []
+    assert Fill([dataclasses.replace(feed, per_step=3, part=share(3, 7, 8))], STEPS).wanted(0)[0]
+
+
 def test_shards_are_there_before_the_window_reaches_them(
     local: TrainingSource, uploaded: TrainingSource, s3: S3, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_a_crop_larger_than_the_view_is_decoded_smaller(side, decoded, monkeypat
     assert distance(view, picture().resize((side, side), BICUBIC)).mean() < 2.5
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("turn", [*range(1, 9), 9, 90])  # the last two are none: nothing is turned
 @pytest.mark.parametrize("side", [16, 120])
 def test_orientation_is_known_before_decoding(turn, side):
     exif = Image.Exif()

@@ -284,6 +284,19 @@ def test_running_ahead_keeps_the_order_and_is_bounded() -> None:
     assert consumed == 500 and set(seconds) == {"read", "decode", "wait"}
 
 
+def test_a_stream_closed_while_it_waits_leaves_all_room_to_the_next() -> None:
+    busy = threading.Event()
+    ahead = Ahead(threads=1, ahead=8)
+    stream = ahead.run(range(20), lambda number: number == 0 or busy.wait(), {})
+    assert next(stream)
+    while ahead._room._value > 3:  # four items wait for the thread, and the next one has room but no place among them
+        threading.Event().wait(0.001)
+    stream.close()
+    busy.set()
+    assert ahead._room._value == 8
+    ahead.close()
+
+
 @pytest.mark.parametrize("where", ["reading", "working"])
 def test_running_ahead_raises_what_went_wrong_and_leaves_no_thread(where: str) -> None:
     before = set(threading.enumerate())

@@ -82,6 +82,13 @@ def test_a_class_renamed_is_another_class_list(world: World) -> None:
     assert ran(world) == small.STAGES
 
 
+def test_shards_without_an_image_are_named(tmp_path: Path) -> None:
+    world = small.make(tmp_path)
+    tars.shard(world.shards / "test-000.tar", 0)
+    ran = world.run()
+    assert ran.status == 2 and "the test shards hold no image" in ran.err and "test-000.tar" in ran.err, ran
+
+
 def test_index_rows_lead_to_the_images_and_labels(world: World) -> None:
     shard = world.shards / "labelled-000.tar"
     rows = pq.read_table(world.folder("index") / "labelled" / "labelled-000.parquet").to_pylist()

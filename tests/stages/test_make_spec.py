@@ -20,7 +20,7 @@ from pipeline.settings import Data, Generation, Job
 from pipeline.settings_train import Affine, Teacher, Train
 from pipeline.stages import index
 from pipeline.stages.context import Context
-from pipeline.stages.train import augment_of, check_models, make_spec
+from pipeline.stages.train import augment_of, card_of, check_models, make_spec, source
 from pipeline.train.spec import TrainSpec
 from tests.train.tiny import write_shard
 
@@ -64,6 +64,21 @@ def test_an_epoch_is_one_pass_over_the_labelled_images(context: Context) -> None
     assert make_spec(context, Teacher(model="m", batch=10, lr=0.3, lr_images=0)).lr == 0.3
 
 
+def test_segments_are_as_many_as_asked_for_where_there_are_shards(context: Context) -> None:
+    shard = make_spec(context, Teacher(model="m", batch=10)).sources[0].shards[0]
+    settings = Train(model="m", segments=100, window=3)
+    assert [source("labelled", [shard] * number, 10, settings).segments for number in (40, 100, 300)] == [40, 100, 100]
+    assert source("labelled", [shard] * 300, 10, settings).window == 3
+
+
+def test_a_ratio_that_comes_to_no_image_is_refused_before_the_teacher_trains(context: Context) -> None:
+    small = {"model": "lambda_resnet_tiny", "resolution": 16, "batch": 2}
+    student = Train(**small, unlabelled_ratio=0.2)
+    job = dataclasses.replace(context.job, teacher=Teacher(**small), generations=[Generation(student=student)])
+    with pytest.raises(ConfigError, match=r"gen1-student: unlabelled_ratio 0\.2 × batch 2 is less than one"):
+        check_models(dataclasses.replace(context, job=job))
+
+
 def test_noise_that_a_later_student_cannot_have_is_refused_before_the_teacher_trains(context: Context) -> None:
     small = {"model": "lambda_resnet_tiny", "resolution": 16, "batch": 10}
     student = Train(**small, augment="rand-m9-x2")
@@ -86,6 +101,11 @@ def test_the_training_view_is_what_the_settings_say() -> None:
     assert view.affine and view.affine.degrees == 3.0
     assert view.mean == (0.1, 0.2, 0.3)
     assert not view.on_device
+
+
+def test_lanczos_is_for_the_test_view_alone() -> None:
+    settings = Train(model="m", interpolation="lanczos")
+    assert (augment_of(settings).interpolation, card_of(settings, []).interpolation) == ("bicubic", "lanczos")
 
 
 def test_a_device_carries_out_the_policy_where_there_is_one() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import OutputError
 from pipeline.tracking import ui
 
 
@@ -19,6 +20,13 @@ def test_the_command_names_the_store_by_absolute_path_and_stays_on_loopback(
     assert words[:2] == ["mlflow", "ui"]
     assert words[words.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/runs/the demo/mlflow.db"
     assert words[words.index("--host") + 1] == "127.0.0.1"
+
+
+def test_a_job_that_has_not_run_has_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(OutputError, match=r"there is no .*/run/mlflow\.db: this job has not run yet"):
+        ui.ui(str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_server_is_opened_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import OutputError, WeightsError
+from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint, checkpoint_files
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.host_copy import HostCopy
@@ -213,29 +214,49 @@ def test_memory_is_reserved_for_what_an_optimizer_keeps(tmp_path):
         assert all(torch.equal(found.model[key], value) for key, value in weights.items())
 
 
-def full_disk(checkpoints, what, large=1 << 20):
-    """A save of step 10 that fails while the model or the optimizer's state is written: no file may grow that large."""
-    given = content(10)
-    if what == "model":
-        given["model"] = {"weight": torch.zeros(large)}
-    else:
-        given["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(large)
+LARGE = 1 << 20
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow to LARGE bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (large, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE, limits[1]))
     try:
-        checkpoints.save(10, **given)
-        checkpoints.wait()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def save_too_much(checkpoints, what):
+    """A save of step 10 that fails while the model or the optimizer's state is written."""
+    given = content(10)
+    if what == "model":
+        given["model"] = {"weight": torch.zeros(LARGE)}
+    else:
+        given["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(LARGE)
+    with full_disk():
+        checkpoints.save(10, **given)
+        checkpoints.wait()
+
+
+def test_a_full_disk_is_one_sentence_for_the_weights_and_the_journal_too(tmp_path):
+    told = r"^cannot write {}: file too large.*; make room there and run again"
+    with full_disk(), pytest.raises(OutputError, match=told.format(".*model.safetensors")):
+        checkpoint.write_final(str(tmp_path), {"weight": torch.zeros(LARGE)}, {"step": 1})
+    assert checkpoint.read_result(str(tmp_path)) is None and storage.listdir(str(tmp_path)) == []
+    journal = Journal(str(tmp_path))
+    with full_disk(), pytest.raises(OutputError, match=told.format(".*metrics.jsonl")):
+        journal.log(1, text="x" * LARGE)
 
 
 @pytest.mark.parametrize("what", ["model", "optimizer"])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, what):
     save(str(tmp_path), 5)
-    sentence = r"^cannot write checkpoint .*step-000010: file too large.*; make room there or choose another `output`,"
+    sentence = r"^cannot write checkpoint .*step-000010: file too large.*; make room there and run again: "
     with Checkpoints(str(tmp_path), keep=2) as checkpoints:
         with pytest.raises(OutputError, match=sentence):
-            full_disk(checkpoints, what)
+            save_too_much(checkpoints, what)
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
         checkpoints.save(15, **content(15))  # there is room again
     assert steps(str(tmp_path)) == ["step-000005", "step-000015"]

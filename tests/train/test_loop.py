@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from pipeline import storage, weights
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.tracking import journal
 from pipeline.train import checkpoint, loop, start, update
-from pipeline.train.dist import World
 from pipeline.train.loop import run
 from tests.train import tiny
 from tests.train.tiny import die_at, difference, make_spec, without_noise
@@ -175,6 +175,15 @@ def test_the_best_weights_are_kept_and_handed_on(data, learned, tmp_path):
     assert raw[1][1] > records[1]["validation_loss"]
 
 
+def test_a_best_that_made_room_before_the_run_went_back_is_forgotten(data, learned, tmp_path, caplog):
+    spec = make_spec(data, tmp_path, init=f"{learned}/model.safetensors", **RISING)
+    step = run(spec)["best_step"]
+    storage.remove(f"{tmp_path}/result.json")
+    shutil.rmtree(f"{tmp_path}/checkpoints/step-{step:06d}")
+    assert "best_step" not in run(spec)
+    assert f"the best weights so far, of step {step}, are gone" in caplog.text
+
+
 def test_lost_best_weights_are_named(data, learned, tmp_path):
     spec = make_spec(data, tmp_path, init=f"{learned}/model.safetensors", **RISING)
     step = run(spec)["best_step"]
@@ -198,17 +207,6 @@ def test_a_step_in_parts_is_the_same_update(data, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     with pytest.raises(ConfigError, match=r"`accumulate` is 14, but a worker's share of a step may be 13 images"):
         run(make_spec(data, tmp_path / "few", accumulate=14, **changes))
-
-
-def test_a_gpu_gets_its_share_of_the_cores_to_load_images(data, tmp_path, monkeypatch):
-    gpu, cpu = (World(0, 4, torch.device(kind)) for kind in ("cuda", "cpu"))
-    told, open_ = make_spec(data, tmp_path, workers=3), make_spec(data, tmp_path, workers=None)
-    assert [loop.loading_processes(told, world) for world in (gpu, cpu)] == [3, 3]
-    assert loop.loading_processes(open_, cpu) == 0
-    for cores, processes, expected in ((16, "4", 3), (2, "4", 1), (128, "8", 8)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert loop.loading_processes(open_, gpu) == expected
 
 
 def test_a_machine_about_to_be_taken_away_saves_once(data, tmp_path):

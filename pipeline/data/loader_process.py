@@ -1,0 +1,33 @@
+"""What a process that loads images does besides: it gives way to training, and leaves when training tells it to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+
+def begin(nice: int, trainer: int, _worker: int) -> None:
+    """In a loading process, where SIGTERM is blocked; `trainer`: the process that reads from it."""
+    os.nice(nice)
+    threading.Thread(target=_end_when_told, args=(trainer,), name="sigterm", daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    """Obey the SIGTERM of one process alone. torchrun, systemd and Slurm send it to all processes of a job: the training
+    process then saves, and a loading process that died would be an error in the middle of that."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """For this thread, and for good in the processes that it starts meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

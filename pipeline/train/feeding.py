@@ -1,0 +1,31 @@
+"""How many processes load images beside a training worker, and at what priority."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from pipeline.train.dist import World
+from pipeline.train.spec import TrainSpec
+
+NICE = 10
+"""Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
+that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait for a batch."""
+MOST = 8
+SHARED_MEMORY = "/dev/shm"
+BATCHES = 3  # of a loading process that lie there: two are waited for, one is being made
+
+
+def loading_processes(spec: TrainSpec, world: World) -> int:
+    """As many as the spec says. If it does not, a GPU gets its share of the machine's cores but one, at most MOST and no more
+    than shared memory has room for; on the CPU training needs all cores itself."""
+    if spec.workers is not None:
+        return spec.workers
+    if world.device.type == "cpu":
+        return 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // beside
+    images = -(-spec.images_per_step // world.size)
+    batch = images * (3 * spec.augment.size**2 + 4 * spec.classes)
+    room = shutil.disk_usage(SHARED_MEMORY).free // beside // (BATCHES * batch)
+    return min(max(cores - 1, 1), MOST, room)
