@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[str]] = {
     "no balancing": ["select.per_class=null"],
     "ratio 1": ["student.batch=64", "student.unlabelled_ratio=1.0"],
     "ratio 7": ["student.batch=16", "student.unlabelled_ratio=7.0"],
+    "no pseudo-labels": ["student.batch=128", "student.unlabelled_ratio=0.0"],  # what more steps alone do for the teacher
     "student smaller than the teacher": ["generations=[{student: {model: lambda_resnet_medium, init: scratch}}]"],
 }  # fmt: skip
 

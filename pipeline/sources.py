@@ -10,6 +10,16 @@ from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
 from pipeline.settings import Job
 
+TESTED = (("labelled",), "what models are tested on must not be trained on")
+APART = {
+    "validation": TESTED,
+    "test": TESTED,
+    "audit_only": (
+        ("unlabelled", "labelled", "validation", "test"), "what is audited must be used for nothing else"
+    ),
+}  # fmt: skip
+"""The sources with which a source may not share a shard, and why."""
+
 
 class Sources:
     """The job's shards and classes, looked up when first asked for (after `prepare`), frozen at first use."""
@@ -31,22 +41,22 @@ class Sources:
             empty = self.job.data.max_bad_shards if source == "unlabelled" else 0
             listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
             where = pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
-            if source == "audit_only":
-                self._check_apart(listing)
+            self._check_apart(source, listing)
             frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
             self.changes += frozen.changes
             self.found[source] = frozen
         return self.found[source]
 
-    def _check_apart(self, audit_only: list[shards.Shard]) -> None:
-        """No shard that only the audit may see belongs to another source."""
-        for source in ("unlabelled", "labelled", "validation", "test"):
-            others = {shard.path for shard in self[source].shards}
-            shared = [shard.name for shard in audit_only if shard.path in others]
+    def _check_apart(self, source: str, listing: list[shards.Shard]) -> None:
+        """No shard that models are tested on is trained on too, and what only the audit may see belongs to nothing else."""
+        others, why = APART.get(source, ((), ""))
+        for other in others:
+            known = {shard.path for shard in self[other].shards}
+            shared = [shard.name for shard in listing if shard.path in known]
             if shared:
                 raise DataError(
-                    f"data.audit_only and data.{source} both match {len(shared)} shards, the first is {shared[0]}; "
-                    "what is audited must be used for nothing else: narrow one of the patterns"
+                    f"data.{source} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; {why}: "
+                    "narrow one of the patterns"
                 )
 
     @cached_property

@@ -257,11 +257,19 @@ def test_bad_images_are_counted_named_and_skipped(world: World) -> None:
     assert "bad samples: not_an_image" in status
 
 
+def test_a_shard_that_is_tested_on_and_trained_on(world: World) -> None:
+    for source in ("validation", "test"):
+        ran = world.run(f"data.{source}=labelled-*.tar")
+        refused(ran, f"data.{source} and data.labelled both match 1 shards", "must not be trained on")
+    goes_on(world)
+
+
 # ---- models and checkpoints ---------------------------------------------------------------------------------------------
 
 
 IMPOSSIBLE_MODELS = [
     (["teacher.model=lambda_resnet_tin"], ["'lambda_resnet_tin'", "nearest are lambda_resnet_tiny"]),
+    (["teacher.model=resnet18"], ["there is no model 'resnet18'", "timm's is written timm/resnet18"]),
     (["teacher.model=timm/resnet10"], ["timm has no model 'resnet10'", "did you mean", "resnet10t"]),
     (["student.model=lambda_resnet_smal"], ["'lambda_resnet_smal'", "nearest are lambda_resnet_small"]),
     (["student.model=timm/vit_tin"], ["timm has no model 'vit_tin'", "vit_tiny"]),

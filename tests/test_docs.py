@@ -36,12 +36,12 @@ def test_commands_that_the_docs_show_are_ones() -> None:
         (file.name, match[1].strip())
         for file in files
         for match in re.finditer(
-            r"-m pipeline ((?:run|plan|status|submit|clean|ui|export|prepare) [^`#\n|…]*)", file.read_text()
+            r"-m pipeline ((?:run|plan|status|submit|clean|ui|export|prepare) [^`#\n|]*)", file.read_text()
         )
     ]
     assert len(shown) > 20
     for name, words in shown:
-        if words.endswith("\\"):  # alternatives in a table
+        if words.endswith("\\") or "…" in words:  # alternatives in a table
             continue
         words = re.split(r"  +(?:or|\()", words)[0]
         try:

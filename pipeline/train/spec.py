@@ -73,6 +73,7 @@ class TrainSpec:
 
     # How it is carried out; the result does not depend on it, up to rounding.
     validation_batch: int = 256
+    """Images that a worker takes at once; on GPUs at most twice as many as in training."""
     evaluate_every: int = 0
     """Steps; 0: at the end only."""
     evaluate_raw: bool = False

@@ -18,10 +18,14 @@ def validate(trainee: Trainee, spec: TrainSpec, world: World, decoded: Memory) -
     """(figures of the averaged weights, see `accuracy`; what the journal shows of them, and of the weights themselves
     where `spec.evaluate_raw` asks for it). Every worker calls it."""
 
+    at_once = -(-spec.images_per_step // world.size // spec.accumulate)
+    # A GPU has memory for training on so many, and without gradients for twice as many at least.
+    batch = min(spec.validation_batch, 2 * at_once) if world.device.type == "cuda" else spec.validation_batch
+
     def measure(model: nn.Module) -> dict[str, Any]:
         with whole(model):
             return accuracy(
-                model, spec.validation, spec.view, spec.validation_batch, world,
+                model, spec.validation, spec.view, batch, world,
                 precision=trainee.precision, memory=decoded,
             )  # fmt: skip
 

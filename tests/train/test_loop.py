@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pipeline import storage, weights
+from pipeline.data.loader import batches
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.tracking import journal
 from pipeline.train import checkpoint, loop, start, update
@@ -207,6 +208,20 @@ def test_a_step_in_parts_is_the_same_update(data, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     with pytest.raises(ConfigError, match=r"`accumulate` is 14, but a worker's share of a step may be 13 images"):
         run(make_spec(data, tmp_path / "few", accumulate=14, **changes))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_the_same_weights(data, tmp_path):
+    """Checkpoints and weights have the names of the network itself, so either goes on from the other."""
+    changes = without_noise(model="lambda_resnet_tiny", overrides={}, steps=6, checkpoint_every=3, warmup=1, lr=0.01)
+    run(make_spec(data, tmp_path / "eager", **changes))
+    die_at(4, "raise")
+    with pytest.raises(InterruptedError):
+        run(make_spec(data, tmp_path / "compiled", **changes, compile=True))
+    loop.batches = batches
+    run(make_spec(data, tmp_path / "compiled", **changes, compile=True))
+    assert checkpoint.latest(str(tmp_path / "compiled")).step == 6
+    assert difference(final(tmp_path / "eager"), final(tmp_path / "compiled")) < 1e-4
 
 
 def test_a_machine_about_to_be_taken_away_saves_once(data, tmp_path):
