@@ -1,12 +1,17 @@
-"""How many processes load images beside a training worker, and at what priority."""
+"""How many processes load images beside a training worker, at what priority, and whether they keep up."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 from pipeline.train.dist import World
 from pipeline.train.spec import TrainSpec
+
+Batch = TypeVar("Batch")
 
 NICE = 10
 """Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
@@ -14,6 +19,24 @@ that loading on equal terms costs twice its time; so it takes what they leave, a
 MOST = 8
 SHARED_MEMORY = "/dev/shm"
 BATCHES = 3  # of a loading process that lie there: two are waited for, one is being made
+
+
+class Waited(Generic[Batch]):
+    """Batches as they come; `seconds`: how long the loop has waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(self._batches)
+            except StopIteration:
+                return
+            self.seconds += time.perf_counter() - start
+            yield batch
 
 
 def loading_processes(spec: TrainSpec, world: World) -> int:

@@ -27,7 +27,7 @@ from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint
 from pipeline.train.dist import World, average_buffers, join
 from pipeline.train.evaluate import Memory
-from pipeline.train.feeding import NICE, loading_processes
+from pipeline.train.feeding import NICE, Waited, loading_processes
 from pipeline.train.health import Diverged, advice, check_weights, checked_mean, finite, termination
 from pipeline.train.optim import learning_rate
 from pipeline.train.parallel import parts, state_of
@@ -137,7 +137,8 @@ def _run_steps(
             pin_memory=world.device.type == "cuda", nice=NICE if world.device.type == "cpu" else 0,
         )  # fmt: skip
         open_until_the_end.enter_context(contextlib.closing(cast(Generator, loader)))
-        for batch in loader:
+        arriving = Waited(loader)
+        for batch in arriving:
             rate = lowered * learning_rate(
                 trainee.step, peak=spec.lr, steps=spec.steps, warmup=spec.warmup, schedule=spec.schedule
             )
@@ -154,8 +155,13 @@ def _run_steps(
             mean_loss = checked_mean(losses, step, rate, world)
             losses.clear()
             if journal:
-                speed = (step - clock_step) * spec.images_per_step / (time.perf_counter() - clock)
-                passed = {"epoch": round(step / spec.steps_per_epoch, 4), "images_per_second": round(speed, 2)}
+                seconds = time.perf_counter() - clock
+                speed = (step - clock_step) * spec.images_per_step / seconds
+                passed = {
+                    "epoch": round(step / spec.steps_per_epoch, 4),
+                    "images_per_second": round(speed, 2),
+                    "waited_for_images": round(arriving.seconds / seconds, 4),
+                }
                 journal.log(step, spec.steps, kind="train", loss=mean_loss, lr=rate, **passed)
             if leaving and world.any(leaving()):
                 leaving, saves = None, True
@@ -180,7 +186,7 @@ def _run_steps(
                 save()
             if stops:
                 _stop(trainee.step, spec)
-            clock, clock_step = time.perf_counter(), step  # the speed is that of training alone
+            clock, clock_step, arriving.seconds = time.perf_counter(), step, 0.0  # the speed is that of training alone
     return _end(trainee, spec, world)
 
 
