@@ -30,7 +30,8 @@ def submit(
 
     `address` is the dashboard's, http://HOST:8265 (None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine).
     `working_dir` is uploaded and becomes the job's folder, a cache: the job's `output` must be absolute then, and
-    `job_path` lie inside. None: the job runs where the head was started. The job gets MLFLOW_TRACKING_URI. Without `follow`: 0 as soon as it is queued.
+    `job_path` lie inside. None: the job runs where the head was started. Without `follow`: 0 as soon as it is queued.
+    The job gets this shell's MLFLOW_TRACKING_URI.
     """
     client = _connect(address)
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": working_dir, "excludes": EXCLUDES}

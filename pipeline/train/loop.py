@@ -56,7 +56,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
         torch.backends.cudnn.benchmark = True  # batches are of one size
         result = _train(spec, world, stopping, leaving)
         if stopping.is_set():  # too late to leave, but what called this would go on
-            _stop(spec.steps, spec)
+            _stop(spec.steps, spec, world)
         return result
 
 
@@ -150,7 +150,7 @@ def _run_steps(
             saves = _due(step, spec.checkpoint_every, spec.steps)
             if not (validates or saves or step % spec.log_every == 0):
                 if stopping.is_set() and world.main and not cut_up:
-                    _leave(trainee, losses, spec, save)
+                    _leave(trainee, losses, spec, world, save)
                 continue
             mean_loss = checked_mean(losses, step, rate, world)
             losses.clear()
@@ -185,7 +185,7 @@ def _run_steps(
                     settle(rate)
                 save()
             if stops:
-                _stop(trainee.step, spec)
+                _stop(trainee.step, spec, world)
             clock, clock_step, arriving.seconds = time.perf_counter(), step, 0.0  # the speed is that of training alone
     return _end(trainee, spec, world)
 
@@ -211,17 +211,20 @@ def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverg
         journal.log(step, spec.steps, kind="rollback", rollbacks=rollbacks, **facts)
 
 
-def _leave(trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, save: Callable[[], None]) -> NoReturn:
-    """SIGTERM between two records: save what rank 0 can without the other workers, whom it would have to wait for, and end."""
+def _leave(
+    trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, world: World, save: Callable[[], None]
+) -> NoReturn:
+    """SIGTERM between two records: rank 0 saves what it can without the others, whom it would have to wait for, and ends."""
     if not finite([*losses, *parts(trainee.model)]):
         log.warning("stopped by SIGTERM at step %d of %d, not saved: it has diverged", trainee.step, spec.steps)
         sys.exit(128 + signal.SIGTERM)
     save()
-    _stop(trainee.step, spec)
+    _stop(trainee.step, spec, world)
 
 
-def _stop(step: int, spec: TrainSpec) -> NoReturn:
-    log.warning("stopped by SIGTERM after saving step %d of %d", step, spec.steps)
+def _stop(step: int, spec: TrainSpec, world: World) -> NoReturn:
+    if world.main:
+        log.warning("stopped by SIGTERM after saving step %d of %d", step, spec.steps)
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -85,7 +85,7 @@ class TrainSpec:
     log_every: int = 10
     """Steps; reading the loss waits for the device."""
     workers: int | None = 0
-    """Image loading processes of each training worker; None: see `loop.loading_processes`."""
+    """Image loading processes of each training worker; None: see pipeline.train.feeding."""
     threads: int | None = None
     """Compute threads of each training worker; None: torch's choice."""
     precision: str = "auto"
