@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import early_stop, runner, storage
+from pipeline import config, early_stop, runner, storage
 from pipeline.errors import UserError
 from pipeline.plan import Done, Stage, data_root, held_out_of, in_order, read_done, training_of
 from pipeline.screen import PROGRESS
@@ -28,13 +28,14 @@ SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 
 def plan_table(job: Job) -> Group:
     """Shards of every source, and what is done or would run of every stage."""
     found = runner.look(job)
+    done = {look.stage.name: look.done for look in found if look.done}
+    labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
     for look in found:
         shown = storage.name(look.folder) if look.folder else f"{look.stage.name}-…"
         state = "done" if look.done else "blocked" if look.problem else "will run"
-        what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage)
+        what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage, labelled)
         table.add_row(look.stage.name, state, shown, escape(what))
-    done = {look.stage.name: look.done for look in found if look.done}
     stop = early_stop.find(job, done)
     if stop:
         table.add_row(stop.what, "not run", "", str(stop))
@@ -89,22 +90,31 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _what(job: Job, stage: Stage) -> str:
+def _what(job: Job, stage: Stage, labelled: int | None) -> str:
+    """What a stage would do; `labelled`: images, once they are known."""
     if stage.kind == "measure":
         return ", ".join(measured.name for measured in job.measure.models)
     if stage.kind == "audit":
         return f"{' and '.join(name for name in held_out_of(job) if name != 'test')}, labelled by {stage.needs[-1]}"
     if stage.kind == "finetune":
         tuned = job.finetune
-        return (
-            f"{stage.needs[-1]} at {tuned.resolution} pixels, head and last norm, {tuned.duration}, batch {tuned.batch}"
-        )
+        length = _length(tuned.duration, tuned.batch, labelled)
+        return f"{stage.needs[-1]} at {tuned.resolution} pixels, head and last norm, {length}, batch {tuned.batch}"
     if stage.kind != "train":
         return ""
     train = training_of(job, stage)
-    noise = f"{train.model} at {train.resolution} pixels, {train.duration}, batch {train.batch}"
-    pseudo = f" + {round(train.unlabelled_ratio * train.batch)} pseudo-labelled" if stage.generation else ""
-    return f"{noise}{pseudo}, {job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+    pseudo = round(train.unlabelled_ratio * train.batch) if stage.generation else 0
+    images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
+    rate = train.lr * (train.batch + pseudo) / train.lr_images if train.lr_images else train.lr
+    workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+    length = _length(train.duration, train.batch, labelled)
+    return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
+
+
+def _length(duration: str, batch: int, labelled: int | None) -> str:
+    if labelled is None or duration.endswith("st"):
+        return duration
+    return f"{duration} = {config.steps(duration, labelled / batch):,} steps"
 
 
 def status_table(job: Job) -> Group:
