@@ -126,7 +126,9 @@ def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
 
 
-@pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped")])
+@pytest.mark.parametrize(
+    "number, word", [pytest.param(signal.SIGINT, "interrupted", marks=pytest.mark.slow), (signal.SIGTERM, "stopped")]
+)
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals, word: str) -> None:
     world = small.make(tmp_path)
     long = [f"output={world.output}", "teacher.duration=100000st", "teacher.checkpoint_every=5st"]

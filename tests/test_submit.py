@@ -70,14 +70,23 @@ def summary(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-def test_ray_job_submit_smoke(place: Place) -> None:
-    submitted = place.call("ray", "job", "submit", "jobs/smoke.yaml")
+@pytest.mark.parametrize(
+    ("folder", "settings", "models"),
+    [
+        pytest.param(
+            "smoke", [], ["gen0-teacher", "gen1-student", "gen2-student"], id="literally", marks=pytest.mark.slow
+        ),
+        pytest.param("teacher", ["generations=[]", "output=runs/teacher"], ["gen0-teacher"], id="teacher only"),
+    ],
+)
+def test_ray_job_submit_smoke(place: Place, folder: str, settings: list[str], models: list[str]) -> None:
+    submitted = place.call("ray", "job", "submit", "jobs/smoke.yaml", *settings)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert place.status(submitted) == "SUCCEEDED"
-    output = place.tree / "runs" / "smoke"
+    output = place.tree / "runs" / folder
     found = summary(output)
     assert found["job"] == "smoke"
-    assert [stage["stage"] for stage in found["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
+    assert [stage["stage"] for stage in found["stages"]] == models
     assert json.dumps(found) in submitted.stdout  # what `run` printed came through
     assert (output / "mlflow.db").is_file()
     assert [path.name for path in output.glob("report-*/index.html")] == ["index.html"]

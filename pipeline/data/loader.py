@@ -274,9 +274,7 @@ def _same(item: Any) -> Any:
 
 def _raising(ahead: DataLoader, filling: fill.Fill) -> Iterator[dict[str, Any]]:
     try:
-        with loader_process.sigterm_blocked():
-            items = iter(ahead)  # starts the processes
-        for item in items:
+        for item in loader_process.started(ahead):  # no name for it: an exception would keep the processes
             if isinstance(item, UserError | RemoteError):
                 raise item
             yield unpacked(item)

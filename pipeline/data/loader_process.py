@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def begin(nice: int, trainer: int, _worker: int) -> None:
@@ -23,11 +25,10 @@ def _end_when_told(trainer: int) -> None:
     os._exit(0)
 
 
-@contextlib.contextmanager
-def sigterm_blocked() -> Iterator[None]:
-    """For this thread, and for good in the processes that it starts meanwhile."""
+def started(loader: Iterable[Item]) -> Iterator[Item]:
+    """`iter(loader)`, which starts its processes: with SIGTERM blocked there for good."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        yield
+        return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
