@@ -76,7 +76,9 @@ def summary(output: Path) -> dict[str, Any]:
         pytest.param(
             "smoke", [], ["gen0-teacher", "gen1-student", "gen2-student"], id="literally", marks=pytest.mark.slow
         ),
-        pytest.param("teacher", ["generations=[]", "output=runs/teacher"], ["gen0-teacher"], id="teacher only"),
+        pytest.param(
+            "teacher", ["generations=[]", "output=runs/teacher", "cluster=inline"], ["gen0-teacher"], id="teacher only"
+        ),
     ],
 )
 def test_ray_job_submit_smoke(place: Place, folder: str, settings: list[str], models: list[str]) -> None:
