@@ -92,18 +92,14 @@ def spread_targets(
     num_classes: int,
     *,
     temperature: float = 1.0,
-    hard: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Soft targets float32 [b, num_classes], rows summing to 1, of label rows' `classes`, `probs` [b, k].
 
     The mass that the row does not name is spread evenly over the other classes; then p^(1/temperature),
-    renormalised. `hard`: all mass on the most probable class.
+    renormalised.
     """
     b, k = classes.shape
     targets = np.zeros((b, num_classes), np.float32)
-    if hard:
-        targets[np.arange(b), classes[:, 0]] = 1
-        return targets
     named = probs.astype(np.float32)
     if k < num_classes:
         rest = np.maximum(0, 1 - named.sum(axis=1, keepdims=True)) / (num_classes - k)

@@ -75,13 +75,6 @@ def test_temperature_by_hand() -> None:
     assert top[0] == pytest.approx(np.array([0.0025, 0.04, 0.0025, 0.49]) / 0.535, rel=5e-3)
 
 
-def test_hard_targets_put_all_on_the_label() -> None:
-    probs = softmax(np.random.default_rng(1).normal(size=(8, 10)))
-    found = labels.rows_from_probs(probs)
-    targets = labels.spread_targets(found.classes, found.probs, 10, hard=True)
-    assert np.array_equal(targets, np.eye(10, dtype=np.float32)[probs.argmax(1)])
-
-
 def test_a_file_has_the_published_schema_and_nulls_where_the_status_is_not_ok(tmp_path: Path) -> None:
     path = str(tmp_path / "sub" / "000.parquet")
     labels.write_labels(path, small_table(), {"shard": "sub/000.tar"})
