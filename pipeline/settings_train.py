@@ -94,9 +94,9 @@ class Train:
     temperature: float = identity(1.0, "soft labels are p^(1/T), renormalised", low=0.01, high=100.0)
     precision: str = identity(
         "auto",
-        "numbers of training: bfloat16 by autocast, float32, or auto: bfloat16 on GPUs that have it; CPUs with avx512_bf16 "
-        "or AMX train up to twice as fast in bfloat16",
-        choices=("auto", "float32", "bfloat16"),
+        "numbers of training: bfloat16 by autocast, float32; auto: bfloat16 on GPUs that have it, else float32; fastest: "
+        "bfloat16 also on CPUs with avx512_bf16, which train up to twice as fast in it",
+        choices=("auto", "fastest", "float32", "bfloat16"),
         neutral="auto",
     )
     segments: int = identity(64, "parallel read positions in the order of a source", low=1, high=1024)

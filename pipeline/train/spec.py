@@ -89,7 +89,7 @@ class TrainSpec:
     threads: int | None = None
     """Compute threads of each training worker; None: torch's choice."""
     precision: str = "auto"
-    """auto (bfloat16 where the GPU has it, else float32), float32 or bfloat16."""
+    """auto (bfloat16 where the GPU has it, else float32), fastest (where the CPU has it too), float32 or bfloat16."""
     channels_last: bool = True
     compile: bool = False
     parallel: str = "ddp"

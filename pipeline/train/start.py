@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.layout import channels_last
-from models.precision import has_bfloat16
+from models.precision import has_bfloat16, is_bfloat16_fast
 from pipeline.errors import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.dist import World
@@ -55,6 +55,12 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     Every worker calls it. WeightsError: weights or a checkpoint of another network.
     """
     precision = choose_precision(spec.precision, world.device)
+    if precision == torch.bfloat16 and not is_bfloat16_fast(world.device) and world.main:
+        log.warning(
+            "precision is bfloat16, which this %s only emulates, many times slower than float32; "
+            "precision: fastest takes it only where it is fast",
+            "GPU" if world.device.type == "cuda" else "CPU",
+        )
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     on_gpu = world.device.type == "cuda"
 
@@ -103,13 +109,16 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the GPU has it, else float32; or one of them by name."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name == "auto":
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    if name not in known:
-        raise ConfigError(f"precision is '{name}'; allowed are auto, {', '.join(known)}")
-    return known[name]
+    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by name."""
+    takes_bfloat16 = {
+        "auto": has_bfloat16(device),
+        "fastest": is_bfloat16_fast(device),
+        "float32": False,
+        "bfloat16": True,
+    }
+    if name not in takes_bfloat16:
+        raise ConfigError(f"precision is '{name}'; allowed are {', '.join(takes_bfloat16)}")
+    return torch.bfloat16 if takes_bfloat16[name] else torch.float32
 
 
 def _find_checkpoint(spec: TrainSpec, world: World, before: float) -> checkpoint.Checkpoint | None:

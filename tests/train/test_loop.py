@@ -299,10 +299,24 @@ def test_an_object_store_serves_as_folder(data, undisturbed):
 
 
 def test_unknown_precision_is_named(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"'fp8'; allowed are auto, float32, bfloat16"):
+    with pytest.raises(ConfigError, match=r"'fp8'; allowed are auto, fastest, float32, bfloat16"):
         run(make_spec(data, tmp_path, precision="fp8"))
 
 
 def test_bfloat16_trains(data, tmp_path):
     assert run(make_spec(data, tmp_path, precision="bfloat16", steps=3))["loss"] > 0
     assert json.loads((tmp_path / "result.json").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_fastest_takes_bfloat16_where_the_cpu_has_it(native, data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(start, "is_bfloat16_fast", lambda device: native)
+    for name, precision in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        run(make_spec(data, tmp_path / name, precision=name, steps=1))
+        assert start.choose_precision(name, torch.device("cpu")) == precision
+    run(make_spec(data, tmp_path / "fastest", precision="fastest", steps=1))
+    same, other = ("bfloat16", "float32") if native else ("float32", "bfloat16")
+    assert difference(final(tmp_path / "fastest"), final(tmp_path / same)) == 0
+    assert difference(final(tmp_path / "fastest"), final(tmp_path / other)) > 0
+    warned = [r.getMessage() for r in caplog.records if "only emulates" in r.getMessage()]
+    assert len(warned) == (0 if native else 1)  # of the run that insisted on bfloat16
