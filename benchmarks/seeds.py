@@ -1,6 +1,6 @@
 """Teacher, control and students of a job over several seeds.
 
-    python -m benchmarks.seeds digits                      # 5 seeds, which also draw the labels; 15 minutes on two cores
+    python -m benchmarks.seeds digits                      # 5 seeds, which also draw the labels; 10 minutes on two cores
     python -m benchmarks.seeds cifar10 data.root=FOLDER    # 3 seeds of jobs/cifar10.yaml
 
 Runs the job and its control (the last student's architecture, noise and number of steps on the labels alone) for each seed,
