@@ -13,6 +13,6 @@ def has_bfloat16(device: torch.device) -> bool:
 def is_bfloat16_fast(device: torch.device) -> bool:
     """Whether it multiplies bfloat16 faster than float32: such GPUs, and x86 CPUs with avx512_bf16 (those with AMX have that too).
 
-    Other CPUs emulate it: an AMD EPYC of 2021 trained lambda_resnet_cifar_14 on 23 images/s in place of 292.
+    Other CPUs emulate it, many times slower.
     """
     return has_bfloat16(device) or (device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False))

@@ -94,8 +94,8 @@ class Train:
     temperature: float = identity(1.0, "soft labels are p^(1/T), renormalised", low=0.01, high=100.0)
     precision: str = identity(
         "auto",
-        "numbers of training: bfloat16 by autocast, float32; auto: bfloat16 on GPUs that have it, else float32; fastest: "
-        "bfloat16 also on CPUs with avx512_bf16, which train up to twice as fast in it",
+        "numbers of training: float32; bfloat16, by autocast; auto, which is bfloat16 on GPUs that have it, else float32; or "
+        "fastest, which is bfloat16 on CPUs with avx512_bf16 too: they train up to twice as fast in it",
         choices=("auto", "fastest", "float32", "bfloat16"),
         neutral="auto",
     )
