@@ -28,6 +28,19 @@ SHARED: dict[str, type] = {"student": Train, "label": Label, "select": Select}  
 
 def load(path: str, overrides: Sequence[str] = ()) -> Job:
     """Read a job file, merge its bases and `key=value` overrides, check everything; ConfigError says what is wrong."""
+    try:
+        return _load(path, overrides)
+    except ConfigError as error:
+        # The file is right where what is wrong was said on the command line.
+        what = str(error).removeprefix(f"{path}: ")
+        keys = [item.partition("=")[0].strip() for item in overrides]
+        said = [key for key in keys if re.search(rf"(?<!\w){re.escape(key)}(?!\w)", what)]
+        if not said or what == str(error):
+            raise
+        raise ConfigError(f"{path}, with {', '.join(said)} from the command line: {what}") from error
+
+
+def _load(path: str, overrides: Sequence[str]) -> Job:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -97,6 +97,22 @@ def test_a_wrong_setting_is_one_clear_sentence(job: str, setting: str, wanted: l
     assert all(text in str(caught.value) for text in wanted), caught.value
 
 
+def test_an_error_says_whether_the_command_line_brought_it(job: str) -> None:
+    def error(*settings: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            config.load(job, settings)
+        return str(caught.value)
+
+    said = error("seed=1", "student.flip=3")
+    assert said.startswith(f"{job}, with student.flip from the command line: generations[0].student.flip is 3")
+    assert error("teacher={flip: 3}").startswith(f"{job}, with teacher from the command line: teacher.")
+    Path(job).write_text(JOB.replace("30ep", "30"))
+    assert error("teacher.lr=0.2", "teacher.dur=5").startswith(
+        f"{job}, with teacher.dur from the command line: unknown key"
+    )
+    assert error("teacher.lr=0.2").startswith(f"{job}: teacher.duration is '30'")
+
+
 def test_bases_are_merged_at_any_depth_and_named_when_missing(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("lr: 0.5\nbatch: 7\naffine: {degrees: 3.0}\n")
     path = tmp_path / "job.yaml"
