@@ -6,7 +6,9 @@
 
 a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the ceiling
     1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare forward-backward-optimizer loop on
-    batches that lie ready, normalised, on the device; d is the loader alone
+    batches that lie ready, normalised, on the device; d is the loader alone. On a CPU loop and bare loop run in two ways: one
+    process of all threads, and a process of one thread per core with its share of the images (only our loop's exchange
+    gradients); `of_ceiling` takes the faster of either
 b   two workers with one thread each beside two independent runs with one thread each, together; and these once more, waiting
     for each other after every step: what no synchronous training can beat where cores are not equally fast at all times
 c   images/s of our loop beside timm's training loop (its dataset, transform, loader, optimizer, EMA) on timm's models, and
@@ -167,6 +169,34 @@ def our_loop(case: Case, shards: Sequence[TrainingShard], parent: Path, args: ar
     return turn
 
 
+def our_loop_per_core(case: Case, shards: Sequence[TrainingShard], parent: Path, args: argparse.Namespace) -> Turn:
+    def turn() -> float:
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            spec = spec_of(case, shards, folder, case.batch, steps=args.steps, threads=1)
+            start_processes(work, ([spec], args.threads, free_port(), None), args.threads, start_method="spawn")
+            return rate_of(folder, case.batch)
+
+    return turn
+
+
+def bare_loop_per_core(case: Case, args: argparse.Namespace) -> Turn:
+    def turn() -> float:
+        context = get_context("spawn")
+        meeting, found = context.Barrier(args.threads), context.Array("d", args.threads)
+        start_processes(bare_alone, (case, args, meeting, found), args.threads, start_method="spawn")
+        return sum(found)
+
+    return turn
+
+
+def bare_alone(rank: int, case: Case, args: argparse.Namespace, meeting: Barrier, found: Any) -> None:
+    torch.set_num_threads(1)
+    share = dataclasses.replace(case, batch=case.batch // args.threads)
+    turn = bare_loop(share, torch.device("cpu"), args)
+    meeting.wait()
+    found[rank] = turn()
+
+
 def bare_loop(case: Case, device: torch.device, args: argparse.Namespace) -> Turn:
     """Forward, backward and optimizer on batches that lie on the device as the network takes them."""
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -227,18 +257,21 @@ def loader_alone(case: Case, shards: Sequence[TrainingShard], args: argparse.Nam
 def beside_ceiling(
     case: Case, shards: Sequence[TrainingShard], folder: Path, device: torch.device, args: argparse.Namespace
 ) -> dict[str, float]:
-    found = turns(
-        {
-            "loop": our_loop(case, shards, folder, args),
-            "bare": bare_loop(case, device, args),
-            "loader": loader_alone(case, shards, args),
-        },
-        args.rounds,
-    )
+    candidates = {
+        "loop": our_loop(case, shards, folder, args),
+        "bare": bare_loop(case, device, args),
+        "loader": loader_alone(case, shards, args),
+    }
     if device.type == "cuda":
+        found = turns(candidates, args.rounds)
         return {**found, "time_over_bare": found["bare"] / found["loop"]}
-    ceiling = 1 / (1 / found["bare"] + 1 / found["loader"])
-    return {**found, "ceiling": ceiling, "of_ceiling": found["loop"] / ceiling}
+    if args.threads > 1:
+        candidates["loop_per_core"] = our_loop_per_core(case, shards, folder, args)
+        candidates["bare_per_core"] = bare_loop_per_core(case, args)
+    found = turns(candidates, args.rounds)
+    best = {way: max(found[way], found.get(f"{way}_per_core", 0)) for way in ("loop", "bare")}
+    ceiling = 1 / (1 / best["bare"] + 1 / found["loader"])
+    return {**found, "ceiling": ceiling, "of_ceiling": best["loop"] / ceiling}
 
 
 def race(case: Case, shards: Sequence[TrainingShard], parent: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -249,7 +282,7 @@ def race(case: Case, shards: Sequence[TrainingShard], parent: Path, args: argpar
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             folders = [str(Path(folder, str(number))) for number in range(runs)]
             specs = [spec_of(case, shards, folder, per_step, steps=args.steps, threads=1) for folder in folders]
-            start_processes(work, (specs, free_port(), meeting), nprocs=2, start_method="spawn")
+            start_processes(work, (specs, 2, free_port(), meeting), 2, start_method="spawn")
             return sum(rate_of(folder, per_step) for folder in folders)
 
     candidates = {"workers": lambda: turn(1), "runs": lambda: turn(2), "runs_in_step": lambda: turn(2, in_step=True)}
@@ -261,10 +294,10 @@ def race(case: Case, shards: Sequence[TrainingShard], parent: Path, args: argpar
     }
 
 
-def work(rank: int, specs: Sequence[TrainSpec], port: int, meeting: Barrier | None) -> None:
-    """One of two processes: the only one of its own run, or a worker of the one run, told as torchrun tells it."""
+def work(rank: int, specs: Sequence[TrainSpec], size: int, port: int, meeting: Barrier | None) -> None:
+    """One of `size` processes: the only one of its own run, or a worker of the one run, told as torchrun tells it."""
     if len(specs) == 1:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
     if meeting:
 
