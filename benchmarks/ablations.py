@@ -2,10 +2,10 @@
 
     python -m benchmarks.ablations data.root=FOLDER
 
-All variants share the teacher and, where they can, the label and selection files of seed 0 of `python -m benchmarks.seeds cifar10`,
-whose folder they are run in; each has as many steps, of as many images, as the first student. The smaller student alone starts
-from new weights, since the teacher's do not fit it. Stop it anywhere; it continues. Prints
-a table and, last, one JSON line. Top-1 in %, of one seed: differences below a point mean little.
+All variants share the teacher and, where they can, the label and selection files of one seed of
+`python -m benchmarks.seeds cifar10`, whose folder they are run in; each has as many steps, of as many images, as the first
+student. The smaller student alone starts from new weights, since the teacher's do not fit it. Stop it anywhere; it continues.
+Prints a table and, last, one JSON line. Top-1 in %, of one seed: differences below a point mean little.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="key=value for all, as with benchmarks.seeds")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "cifar10_seeds")
     args = parser.parse_args()
     found = {}
     print("| variant | teacher | student | gain |\n|---|---|---|---|")
     for name in args.only:
-        (teacher, student), _ = run("cifar10", 0, args.output, [FIRST, *args.settings, *VARIANTS[name]])
+        (teacher, student), _ = run("cifar10", args.seed, args.output, [FIRST, *args.settings, *VARIANTS[name]])
         found[name] = 100 * student["top1"]
         gain = 100 * (student["top1"] - teacher["top1"])
         print(f"| {name} | {100 * teacher['top1']:.2f} | {found[name]:.2f} | {gain:+.2f} |", flush=True)
-    print(json.dumps({"seed": 0, "top1_percent": found}))
+    print(json.dumps({"seed": args.seed, "top1_percent": found}))
 
 
 if __name__ == "__main__":
