@@ -84,7 +84,7 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
         )
         del state["best"]
     if state["sync_batch_norm"] and on_gpu:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = _synchronised(model)
     model = (channels_last(model) if spec.channels_last else model).train()
     if spec.parallel != "fsdp" or world.size == 1:
         model = model.to(world.device)  # else part by part while it is cut up: the whole may not fit
@@ -143,3 +143,11 @@ def _sync_batch_norm(spec: TrainSpec, model: nn.Module, world: World) -> bool:
             share,
         )
     return share < SYNC_BELOW and world.device.type == "cuda"
+
+
+def _synchronised(model: nn.Module) -> nn.Module:
+    """With SyncBatchNorm; timm's conversion keeps the activation that its own batch norms hold, torch's drops it."""
+    from timm.layers import convert_sync_batchnorm
+
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted
