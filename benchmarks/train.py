@@ -7,8 +7,8 @@
 a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the ceiling
     1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare forward-backward-optimizer loop on
     batches that lie ready, normalised, on the device; d is the loader alone. On a CPU loop and bare loop run in two ways: one
-    process of all threads, and a process of one thread per core with its share of the images (only our loop's exchange
-    gradients); `of_ceiling` takes the faster of either
+    process of all threads, and a process of one thread per core with its share of the images (those of our loop
+    exchange gradients); `of_ceiling` takes the faster of either
 b   two workers with one thread each beside two independent runs with one thread each, together; and these once more, waiting
     for each other after every step: what no synchronous training can beat where cores are not equally fast at all times
 c   images/s of our loop beside timm's training loop (its dataset, transform, loader, optimizer, EMA) on timm's models, and

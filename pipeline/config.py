@@ -34,7 +34,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         # The file is right where what is wrong was said on the command line.
         what = str(error).removeprefix(f"{path}: ")
         keys = [item.partition("=")[0].strip() for item in overrides]
-        said = [key for key in keys if re.search(rf"(?<!\w){re.escape(key)}(?!\w)", what)]
+        found = what.partition(";")[0]  # behind it is advice
+        said = [key for key in keys if re.search(rf"(?<!\w){re.escape(key)}(?!\w)", found)]
         if not said or what == str(error):
             raise
         raise ConfigError(f"{path}, with {', '.join(said)} from the command line: {what}") from error

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.tracking import journal
 from pipeline.train import checkpoint
 from pipeline.train.loop import run
+from pipeline.train.start import _synchronised
 from tests.train.tiny import die_at, difference, make_spec, without_noise
 
 SHORT = without_noise(steps=5, checkpoint_every=0, warmup=1)
@@ -111,3 +112,13 @@ def test_batch_norm_statistics_are_those_of_all_workers(two):
 def test_fewer_images_than_workers_is_refused(two):
     _, (found, _) = two
     assert found["few"]["error"].startswith("2 training workers share 1 images a step")
+
+
+@pytest.mark.parametrize("name", ["timm/efficientnet_b0", "lambda_resnet_tiny"])
+def test_synchronised_batch_norm_leaves_the_function_as_it_was(name: str) -> None:
+    model, image = weights.build_model(name, 10, {}).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(image)
+        converted = _synchronised(model).eval()
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+        assert torch.equal(converted(image), before)  # timm's norms hold an activation, which torch's conversion drops
