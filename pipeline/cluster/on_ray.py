@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.cluster import session
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
 from pipeline.cluster.room import accelerators, nothing_fits, room
+from pipeline.errors import ConfigError
 
 PATIENCE_SECONDS = 180.0
 
@@ -33,6 +34,7 @@ class OnRay:
     ) -> None:
         self.patience = patience
         self._session = session.Session(session.resolve(address), cpus, gpus)
+        self._told = False
 
     def map(
         self,
@@ -47,7 +49,7 @@ class OnRay:
             return
         from pipeline.cluster import pool
 
-        self._session.start()
+        self._start(resources)
         fit = room(resources)
         if fit == 0 and self._session.embedded:
             raise nothing_fits(resources, 1, 0)
@@ -68,19 +70,28 @@ class OnRay:
         if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
             self._session.prepare()
             return training.fit_here(loop, spec)
-        self._session.start()
-        if not resources.gpus and (unused := accelerators()):
-            log.warning(
-                "training runs on CPUs, for workers.gpus is 0, and the cluster has %d GPUs; set workers.gpus: 1 to use one for "
-                "each training process", unused,
-            )  # fmt: skip
+        self._start(resources)
         workers = resources.workers or max(room(resources), 1)
+        if workers > 1 and resources.gpus % 1:
+            raise ConfigError(
+                f"workers.gpus is {resources.gpus:g}, which would put several training processes on one GPU, and NCCL refuses "
+                "that; set workers.gpus: 1, or workers.train: 1 to train on a part of one"
+            )
         least = min(resources.least or workers, workers)
         if self._session.embedded and room(resources) < least:
             raise nothing_fits(resources, least, 0)
         return training.fit_on_workers(
             loop, spec, dataclasses.replace(resources, workers=workers, least=least), folder, self.patience
         )
+
+    def _start(self, resources: Resources) -> None:
+        self._session.start()
+        if not (resources.gpus or self._told) and (unused := accelerators()):
+            self._told = True
+            log.warning(
+                "workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has %d GPUs; set workers.gpus: 1 to "
+                "give one to each", unused,
+            )  # fmt: skip
 
     def describe(self) -> str:
         return "embedded Ray" if self._session.embedded else f"Ray at {self._session.address}"

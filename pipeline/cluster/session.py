@@ -29,6 +29,7 @@ from pipeline.errors import ClusterError
 
 EMBEDDED = "embedded"
 PREFIX = "nlray-"  # short: Ray's socket lies below it and may have 107 bytes in all
+WORKERS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a worker that was given no GPU sees none
 OBJECT_STORE_BYTES = 200_000_000  # units and results are small; Ray would take 30 % of the memory
 CONNECT_SECONDS = 10.0
 TOKEN = secrets.token_hex(32)  # one for the process: Ray reads it once
@@ -105,7 +106,8 @@ class Session:
         try:
             # Never on a thread that ends before the session: the kernel ends Ray's processes with that thread.
             # Its workers inherit these.
-            with environment({"PYTHONPATH": os.pathsep.join(_own_import_paths()), **memory.environment()}):
+            paths = os.pathsep.join(_own_import_paths())
+            with environment({"PYTHONPATH": paths, **memory.environment(), **WORKERS}):
                 ray.init(
                     address="local",
                     num_cpus=self._cpus,
@@ -174,9 +176,9 @@ def _own_import_paths() -> list[str]:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """For the workers of a running cluster: how to use memory, and our packages unless the job brought them or they are
-    installed."""
-    found: dict[str, Any] = {"env_vars": memory.environment()}
+    """For the workers of a running cluster: how to use memory and GPUs, and our packages unless the job brought them or they
+    are installed."""
+    found: dict[str, Any] = {"env_vars": {**memory.environment(), **WORKERS}}
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     root = _package_root()
     if job.get("working_dir") or job.get("py_modules") or root.name in ("site-packages", "dist-packages"):

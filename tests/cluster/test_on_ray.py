@@ -14,7 +14,7 @@ import pytest
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.on_ray import OnRay
 from pipeline.cluster.pool import slowest
-from pipeline.errors import ClusterError, DataError
+from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cluster.units import Training, Unit, loop, make_worker, make_worker_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +125,38 @@ def run_python(code: str, cwd: str | Path = ROOT, **env: str) -> subprocess.Comp
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**clean, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True, timeout=120, check=False, cwd=cwd,
     )  # fmt: skip
+
+
+def test_several_training_processes_on_one_gpu_are_refused(embedded_ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^workers\.gpus is 0\.5, .*NCCL refuses that; set workers\.gpus: 1, or"):
+        embedded_ray.fit(loop, Training(str(tmp_path)), resources=Resources(workers=2, gpus=0.5), folder=str(tmp_path))
+
+
+@pytest.mark.slow
+def test_workers_see_the_gpus_that_they_are_given_and_a_warning_names_those_left_over() -> None:
+    """Ray counts the GPU that it is told of, whether or not there is one, and hides none from a worker without."""
+    result = run_python(
+        """
+        import os
+        from pipeline.cluster.contract import Resources
+        from pipeline.cluster.on_ray import OnRay
+
+        def make_worker():
+            return lambda unit: os.environ["CUDA_VISIBLE_DEVICES"]
+
+        cluster = OnRay("embedded", cpus=2, gpus=1)
+        for gpus in (1, 0, 0):
+            [outcome] = cluster.map(make_worker, [("a", 0)], resources=Resources(workers=1, gpus=gpus))
+            print([outcome.value, outcome.error])
+        cluster.close()
+        """,
+        CUDA_VISIBLE_DEVICES="0",
+    )
+    assert result.stdout.splitlines() == ["['0', None]", "['', None]", "['', None]"], result.stderr
+    assert (
+        result.stderr.count("workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has 1 GPU")
+        == 1
+    )
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     starts = sorted(float(path.name.rpartition("-")[2]) for path in tmp_path.glob("start-1-*"))
     assert len(starts) == 2
     killed = (tmp_path / "checkpoints" / "step-000006" / "manifest.json").stat().st_mtime
-    print(f"started again {starts[1] - killed:.1f} s after the kill")
+    assert starts[1] - killed < 60  # seen: under 10; a worker that only a timeout gives up would take minutes
     assert_same(tmp_path, undisturbed)
 
 
