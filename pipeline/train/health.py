@@ -54,10 +54,23 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 
 def advice(spec: TrainSpec, step: float) -> str:
     """What to do about a rate that diverges, and what is left: the newest checkpoint up to `step`."""
-    path = checkpoint.newest_path(spec.folder, step)
-    good = f"the last good checkpoint is {storage.redact(path)}" if path else "there is no checkpoint yet"
     lowers = "" if spec.only else ", or let `rollbacks` lower it on the way"  # a fine-tune has no such setting
-    return f"lower `lr`, lengthen `warmup`{lowers} ({good})"
+    return f"lower `lr`, lengthen `warmup`{lowers} ({_last_good(spec, step)})"
+
+
+def does_not_fit(spec: TrainSpec, step: int, world: World) -> str:
+    """What to do about a device whose memory a step does not fit into."""
+    at_once = -(-spec.images_per_step // (world.size * spec.accumulate))
+    again = "" if spec.model.startswith("timm/") else ", set `overrides.checkpointing: true`"
+    return (
+        f"step {step + 1} does not fit into the memory of {world.device}, with {at_once} images at once; raise `accumulate` "
+        f"(now {spec.accumulate}){again}, or lower `batch` ({_last_good(spec, step)})"
+    )
+
+
+def _last_good(spec: TrainSpec, step: float) -> str:
+    path = checkpoint.newest_path(spec.folder, step)
+    return f"the last good checkpoint is {storage.redact(path)}" if path else "there is no checkpoint yet"
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from pipeline.train import checkpoint
 from pipeline.train.dist import World, average_buffers, join
 from pipeline.train.evaluate import Memory
 from pipeline.train.feeding import NICE, Waited, loading_processes
-from pipeline.train.health import Diverged, advice, check_weights, checked_mean, finite, termination
+from pipeline.train.health import Diverged, advice, check_weights, checked_mean, does_not_fit, finite, termination
 from pipeline.train.optim import learning_rate
 from pipeline.train.parallel import parts, state_of
 from pipeline.train.spec import TrainSpec
@@ -46,7 +46,8 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
     (see `accuracy`), with their `best_step` where `spec.weights` is best, and the number of `rollbacks` if there were any.
 
     A run that has ended returns its stored result. `leaving`: whether this machine is about to be taken away; all workers
-    ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not finite.
+    ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not finite, or the
+    device has no room for a step.
     """
     with join() as world, _threads(spec.threads), termination() as stopping:
         ended = checkpoint.read_result(spec.folder) if world.main else None
@@ -55,6 +56,9 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
         _check_shares(spec, world)
         torch.backends.cudnn.benchmark = True  # batches are of one size
         result = _train(spec, world, stopping, leaving)
+        if world.device.type == "cuda":  # for the process that labels next
+            gc.collect()
+            torch.cuda.empty_cache()
         if stopping.is_set():  # too late to leave, but what called this would go on
             _stop(spec.steps, spec, world)
         return result
@@ -77,6 +81,8 @@ def _train(
         rollbacks = trainee.state["rollbacks"] = max(rollbacks, trainee.state.get("rollbacks", 0))
         try:
             return _run_steps(trainee, spec, world, stopping, leaving, diverged)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(does_not_fit(spec, trainee.step, world)) from error
         except Diverged as error:
             if rollbacks >= spec.rollbacks:
                 tried = f" after going back {rollbacks} times" if rollbacks else ""

@@ -148,6 +148,27 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(d
     assert run(spec)["step"] == 20
 
 
+@pytest.mark.parametrize(
+    ("model", "again"), [("lambda_resnet_tiny", ", set `overrides.checkpointing: true`"), ("timm/test_resnet", "")]
+)
+def test_a_step_without_room_says_what_to_do_and_what_is_kept(data, tmp_path, monkeypatch, model, again):
+    spec = make_spec(data, tmp_path, model=model, overrides={}, steps=4, checkpoint_every=2, accumulate=2)
+
+    def full(trainee, *rest):
+        if trainee.step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return update.update(trainee, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingError) as caught:
+        patch.setattr(loop, "update", full)
+        run(spec)
+    assert str(caught.value) == (
+        f"step 4 does not fit into the memory of cpu, with 7 images at once; raise `accumulate` (now 2){again}, or lower "
+        f"`batch` (the last good checkpoint is {tmp_path}/checkpoints/step-000002)"
+    )
+    assert run(dataclasses.replace(spec, accumulate=3))["step"] == 4
+
+
 def test_an_update_that_is_not_finite_is_not_saved(data, tmp_path):
     with pytest.raises(TrainingError, match=r"weights are not finite after step 1,.*no checkpoint yet"):
         run(make_spec(data, tmp_path, lr=float("inf"), warmup=0, checkpoint_every=1))
