@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan
+from pipeline import plan, plan_view
 from pipeline.cluster.inline import Inline
 from pipeline.errors import ConfigError
 from pipeline.settings import Data, Generation, Job
@@ -62,6 +62,64 @@ def test_an_epoch_is_one_pass_over_the_labelled_images(context: Context) -> None
     assert (spec.steps_per_epoch, spec.steps, spec.warmup, spec.evaluate_every) == (4, 120, 10, 4)
     assert spec.lr == pytest.approx(0.1 * 10 / 256)
     assert make_spec(context, Teacher(model="m", batch=10, lr=0.3, lr_images=0)).lr == 0.3
+
+
+STUDENT: dict[str, Any] = {
+    "model": "m",
+    "batch": 8,
+    "unlabelled_ratio": 1.3,
+}  # 10.4, so 10 pseudo-labelled images a step
+
+
+def student_context(context: Context, student: Train) -> Context:
+    """Of generation 2, on one shard of 30 images of which 24 copies are selected; the one beside it gives none."""
+    root = Path(context.sources.root)
+    for number in range(2):
+        write_shard(root / f"unlabelled-{number}.tar", 30, seed=number)
+    summary = {"shards": {"unlabelled-0.tar": 24}}
+    (root / "summary.json").write_text(json.dumps(summary))
+    (root / "classes.json").write_text('["a", "b", "c", "d"]')
+    job = dataclasses.replace(
+        context.job, seed=7, teacher=Teacher(model="m", batch=10), generations=[Generation(student=student)] * 2
+    )
+    [stage] = [stage for stage in plan.stages_of(job) if stage.name == "gen2-student"]
+    here = plan.Done("", str(root), "", output="by this teacher")
+    done = {**context.needs, "gen2-label": here, "gen2-select": here, "gen1-student": here}
+    return dataclasses.replace(
+        context, job=job, stage=stage, needs=done, sources=plan.Sources(job, str(root), write=False)
+    )
+
+
+def test_a_student_learns_from_what_was_selected_at_the_rate_of_both_kinds_of_images(context: Context) -> None:
+    of_student = student_context(context, Train(**STUDENT))
+    spec = make_spec(of_student, of_student.job.generations[1].student)
+    labelled, pseudo = spec.sources
+    assert (labelled.name, labelled.per_step, pseudo.name, pseudo.per_step) == ("labelled", 8, "pseudo", 10)
+    assert [(Path(shard.path).name, shard.count) for shard in pseudo.shards] == [("unlabelled-0.tar", 24)]
+    assert pseudo.shards[0].expected["teacher"] == "by this teacher"
+    assert spec.lr == pytest.approx(0.1 * 18 / 256)
+    assert (spec.steps_per_epoch, spec.seed) == (5, 7002)  # an epoch is one of the labelled images
+
+
+def test_what_plan_says_of_the_rate_is_what_training_takes(context: Context) -> None:
+    of_student = student_context(context, Train(**STUDENT, lr=0.3))
+    spec = make_spec(of_student, of_student.job.generations[1].student)
+    said = plan_view._what(of_student.job, of_student.stage, 40)
+    assert f"batch 8 + 10 pseudo-labelled, learning rate {spec.lr:.3g}," in said
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_students_targets_are_as_its_settings_say(context: Context, labels: str) -> None:
+    settings = Train(**STUDENT, labels=labels, temperature=0.5, label_smoothing=0.2)
+    soft = make_spec(student_context(context, settings), settings).soft
+    assert (soft.smoothing, soft.temperature, soft.hard_pseudo) == (0.2, 0.5, labels == "hard")
+
+
+@pytest.mark.parametrize(("init", "expected"), [("scratch", None), ("teacher", "model.safetensors")])
+def test_a_student_starts_from_its_teacher_by_option(context: Context, init: str, expected: str | None) -> None:
+    settings = Train(**STUDENT, init=init)
+    spec = make_spec(student_context(context, settings), settings)
+    assert spec.init == (expected and f"{context.sources.root}/{expected}")
 
 
 def test_segments_are_as_many_as_asked_for_where_there_are_shards(context: Context) -> None:

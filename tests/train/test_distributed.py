@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from pathlib import Path
@@ -15,8 +16,9 @@ from pipeline.data.loader import TrainingSource
 from pipeline.errors import ConfigError
 from pipeline.tracking import journal
 from pipeline.train import checkpoint
+from pipeline.train.dist import World
 from pipeline.train.loop import run
-from pipeline.train.start import _synchronised
+from pipeline.train.start import _sync_batch_norm, _synchronised
 from tests.train.tiny import die_at, difference, make_spec, without_noise
 
 SHORT = without_noise(steps=5, checkpoint_every=0, warmup=1)
@@ -112,6 +114,26 @@ def test_batch_norm_statistics_are_those_of_all_workers(two):
 def test_fewer_images_than_workers_is_refused(two):
     _, (found, _) = two
     assert found["few"]["error"].startswith("2 training workers share 1 images a step")
+
+
+@pytest.mark.parametrize(
+    ("images", "accumulate", "kind", "expected"),
+    [
+        (124, 1, "cuda", True),
+        (128, 1, "cuda", False),
+        (252, 2, "cuda", True),
+        (256, 2, "cuda", False),
+        (124, 1, "cpu", False),
+    ],
+)
+def test_batch_norm_is_synchronised_on_gpus_where_a_share_is_small(data, tmp_path, images, accumulate, kind, expected):
+    """Of 4 workers, below 32 images that go through the network at once."""
+    labelled = dataclasses.replace(make_spec(data, tmp_path).sources[0], per_step=images)
+    spec = make_spec(data, tmp_path, sources=(labelled,), accumulate=accumulate)
+    world, norm = World(0, 4, torch.device(kind)), torch.nn.BatchNorm2d(3)
+    assert _sync_batch_norm(spec, norm, world) is expected
+    assert not _sync_batch_norm(spec, torch.nn.LayerNorm(3), world)
+    assert not _sync_batch_norm(spec, norm, World(0, 1, world.device))
 
 
 @pytest.mark.parametrize("name", ["timm/efficientnet_b0", "lambda_resnet_tiny"])

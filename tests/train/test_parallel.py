@@ -18,6 +18,7 @@ from pipeline.train import checkpoint, parallel
 from pipeline.train.dist import World
 from pipeline.train.loop import run
 from pipeline.train.optim import create_optimizer, set_learning_rate
+from tests.train.test_resume import command, execute
 from tests.train.tiny import CLASSES, SIZE, VIT, die_at, difference, make_spec, without_noise
 
 SHORT = without_noise(steps=6, checkpoint_every=3, warmup=1, clip=0.5)
@@ -243,3 +244,14 @@ def test_one_worker_is_left_as_it_is():
 def test_an_unknown_kind_is_named():
     with pytest.raises(ConfigError, match=r"parallel is 'zero3'; allowed are ddp, fsdp"):
         parallel.wrap(network(), ALONE, "zero3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"static_graph": True}, {"parallel": "fsdp"}], ids=["ddp", "static", "fsdp"])
+def test_a_compiled_network_is_the_same_on_two_workers(data, tmp_path, changes):
+    settings = without_noise(steps=4, checkpoint_every=2, warmup=1, accumulate=2)
+    run(make_spec(data, tmp_path / "eager", **settings))
+    done = execute(command(data, tmp_path / "compiled", {**settings, **changes, "compile": True}, workers=2))
+    assert done.returncode == 0, done.stderr
+    found, expected = (weights.read_state(f"{tmp_path / name}/model.safetensors") for name in ("compiled", "eager"))
+    assert difference(found, expected) < 1e-4
