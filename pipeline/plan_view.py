@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.plan import Done, Stage, data_root, held_out_of, in_order, read_done, training_of
 from pipeline.screen import PROGRESS
 from pipeline.settings import Job
+from pipeline.settings_train import peak_rate
 from pipeline.sources import Sources
 from pipeline.stages import shuffle
 from pipeline.stages.label_progress import shares
@@ -105,7 +106,7 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     train = training_of(job, stage)
     pseudo = round(train.unlabelled_ratio * train.batch) if stage.generation else 0
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
-    rate = train.lr * (train.batch + pseudo) / train.lr_images if train.lr_images else train.lr
+    rate = peak_rate(train, train.batch + pseudo)
     workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
     length = _length(train.duration, train.batch, labelled)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"

@@ -147,3 +147,8 @@ class Finetune:
     ema: float = identity(0.9999, "decay of the averaged weights, min(ema, (1+t)/(10+t))", low=0.0, high=0.999999)
     evaluate_every: str = execution("0st", "validation during fine-tuning: 1ep, 200st, or 0st for the end only")
     checkpoint_every: str = execution("500st", "durable position: 1ep or 500st")
+
+
+def peak_rate(settings: Train | Finetune, images: int) -> float:
+    """The peak learning rate of steps of so many images, pseudo-labelled ones included."""
+    return settings.lr * images / settings.lr_images if settings.lr_images else settings.lr

@@ -16,6 +16,7 @@ from pipeline.data.loader import SoftTargets
 from pipeline.errors import ConfigError
 from pipeline.plan import training_of
 from pipeline.screen import percent
+from pipeline.settings_train import peak_rate
 from pipeline.stages import sizes
 from pipeline.stages.context import Context, Result
 from pipeline.stages.train import SEEDS_PER_JOB, indexed_shards, leave_model, source, steps_of
@@ -66,7 +67,7 @@ def make_spec(context: Context, card: weights.Card) -> TrainSpec:
         validation=tuple(indexed_shards(context, "validation")),
         steps=steps,
         steps_per_epoch=per_epoch,
-        lr=settings.lr * settings.batch / settings.lr_images if settings.lr_images else settings.lr,
+        lr=peak_rate(settings, settings.batch),
         warmup=min(config.steps(settings.warmup, per_epoch), steps // 2),
         optimizer=settings.optimizer,
         momentum=settings.momentum,

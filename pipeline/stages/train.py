@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.plan import Done, Stage, stages_of, training_of
 from pipeline.screen import percent
 from pipeline.settings import Job
-from pipeline.settings_train import Train
+from pipeline.settings_train import Train, peak_rate
 from pipeline.stages import index, shuffle, sizes
 from pipeline.stages.capacity import smaller
 from pipeline.stages.context import Context, Result
@@ -144,7 +144,7 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
         steps=steps,
         steps_per_epoch=per_epoch,
         warmup=min(config.steps(settings.warmup, per_epoch), steps // 2),
-        lr=settings.lr * per_step / settings.lr_images if settings.lr_images else settings.lr,
+        lr=peak_rate(settings, per_step),
         seed=job.seed * SEEDS_PER_JOB + stage.generation,
         optimizer=settings.optimizer,
         momentum=settings.momentum,

@@ -84,7 +84,8 @@ def _contrast(x: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _posterize(x: Tensor, levels: Tensor, bits: Tensor) -> Tensor:
-    return levels - levels % 2 ** (8 - bits)
+    dropped = (8 - bits).clamp(min=0)  # more than 8 keep all
+    return levels - levels % torch.exp2(dropped).round()  # a GPU's powers may be an ulp off
 
 
 TABLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
