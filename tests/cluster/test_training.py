@@ -3,30 +3,28 @@ away with notice."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
 
 from pipeline import weights
-from pipeline.cluster import training
 from pipeline.cluster.contract import Resources
-from pipeline.cluster.on_ray import OnRay
-from pipeline.errors import ClusterError
 from pipeline.tracking import journal
 from pipeline.train.loop import run
 from tests.cluster.head import Head, ray_head
 from tests.cluster.machines import machine
-from tests.cluster.units import train_and_die, until_noticed, until_second_time_alone
+from tests.cluster.units import train_and_die
 from tests.train.tiny import difference, make_spec, without_noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,67 +95,75 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(data: Path, undisturbed: Pa
 
 
 @pytest.fixture
-def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
-    """A running cluster of one machine with one core, and this process's place in it."""
+def head() -> Iterator[Head]:
+    """A running cluster of one machine with one core."""
     with ray_head(ROOT, cpus=1) as found:
-        for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
-            monkeypatch.setenv(name, found.env[name])
         yield found
 
 
-def fit_in_a_thread(cluster: OnRay, loop: Callable[..., Any], spec: Any, resources: Resources) -> list[Any]:
-    """The result appears in the list when there is one."""
-    found: list[Any] = []
-    folder = spec if isinstance(spec, str) else spec.folder
-    work = lambda: found.append(cluster.fit(loop, spec, resources=resources, folder=folder))  # noqa: E731
-    threading.Thread(target=work, daemon=True).start()
-    return found
+@contextlib.contextmanager
+def driver(head: Head, loop: str, folder: Path, patience: float = 180.0, **resources: Any) -> Iterator[Popen[str]]:
+    """`fit` in a process of its own, for a process that was in one Ray cannot be in another: they differ in their settings.
+
+    It prints the result, or the sentence of an error.
+    """
+    code = """
+        import json, sys
+        from pipeline.cluster import training
+        from pipeline.cluster.contract import Resources
+        from pipeline.cluster.on_ray import OnRay
+        from pipeline.errors import ClusterError
+        from tests.cluster import units
+
+        address, loop, folder, patience, resources = sys.argv[1:]
+        training.RESIZE_SECONDS = 5.0
+        cluster = OnRay(address, patience=float(patience))
+        try:
+            found = cluster.fit(getattr(units, loop), folder, resources=Resources(**json.loads(resources)), folder=folder)
+        except ClusterError as error:
+            found = str(error)
+        finally:
+            cluster.close()
+        print(json.dumps(found))
+    """
+    words = [head.address, loop, str(folder), str(patience), json.dumps(resources)]
+    environment = {**head.env, "PYTHONPATH": str(ROOT)}
+    with Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *words], env=environment, stdout=PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def answer(process: Popen[str]) -> Any:
+    printed, _ = process.communicate(timeout=200)
+    return json.loads(printed)
 
 
 @pytest.mark.timeout(600)
-def test_workers_follow_the_machines(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_follow_the_machines(head: Head, tmp_path: Path) -> None:
     """One machine, then two, then one again."""
-    monkeypatch.setattr(training, "RESIZE_SECONDS", 5.0)
-    cluster = OnRay(head.address)
-    resources = Resources(workers=2, least=1)
-    try:
-        found = fit_in_a_thread(cluster, until_second_time_alone, str(tmp_path), resources)
+    with driver(head, "until_second_time_alone", tmp_path, workers=2, least=1) as process:
         wait_long(lambda: len(list(tmp_path.glob("world-1-*"))) == 1)
         with machine(head) as second:
-            added = time.time()
             wait_long(lambda: len(list(tmp_path.glob("world-2-*"))) == 1)
-            print(f"on two machines {time.time() - added:.1f} s after the second came")
-            lost = time.time()
             second.lose()
-            wait_long(lambda: bool(found))
-            print(f"ended on one {time.time() - lost:.1f} s after it went")
-        assert found == [{"world": 1}]
-    finally:
-        cluster.close()
+            assert answer(process) == {"world": 1}
 
 
 @pytest.mark.timeout(600)
 def test_workers_are_told_that_a_machine_will_be_taken_away(head: Head, tmp_path: Path) -> None:
-    cluster = OnRay(head.address)
-    try:
-        with machine(head):
-            found = fit_in_a_thread(cluster, until_noticed, str(tmp_path), Resources(workers=2, notice=True))
-            wait_long(lambda: len(list(tmp_path.glob("start-*"))) == 2)
-            drain(other_node(), head)
-            wait_long(lambda: bool(found))
-        assert found[0]["world"] == 2
-    finally:
-        cluster.close()
+    with machine(head), driver(head, "until_noticed", tmp_path, workers=2, notice=True) as process:
+        wait_long(lambda: len(list(tmp_path.glob("start-*"))) == 2)
+        drain(other_node(head), head)
+        assert answer(process)["world"] == 2
 
 
 def test_elastic_training_without_room_for_its_least_is_one_sentence(head: Head, tmp_path: Path) -> None:
-    cluster = OnRay(head.address, patience=1.0)
-    resources = dataclasses.replace(Resources(workers=4), least=2)
-    try:
-        with pytest.raises(ClusterError, match=r"no room in 1 s for 2 workers with 1 CPU"):
-            cluster.fit(until_noticed, str(tmp_path), resources=resources, folder=str(tmp_path))
-    finally:
-        cluster.close()
+    with driver(head, "until_noticed", tmp_path, patience=1.0, workers=4, least=2) as process:
+        assert "no room in 1 s for 2 workers with 1 CPU" in answer(process)
 
 
 def wait_long(condition: Callable[[], bool]) -> None:
@@ -167,13 +173,11 @@ def wait_long(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def other_node() -> str:
+def other_node(head: Head) -> str:
     """The id of the machine that is not the head's."""
-    import ray
-
-    [found] = [
-        node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]
-    ]
+    command = ["ray", "list", "nodes", "--address", head.dashboard, "--format", "json"]
+    listed = json.loads(subprocess.run(command, env=head.env, check=True, capture_output=True).stdout)
+    [found] = [node["node_id"] for node in listed if node["state"] == "ALIVE" and not node["is_head_node"]]
     return found
 
 
