@@ -20,6 +20,8 @@ from pipeline.cluster.room import nothing_fits, wait_for_room
 from pipeline.cluster.session import environment
 from pipeline.errors import ClusterError, UserError
 
+log = logging.getLogger(__name__)
+
 RESTARTS = 3
 START_TRIES = 3  # a worker group that finds no place is tried again while nodes are replaced
 ELASTIC_RESTARTS = 30  # where machines come and go by the day
@@ -49,8 +51,7 @@ def fit_on_workers(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    name = f"noisy-lambda-{uuid.uuid4().hex[:12]}"  # a name used before would make Ray resume that run
-    note = storage.join(folder, f".tmp-{name}.json")
+    note = storage.join(folder, f".tmp-{uuid.uuid4().hex[:12]}.json")
     least, most = resources.least or 1, resources.workers or 1
     elastic = least < most
     restarts, start_tries = (ELASTIC_RESTARTS, ELASTIC_RESTARTS) if elastic else (RESTARTS, START_TRIES)
@@ -62,23 +63,26 @@ def fit_on_workers(
     }
     arguments = (spec, _leaving) if resources.notice else (spec,)
     with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(ray_settings):
-        trainer = TorchTrainer(
-            lambda: _on_one_rank(functools.partial(loop, *arguments), note),
-            scaling_config=ScalingConfig(
-                num_workers=(least, most) if elastic else most,
-                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-                use_gpu=resources.gpus > 0,
-                resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=scratch,  # only the controller, which runs beside the driver, writes there
-                failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=start_tries - 1),
-                logging_config=LoggingConfig("CRITICAL"),
-            ),
-        )
+
+        def train() -> Any:
+            return TorchTrainer(
+                lambda: _on_one_rank(functools.partial(loop, *arguments), note),
+                scaling_config=ScalingConfig(
+                    num_workers=(least, most) if elastic else most,
+                    elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+                    use_gpu=resources.gpus > 0,
+                    resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+                ),
+                run_config=RunConfig(
+                    name=f"noisy-lambda-{uuid.uuid4().hex[:12]}",  # a name used before would make Ray resume that run
+                    storage_path=scratch,  # only the controller, which runs beside the driver, writes there
+                    failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=start_tries - 1),
+                    logging_config=LoggingConfig("CRITICAL"),
+                ),
+            ).fit()
+
         try:
-            answer = _interruptible(trainer.fit).return_value
+            answer = _repeated(train, restarts).return_value
         except ray.train.TrainingFailedError as error:
             answer = storage.read_json(note) if storage.exists(note) else None
             if answer is None:
@@ -118,6 +122,22 @@ def _on_one_rank(work: Callable[[], dict[str, Any]], note: str) -> dict[str, Any
         return answer
 
 
+def _repeated(train: Callable[[], Any], times: int) -> Any:
+    """Train again where a lost machine ended Ray's controller: Ray repeats what its workers raise, but not that a worker
+    cannot be reached when the controller asks for something else than its state."""
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+
+    for _ in range(times):
+        try:
+            return _interruptible(train)
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, RayActorError):
+                raise
+            log.warning("a training worker was lost, training starts again from the last checkpoint")
+    return _interruptible(train)
+
+
 def _interruptible(function: Callable[[], Any]) -> Any:
     """Call on a thread of its own: on the main one Ray would take Ctrl-C, and answer it by waiting."""
     done: dict[str, Any] = {}
@@ -143,9 +163,11 @@ def _explain(error: Exception, resources: Resources, restarts: int, folder: str,
 
     failures = getattr(error, "worker_failures", None)
     if failures is None:
-        if "Timeout" in type(getattr(error, "controller_failure", error)).__name__:
+        failures = {0: getattr(error, "controller_failure", error)}
+        if "Timeout" in type(failures[0]).__name__:
             return nothing_fits(resources, resources.least or 1, patience)
-        return ClusterError(f"Ray cannot start {resources.least} training workers: {last_line(error)[:300]}")
+        if not isinstance(failures[0], RayActorError):
+            return ClusterError(f"Ray cannot start {resources.least} training workers: {last_line(error)[:300]}")
     died = any(isinstance(failure, RayActorError) for failure in failures.values())
     if not died:  # otherwise what the other ranks raised only follows from it
         return RuntimeError(f"training in {storage.redact(folder)} failed {restarts + 1} times; {error}")

@@ -102,6 +102,33 @@ def test_two_training_workers_form_a_group_and_go_on_after_a_kill(embedded_ray: 
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_lost_worker_that_ends_rays_controller_is_a_restart_too(
+    embedded_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where a machine went just after the worker group had grown; only luck makes Ray do it, so its answer is given."""
+    from ray.exceptions import ActorUnavailableError
+    from ray.train import ControllerError
+    from ray.train.torch import TorchTrainer
+
+    fit, calls = TorchTrainer.fit, []
+
+    def lost(trainer: Any) -> Any:
+        calls.append(trainer)
+        if len(calls) <= losses:
+            raise ControllerError(ActorUnavailableError("Socket closed", b"1" * 16))
+        return fit(trainer)
+
+    monkeypatch.setattr(TorchTrainer, "fit", lost)
+    losses, spec, resources = 3, Training(str(tmp_path)), Resources(workers=2)
+    assert embedded_ray.fit(loop, spec, resources=resources, folder=str(tmp_path))["world"] == 2
+    assert len(calls) == 4
+
+    calls.clear()
+    losses = 4
+    with pytest.raises(ClusterError, match=r"was given up after its workers died 4 times .*run the job again"):
+        embedded_ray.fit(loop, spec, resources=resources, folder=str(tmp_path))
+
+
 @pytest.mark.slow
 def test_a_user_error_on_one_rank_ends_the_others_too(embedded_ray: Any, tmp_path: Path) -> None:
     spec = Training(str(tmp_path), act="user error", rank=1)
