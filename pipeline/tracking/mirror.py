@@ -5,7 +5,6 @@ Everything in here may block or raise; it is called from the background thread o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -34,7 +33,8 @@ from pipeline.tracking.runs import (
 )
 
 EXPERIMENT = "noisy-lambda"
-SENT, TOKEN, PARENT = "journal.sent", "journal.token", "mlflow.parentRunId"
+TOKEN, PARENT = "journal.token", "mlflow.parentRunId"
+SYSTEM = "system/"  # metrics of the machine
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 MODEL_FILES = ("model.safetensors", "model.yaml")
 NAMES_PER_BATCH = 100  # params and tags
@@ -85,7 +85,7 @@ class Mirror:
         run_id = found.info.run_id
         save_state(run, run_id=run_id, ended=None)
         self._describe(run_id, run, found.data.params)
-        run.start, run.sent = found.info.start_time, json.loads(found.data.tags.get(SENT, "{}"))
+        run.start, run.sent = found.info.start_time, _last_steps(found)
         run.begun, run.run_id = True, run_id
         self.progress = time.monotonic()
 
@@ -182,7 +182,7 @@ class Mirror:
         """Samples (milliseconds, values); their steps are seconds since the run's start, which grow over
         resumes too."""
         points = [
-            (f"system/{name}", float(value), at, (at - run.start) // 1000)
+            (f"{SYSTEM}{name}", float(value), at, (at - run.start) // 1000)
             for at, values in samples
             for name, value in values.items()
         ]
@@ -190,14 +190,11 @@ class Mirror:
             self._log(run, points[first : first + POINTS_PER_BATCH])
 
     def _log(self, run: Run, points: Sequence[Point]) -> None:
-        """Send points, and with them the last step of each metric."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
-        sent = dict(run.sent)
-        sent.update((name, step) for name, _, _, step in points if not name.startswith("system/"))
         metrics = [Metric(name, value, at, step) for name, value, at, step in points]
-        self.client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(SENT, json.dumps(sent))])
-        run.sent = sent
+        self.client.log_batch(run.run_id, metrics=metrics)
+        run.sent.update((name, step) for name, _, _, step in points if not name.startswith(SYSTEM))
         self.progress = time.monotonic()
 
     def finish(self, run: Run, end: End, champion: bool) -> None:
@@ -247,6 +244,12 @@ class Mirror:
         self.client.set_registered_model_alias(name, re.sub(r"[^\w-]", "-", run.name), version)
         if champion:
             self.client.set_registered_model_alias(name, "champion", version)
+
+
+def _last_steps(run: Any) -> dict[str, int]:
+    """The last step of each metric of a run; MLflow updates it in one transaction with the metric's points."""
+    latest = run.data.to_proto().metrics  # RunData.metrics leaves the steps out
+    return {metric.key: metric.step for metric in latest if not metric.key.startswith(SYSTEM)}
 
 
 def _fetch(url: str, folder: str) -> str:

@@ -5,8 +5,7 @@ MLflow should hold with what it holds and sends the difference, so a dead server
 to send later: in this process, or in the next run of the job. What is remembered where:
 
 - `mlflow.json` in the folder of the job and of each stage: the run's id, and the end that MLflow knows of.
-- the run's tag `journal.sent`: the last step of every metric, sent together with the metrics, so that
-  nothing is sent twice, whoever is killed when.
+- the run itself: the last step of every metric, so that nothing is sent twice, whoever is killed when.
 """
 
 from __future__ import annotations

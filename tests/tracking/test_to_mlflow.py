@@ -174,6 +174,7 @@ def test_after_a_kill_the_same_runs_go_on_and_no_step_is_there_twice(tmp_path: P
     assert killed.wait() == -signal.SIGKILL
     before = run_of(client, teacher.folder)
     assert before.info.status == run_of(client, f"{output}/old").info.status == "RUNNING"
+    client.log_metric(before.info.run_id, "loss", 1.0, step=10)  # as if killed before the answer to its last request
 
     tracker = start(output, store)
     tracker.start_stage(teacher)
