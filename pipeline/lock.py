@@ -1,6 +1,6 @@
 """One run at a time on an output folder.
 
-Local: flock on `.lock`, freed by the kernel when the process dies. Object store: a lock object, created on the
+Local: flock on `.lock`, freed by the kernel when the process dies; processes forked from it do not hold it on. Object store: a lock object, created on the
 condition that there is none and written again every 15 s; one that was not for 60 s is stale and may be taken.
 Ages are differences of the server's times of two objects, so clocks that are wrong do no harm. Stores without
 conditional creation leave a moment in which two runs could both believe to hold it; each file of a run is
@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline import remote, storage
 from pipeline.errors import OutputError
@@ -25,6 +25,9 @@ from pipeline.errors import OutputError
 LOCK_NAME = ".lock"
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
+
+_held: set[IO[str]] = set()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])  # it may outlive this process by seconds
 
 
 @contextlib.contextmanager
@@ -54,7 +57,11 @@ def _lock_file(output: str) -> Iterator[None]:
         file.truncate()
         file.write(f"process {os.getpid()}\n")
         file.flush()
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
 
 
 @contextlib.contextmanager

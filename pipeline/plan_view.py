@@ -115,7 +115,8 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
 def _length(duration: str, batch: int, labelled: int | None) -> str:
     if labelled is None or duration.endswith("st"):
         return duration
-    return f"{duration} = {config.steps(duration, labelled / batch):,} steps"
+    steps = config.steps(duration, labelled / batch)
+    return f"{duration} = {steps:,} steps" + ("" if steps else ", too few: lengthen it or lower batch")
 
 
 def status_table(job: Job) -> Group:

@@ -54,7 +54,8 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 
 def advice(spec: TrainSpec, step: float) -> str:
     """What to do about a rate that diverges, and what is left: the newest checkpoint up to `step`."""
-    lowers = "" if spec.only else ", or let `rollbacks` lower it on the way"  # a fine-tune has no such setting
+    # A fine-tune has no such setting, and where it is set it was of no use.
+    lowers = "" if spec.only or spec.rollbacks else ", or let `rollbacks` lower it on the way"
     return f"lower `lr`, lengthen `warmup`{lowers} ({_last_good(spec, step)})"
 
 

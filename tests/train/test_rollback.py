@@ -108,7 +108,9 @@ def test_without_a_checkpoint_it_goes_back_to_the_start(data, tmp_path):
 
 def test_it_gives_up_when_it_has_gone_back_often_enough(data, tmp_path):
     changes = {"weight_decay": 1e4, "warmup": 0, "checkpoint_every": 0, "rollback_factor": 0.9}
-    with pytest.raises(TrainingError, match=r"after going back 2 times; lower `lr`.*no checkpoint yet"):
+    with pytest.raises(
+        TrainingError, match=r"after going back 2 times; lower `lr`, lengthen `warmup` \(there is no checkpoint yet"
+    ):
         run(explosive(data, tmp_path, rollbacks=2, **changes))
 
 

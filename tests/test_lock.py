@@ -1,0 +1,32 @@
+"""One run at a time on a local output folder. Object stores: test_s3.py."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.lock import lock
+
+HOLDER = """
+import os, sys, time
+from pipeline.lock import lock
+with lock(sys.argv[1]):
+    if os.fork() == 0:
+        print("forked", flush=True)
+        sys.stdin.read()  # lives until the test lets it go
+        os._exit(0)
+    time.sleep(300)
+"""
+
+
+def test_a_killed_run_is_not_held_on_by_a_process_forked_from_it(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLDER, output], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "forked\n"
+        holder.kill()
+        assert holder.wait() == -signal.SIGKILL
+        with lock(output):
+            pass  # while the child waits for our pipe to be closed
