@@ -1,10 +1,10 @@
 """One run at a time on an output folder.
 
-Local: flock on `.lock`, freed by the kernel when the process dies; processes forked from it do not hold it on. Object store: a lock object, created on the
-condition that there is none and written again every 15 s; one that was not for 60 s is stale and may be taken.
-Ages are differences of the server's times of two objects, so clocks that are wrong do no harm. Stores without
-conditional creation leave a moment in which two runs could both believe to hold it; each file of a run is
-whole and the same whoever writes it, so even then nothing is lost.
+Local: flock on `.lock`, freed by the kernel when the process dies; what was forked from it lets go at once.
+Object store: a lock object, created on the condition that there is none and written again every 15 s; one that
+was not for 60 s is stale and may be taken. Ages are differences of the server's times of two objects, so clocks
+that are wrong do no harm. Stores without conditional creation leave a moment in which two runs could both
+believe to hold it; each file of a run is whole and the same whoever writes it, so even then nothing is lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
 
 _held: set[IO[str]] = set()
-os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])  # it may outlive this process by seconds
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])  # it may outlive us
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def _length(duration: str, batch: int, labelled: int | None) -> str:
     if labelled is None or duration.endswith("st"):
         return duration
     steps = config.steps(duration, labelled / batch)
-    return f"{duration} = {steps:,} steps" + ("" if steps else ", too few: lengthen it or lower batch")
+    return f"{duration} = {steps:,} steps" + ("" if steps else " (too few: lengthen it or lower batch)")
 
 
 def status_table(job: Job) -> Group:

@@ -10,14 +10,14 @@ from pathlib import Path
 from pipeline.lock import lock
 
 HOLDER = """
-import os, sys, time
+import os, signal, sys
 from pipeline.lock import lock
 with lock(sys.argv[1]):
     if os.fork() == 0:
         print("forked", flush=True)
         sys.stdin.read()  # lives until the test lets it go
         os._exit(0)
-    time.sleep(300)
+    signal.pause()
 """
 
 

@@ -87,7 +87,7 @@ def test_plan_counts_steps_once_the_images_are_known(world: World) -> None:
     settings = [f"output={world.output}", f"data.root={world.shards}", *training, "finetune.resolution=64"]
     planned = " ".join(small.command("plan", world.job, *settings).out.split())
     assert "6ep = 9 steps, batch 4, learning rate 0.01, 1 worker" in planned
-    assert "1.5ep = 0 steps, too few: lengthen it or lower batch, batch 256" in planned
+    assert "1.5ep = 0 steps (too few: lengthen it or lower batch), batch 256" in planned
 
 
 def test_shards_without_an_image_are_named(tmp_path: Path) -> None:
