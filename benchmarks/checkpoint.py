@@ -37,7 +37,7 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 import models
-from models.layout import channels_last
+from models.memory_format import channels_last
 from pipeline.train.checkpoint import Checkpoints, latest
 from pipeline.train.checkpoint_files import MANIFEST
 

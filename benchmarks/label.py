@@ -40,13 +40,14 @@ from torch import nn
 from benchmarks import label_peers
 from benchmarks.label_images import Corpus, copies, merged, small_jpegs
 from models import create_model
-from models.layout import channels_last
+from models.memory_format import channels_last
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
-from pipeline.data import images, labeller, shards
-from pipeline.data.ahead import Ahead
-from pipeline.data.labeller import IN_FLIGHT, Labeller, LabelSpec
-from pipeline.data.teacher import Answer, Teacher
+from pipeline.data import images, shards
+from pipeline.labelling import labeller
+from pipeline.labelling.labeller import IN_FLIGHT, Labeller, LabelSpec
+from pipeline.labelling.read_ahead import Ahead
+from pipeline.labelling.teacher import Answer, Teacher
 
 CLASSES = 1000
 MANY = 1000  # shards of part m

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.cluster.session import Session
+from pipeline.cluster.ray_session import Session
 from pipeline.data import images, shards
-from pipeline.data.teacher import Teacher
+from pipeline.labelling.teacher import Teacher
 
 TOP = 32
 

@@ -33,10 +33,10 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import loader_peers
-from pipeline.data import loader, order
-from pipeline.data.augment import Augment
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.augment.view import Augment
 from pipeline.data.shards import Shard
+from pipeline.loading import loader, sample_order
+from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
 from pipeline.stages.index import make_worker, rows_path
 
 POLICY = "rand-m15-mmax15-n2-p1"
@@ -143,7 +143,7 @@ def indexed(paths: list[Path], folder: Path, classes: int) -> tuple[TrainingShar
 
 
 def our_candidates(case: Case, workers: list[int]) -> Candidates:
-    segments = order.segments_for(len(case.shards))
+    segments = sample_order.segments_for(len(case.shards))
     source = TrainingSource("labelled", case.shards, case.batch, segments)
 
     def batches(count: int) -> Iterator[int]:

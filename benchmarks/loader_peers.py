@@ -22,9 +22,9 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.cluster import session as sessions
-from pipeline.cluster.session import Session
-from pipeline.data.augment import Augment
+from pipeline.augment.view import Augment
+from pipeline.cluster import ray_session as sessions
+from pipeline.cluster.ray_session import Session
 
 SHUFFLE = 1000  # samples in webdataset's buffer, still encoded
 STORE_BYTES = 2 << 30  # of Ray's objects: ten times what our stages need

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+from pipeline.config.load import load_job
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {"digits": ("noisy_student", "digits_control", range(5)), "cifar10": ("cifar10", "cifar10_control", range(3))}
@@ -53,7 +53,7 @@ def run(job: str, seed: int, output: Path, settings: Sequence[str]) -> tuple[lis
     """What the evaluation of one job found for each model, and the minutes that its stages took."""
     path = str(ROOT / "jobs" / f"{job}.yaml")
     where = [f"seed={seed}", f"output={output / f'{job}-{seed}'}", "cluster=inline", "tracking.enabled=false"]
-    processes = config.load(path, [*where, *settings]).workers.train
+    processes = load_job(path, [*where, *settings]).workers.train
     torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
     command = [sys.executable, "-m", *torchrun, "pipeline", "run", path, *where, *settings]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

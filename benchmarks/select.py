@@ -38,10 +38,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.data import labels
-from pipeline.data.cut import Settings
-from pipeline.data.ranks import tie_hash
-from pipeline.data.selection import select_all
+from pipeline.data import label_files
+from pipeline.selection.radix import Settings
+from pipeline.selection.select import select_all
+from pipeline.selection.sort_keys import tie_hash
 
 PROCESSES = 2
 DUCKDB = {"threads": PROCESSES, "preserve_insertion_order": False}
@@ -160,10 +160,10 @@ def write_file(folder: str, classes: int, number: int, n: int) -> None:
             "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.reshape(-1))),
             "image_hash": rng.integers(0, 2**63, n, np.uint64),
         }
-    ).cast(labels.SCHEMA)
+    ).cast(label_files.SCHEMA)
     table = table.append_column("file", pa.array(np.full(n, number, np.int32)))
     table = table.append_column("tie", pa.array(tie_hash(shard, index.astype(np.int64))))
-    labels.write_table(f"{folder}/{number:05d}.parquet", table, {"format": labels.FORMAT, "shard": shard})
+    label_files.write_table(f"{folder}/{number:05d}.parquet", table, {"format": label_files.FORMAT, "shard": shard})
 
 
 def processes() -> ProcessPoolExecutor:

@@ -43,10 +43,10 @@ from torch.nn import functional as F
 from benchmarks import train_data, train_peers
 from benchmarks.train_data import CASES, ON_GPU, Case
 from models.cost import flops
-from models.layout import channels_last
 from models.measure import wait
+from models.memory_format import channels_last
 from pipeline.data import images
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
+from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource, batches
 from pipeline.tracking import journal
 from pipeline.train import loop
 from pipeline.train.loop import run

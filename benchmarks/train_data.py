@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.augment.view import Augment
 from pipeline.data import shards
-from pipeline.data.augment import Augment
-from pipeline.data.loader import TrainingShard
+from pipeline.loading.loader import TrainingShard
 
 QUALITY = 90  # of JPEGs that are stored smaller
 

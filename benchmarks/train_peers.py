@@ -18,9 +18,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from models.layout import channels_last
 from models.measure import wait
-from pipeline.data.augment import Augment
+from models.memory_format import channels_last
+from pipeline.augment.view import Augment
 
 BEFORE = 10  # steps that do not count: clocks rise, kernels are chosen, graphs compiled
 

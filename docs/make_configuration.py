@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import settings, settings_train
-from pipeline.declare import REQUIRED
+from pipeline.config import settings, settings_train
+from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
 

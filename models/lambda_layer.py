@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.choose_order import EXPORT_BATCH, choose_order
 from models.content import KEY_NORMS, masked_content, normalise_keys
 from models.contraction import DENSE, ORDERS
-from models.order import EXPORT_BATCH, choose_order
 from models.projection import CrossProjection, SelfProjection
 
 PAPER_SCOPE = 23
@@ -27,7 +27,7 @@ class LambdaLayer(nn.Module):
     is an average pool of y over 3 × 3, [b, dim, ⌈height/2⌉, ⌈width/2⌉]. In y's channels the head is the slow axis,
     v = dim/h the fast one. All h queries of a position share its lambda, so with n queries and m context positions time is
     Θ(b n m k u dim/h) and space Θ(n m k u + b n k dim/h); in a scope of r, Θ(b n r² k u dim/h) and
-    Θ(r² k u + b n k dim/h) (table 2 of the paper). `order` is "auto" (models.order) or one of models.contraction.
+    Θ(r² k u + b n k dim/h) (table 2 of the paper). `order` is "auto" (models.choose_order) or one of models.contraction.
 
     Scope. An odd r is local: e is zero outside r × r, and inputs have any size. r=None is global, for inputs up to
     `size` (a side, or height and width; a length); `resize_table` interpolates to another.

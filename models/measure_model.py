@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layout import channels_last
 from models.measure import Step, alternate, best_batch, if_it_fits, most_that_fits, peak_bytes, rate_at, wait
+from models.memory_format import channels_last
 
 CLASSES = 1000
 

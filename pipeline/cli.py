@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, RemoteError, UserError
-from pipeline.memory import keep_memory
+from pipeline.malloc import keep_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.cluster.contract import Cluster
-    from pipeline.settings import Job
+    from pipeline.config.settings import Job
     from pipeline.tracking.contract import Tracker
 
 
@@ -125,9 +125,9 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
 
 
 def _load(args: argparse.Namespace) -> Job:
-    from pipeline import config
+    from pipeline.config.load import load_job
 
-    return config.load(args.job, args.settings)
+    return load_job(args.job, args.settings)
 
 
 def _console() -> Console:
@@ -145,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
         torchrun.follow()
         return 0
     from pipeline import runner
-    from pipeline.plan import stages_of
-    from pipeline.screen import Screen, results_table
+    from pipeline.plan.graph import stages_of
+    from pipeline.progress import Screen, results_table
     from pipeline.tracking import ui as mlflow_ui
 
     job = _load(args)
@@ -204,14 +204,14 @@ def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from pipeline.plan_view import plan_table
+    from pipeline.views import plan_table
 
     _console().print(plan_table(_load(args)))
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
-    from pipeline.plan_view import status_table
+    from pipeline.views import status_table
 
     _console().print(status_table(_load(args)))
     return 0
@@ -228,7 +228,7 @@ def submit(args: argparse.Namespace) -> int:
 
 def clean(args: argparse.Namespace) -> int:
     from pipeline import runner, storage
-    from pipeline.lock import lock
+    from pipeline.storage.lock import lock
 
     job = _load(args)
     if not storage.exists(job.output):
@@ -253,7 +253,7 @@ def ui(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from pipeline.stages.export import export as export_stage
+    from pipeline.export import export as export_stage
 
     for path in export_stage(args.stage_dir, args.out):
         print(path)
@@ -261,7 +261,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    from pipeline.screen import bar
+    from pipeline.progress import bar
 
     with bar(_console(), "writing shards") as progress:
         if args.what == "digits":
@@ -279,7 +279,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
-    from pipeline.data import prepare as shards_of
+    from pipeline.data import prepare_files as shards_of
 
     options: dict[str, Any] = {
         "split": args.split,

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import early_stop, plan, storage
+from pipeline import storage
 from pipeline.cluster.contract import Cluster
-from pipeline.declare import execution_of
+from pipeline.config.fields import execution_of
+from pipeline.config.settings import Job, to_plain
 from pipeline.errors import UserError
-from pipeline.lock import lock
-from pipeline.plan import Done, Stage
-from pipeline.screen import Screen
-from pipeline.settings import Job, to_plain
-from pipeline.sources import Sources
-from pipeline.stages.context import Context, Result
+from pipeline.plan import early_stop, graph
+from pipeline.plan.context import Context, Result
+from pipeline.plan.corpora import Sources
+from pipeline.plan.graph import Done, Stage
+from pipeline.progress import Screen
+from pipeline.storage.lock import lock
 from pipeline.tracking.contract import StageRecord, Tracker
 
 STAGE_FOLDER = re.compile(
@@ -38,7 +39,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
         tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
         try:
             done = _run_stages(job, cluster, tracker, screen, refreeze)
-            last = plan.stages_of(job)[-1].name
+            last = graph.stages_of(job)[-1].name
             summary: dict[str, Any] = storage.read_json(storage.join(done[last].folder, "summary.json"))
         except BaseException as error:
             failed = isinstance(error, Exception)
@@ -55,19 +56,19 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
     sources = Sources(job, job.data.root or "", refreeze)
     token = ""
     stop = None
-    for stage in plan.in_order(job, done):
+    for stage in graph.in_order(job, done):
         if not stop and (stop := early_stop.find(job, done)):
             screen.line(stop.what, "not run", str(stop))
-        sources.root = sources.root or (plan.data_root(job, done) if done else "")
-        inputs = plan.inputs_of(job, stage, done, sources)
+        sources.root = sources.root or (graph.data_root(job, done) if done else "")
+        inputs = graph.inputs_of(job, stage, done, sources)
         while sources.changes:
             screen.warn(sources.changes.pop(0))
-        print_ = plan.fingerprint(stage.kind, inputs)
-        folder = plan.folder_of(job, stage, print_)
+        print_ = graph.fingerprint(stage.kind, inputs)
+        folder = graph.folder_of(job, stage, print_)
         record = StageRecord(
             stage.name, folder, flatten(inputs), {k: str(v) for k, v in execution_of(job.workers).items()}
         )
-        finished = plan.read_done(folder)
+        finished = graph.read_done(folder)
         if finished:
             screen.line(stage.name, "done before", str(finished.info.get("line", "")))
             screen.note(stage.name, folder=folder, state="done before")
@@ -109,7 +110,7 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
         result.artifacts,
         result.model,
     )
-    plan.write_done(done)
+    graph.write_done(done)
     screen.line(stage.name, "finished", f"{seconds:6.1f} s  {info.get('line', '')}")
     screen.note(stage.name, state="finished", seconds=seconds)
     screen.nothing_ran = False
@@ -131,17 +132,17 @@ def look(job: Job) -> list[Look]:
     done: dict[str, Done] = {}
     found: list[Look] = []
     sources = Sources(job, job.data.root or "", write=False)
-    for stage in plan.in_order(job, done):
+    for stage in graph.in_order(job, done):
         folder, finished, problem = None, None, ""
         if all(name in done for name in stage.needs):
             try:
-                sources.root = sources.root or (plan.data_root(job, done) if done else "")
-                print_ = plan.fingerprint(stage.kind, plan.inputs_of(job, stage, done, sources))
+                sources.root = sources.root or (graph.data_root(job, done) if done else "")
+                print_ = graph.fingerprint(stage.kind, graph.inputs_of(job, stage, done, sources))
             except UserError as error:
                 problem = str(error)
             else:
-                folder = plan.folder_of(job, stage, print_)
-                finished = plan.read_done(folder)
+                folder = graph.folder_of(job, stage, print_)
+                finished = graph.read_done(folder)
         if finished:
             done[stage.name] = finished
         found.append(Look(stage, folder, finished, problem))

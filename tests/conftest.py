@@ -86,9 +86,9 @@ def s3() -> Iterator[S3]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without the long waits between them."""
-    from pipeline import remote
+    from pipeline.storage import remote_file
 
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote_file, "FIRST_WAIT", 0.001)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline import config, storage, weights
+from pipeline import storage, weights
 from pipeline.cluster.inline import Inline
-from pipeline.data import labels
-from pipeline.lock import lock
-from pipeline.plan import Done, Sources, Stage
+from pipeline.config.load import load_job
+from pipeline.data import label_files
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import Done, Sources, Stage
 from pipeline.stages import label
-from pipeline.stages.context import Context, Result
+from pipeline.storage.lock import lock
 from tests import small
 
 FOLDER = "gen1-label-0123abcd"
@@ -33,7 +34,7 @@ def make_teacher(folder: Path) -> Path:
 
 def run(root: str, teacher: Path, output: str, *settings: str) -> Result:
     """Label `unlabelled-*.tar` of `root` into FOLDER of `output`."""
-    job = config.load(str(teacher.parent / "small.yaml"), [f"data.root={root}", f"output={output}", *settings])
+    job = load_job(str(teacher.parent / "small.yaml"), [f"data.root={root}", f"output={output}", *settings])
     stage = Stage("gen1-label", "label", ("gen0-teacher",), 1)
     made = storage.sha256(str(teacher / weights.WEIGHTS))
     needs = {"gen0-teacher": Done("gen0-teacher", str(teacher), made, made)}
@@ -53,7 +54,7 @@ def rows(output: str) -> dict[str, list]:
     """{label file: its rows} of what the stage left."""
     folder = files(output)
     names = [name for name in storage.walk(folder) if name.endswith(".parquet")]
-    return {name: labels.read_labels(storage.join(folder, name)).to_pylist() for name in names}
+    return {name: label_files.read_labels(storage.join(folder, name)).to_pylist() for name in names}
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import labels
-from pipeline.lock import lock
+from pipeline.data import label_files
+from pipeline.storage.lock import lock
 from tests import small, tiny
 from tests.data import tars
 from tests.small import STAGES, Ran, World
@@ -344,9 +344,9 @@ def test_a_step_that_needs_more_pseudo_labelled_images_than_were_selected(world:
 def rewritten(path: Path, **changes: object) -> bytes:
     """The label file as it was; it says other things of itself now."""
     before = path.read_bytes()
-    table, metadata = labels.read_labels(str(path)), labels.read_metadata(str(path))
+    table, metadata = label_files.read_labels(str(path)), label_files.read_metadata(str(path))
     path.unlink()
-    labels.write_labels(str(path), table, metadata | changes)
+    label_files.write_labels(str(path), table, metadata | changes)
     return before
 
 
@@ -361,7 +361,7 @@ def test_label_files_of_another_class_list_or_teacher(labelled: World) -> None:
     """Whoever reads them next refuses them: labelling that goes on, selection, training."""
     folder = labelled.folder("gen1-label")
     file, done = folder / "unlabelled-001.parquet", folder / "done.json"
-    classes = {"class_list": labels.class_list_hash(["cat", "owl", "dog"])}
+    classes = {"class_list": label_files.class_list_hash(["cat", "owl", "dog"])}
     finished = done.read_bytes()
     select, train = "select.threshold=0.01", "generations[0].student.lr=0.02"
     for setting, change, words in (

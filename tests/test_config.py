@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, declare, job_file, settings, settings_train
+from pipeline.config import durations, fields, job_file, settings, settings_train
+from pipeline.config.load import RAY_CACHE, load_job, resolve_output
 from pipeline.errors import ConfigError
 
 JOB = """
@@ -27,7 +28,7 @@ def job(tmp_path: Path) -> str:
 
 
 def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
-    loaded = config.load(job, ["generations[1].student.duration=20st", "teacher.lr=1e-3"])
+    loaded = load_job(job, ["generations[1].student.duration=20st", "teacher.lr=1e-3"])
     first, second = loaded.generations
     assert (first.student.batch, first.student.lr, first.student.affine.degrees) == (10, 1.0, 5.0)
     assert (second.student.batch, second.student.lr, second.student.duration) == (10, 2.0, "20st")
@@ -37,7 +38,7 @@ def test_shared_student_settings_lie_below_each_generation(job: str) -> None:
 
 
 def test_the_command_line_has_the_last_word_on_every_generation(job: str) -> None:
-    loaded = config.load(
+    loaded = load_job(
         job, ["student.lr=3", "student.affine.shear=4", "generations[1].student.lr=5", "select.per_class=6"]
     )
     first, second = loaded.generations
@@ -46,7 +47,7 @@ def test_the_command_line_has_the_last_word_on_every_generation(job: str) -> Non
         (5, 4, 6),
     ]
     assert (first.student.affine.degrees, second.student.batch) == (5.0, 10)
-    assert config.load(job, ["student.lr=3", "generations=[{}]"]).generations[0].student.lr == 3
+    assert load_job(job, ["student.lr=3", "generations=[{}]"]).generations[0].student.lr == 3
 
 
 @pytest.mark.parametrize(
@@ -93,14 +94,14 @@ def test_the_command_line_has_the_last_word_on_every_generation(job: str) -> Non
 )
 def test_a_wrong_setting_is_one_clear_sentence(job: str, setting: str, wanted: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(job, [setting])
+        load_job(job, [setting])
     assert all(text in str(caught.value) for text in wanted), caught.value
 
 
 def test_an_error_says_whether_the_command_line_brought_it(job: str) -> None:
     def error(*settings: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            config.load(job, settings)
+            load_job(job, settings)
         return str(caught.value)
 
     said = error("seed=1", "student.flip=3")
@@ -119,25 +120,25 @@ def test_bases_are_merged_at_any_depth_and_named_when_missing(tmp_path: Path) ->
     path.write_text(
         "name: x\nprepare: {dataset: digits}\nteacher: {base: recipe, model: m, batch: 8, affine: {shear: 2.0}}\n"
     )
-    teacher = config.load(str(path)).teacher
+    teacher = load_job(str(path)).teacher
     assert (teacher.lr, teacher.batch, teacher.affine.degrees, teacher.affine.shear) == (0.5, 8, 3.0, 2.0)
     path.write_text("base: recipe/digit.yaml\nname: x\n")
     with pytest.raises(ConfigError, match=r"recipe/digits\.yaml"):
-        config.load(str(path))
+        load_job(str(path))
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(ConfigError, match="leads back to itself"):
-        config.load(str(tmp_path / "a.yaml"))
+        load_job(str(tmp_path / "a.yaml"))
 
 
 def test_a_file_that_is_not_what_it_seems_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB + "teacher: {model: other}\n")
     with pytest.raises(ConfigError, match=r"'teacher' is there twice.*line 2"):
-        config.load(str(path))
+        load_job(str(path))
     path.write_text(JOB, encoding="utf-16")
     with pytest.raises(ConfigError, match="not text in UTF-8"):
-        config.load(str(path))
+        load_job(str(path))
 
 
 def test_numbers_are_those_of_yaml_1_2() -> None:
@@ -149,13 +150,13 @@ def test_numbers_are_those_of_yaml_1_2() -> None:
 
 
 def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path / "session" / config.RAY_CACHE / "_ray_pkg_1"
+    cache = tmp_path / "session" / RAY_CACHE / "_ray_pkg_1"
     cache.mkdir(parents=True)
     monkeypatch.chdir(cache)
     with pytest.raises(ConfigError, match="absolute path"):
-        config.resolve_output("runs/x")
-    assert config.resolve_output(str(tmp_path)) == str(tmp_path)
-    assert config.resolve_output("s3://bucket/run/") == "s3://bucket/run"
+        resolve_output("runs/x")
+    assert resolve_output(str(tmp_path)) == str(tmp_path)
+    assert resolve_output("s3://bucket/run/") == "s3://bucket/run"
 
 
 def test_every_field_is_declared_and_explained() -> None:
@@ -194,14 +195,14 @@ def test_identity_fields_are_pinned() -> None:
 def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:
     @dataclasses.dataclass
     class Settings:
-        old: int = declare.identity(1, "there from the start")
-        new: str = declare.identity("b", "added later, before it all was 'a'", neutral="a")
-        speed: int = declare.execution(1, "no part of it")
+        old: int = fields.identity(1, "there from the start")
+        new: str = fields.identity("b", "added later, before it all was 'a'", neutral="a")
+        speed: int = fields.execution(1, "no part of it")
 
-    assert declare.identity_of(Settings()) == {"old": 1, "new": "b"}
-    assert declare.identity_of(Settings(new="a")) == {"old": 1}
+    assert fields.identity_of(Settings()) == {"old": 1, "new": "b"}
+    assert fields.identity_of(Settings(new="a")) == {"old": 1}
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30ep", 300), ("2000st", 2000), ("1.5ep", 15), ("0st", 0)])
 def test_durations(text: str, expected: int) -> None:
-    assert config.steps(text, steps_per_epoch=10.0) == expected
+    assert durations.steps(text, steps_per_epoch=10.0) == expected

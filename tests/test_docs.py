@@ -51,8 +51,9 @@ def test_commands_that_the_docs_show_are_ones() -> None:
 
 
 def test_label_file_docs_name_every_column() -> None:
-    from pipeline.data import labels, selection
+    from pipeline.data import label_files
+    from pipeline.selection import select
 
     text = (ROOT / "docs" / "label_files.md").read_text()
-    for field in [*labels.SCHEMA, *selection.SCHEMA]:
+    for field in [*label_files.SCHEMA, *select.SCHEMA]:
         assert f"`{field.name}`" in text

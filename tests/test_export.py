@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import weights
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.stages.export import export
+from pipeline.export import export
 from tests import small
 from tests.small import command
 
@@ -85,7 +85,7 @@ def test_export_beside_the_model_by_default(stage: Path) -> None:
 
 
 def test_export_that_differs_writes_nothing(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.stages.export.TOLERANCE", 0.0)
+    monkeypatch.setattr("pipeline.export.TOLERANCE", 0.0)
     with pytest.raises(WeightsError, match=r"differs from torch by \S+ on random input .*; nothing was written"):
         export(str(stage), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

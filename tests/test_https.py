@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, storage, transport
+from pipeline import storage
+from pipeline.config.load import load_job, resolve_output
 from pipeline.data import shards
-from pipeline.data.cache import Cache
 from pipeline.errors import ConfigError, DataError
+from pipeline.storage import range_requests
+from pipeline.storage.node_cache import Cache
 from tests.conftest import ROOT
 from tests.data import tars
 from tests.flaky_proxy import Fault, Proxy
@@ -118,7 +120,7 @@ def test_a_server_with_ranges_goes_on_where_it_broke(folder: Path, quick: None) 
 
 
 def test_a_server_without_ranges_starts_over_and_skips(folder: Path, quick: None, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(transport, "_no_ranges", set())
+    monkeypatch.setattr(range_requests, "_no_ranges", set())
     local = big_tar(folder)
     with serving(Plain, folder) as proxy:
         with proxy.faults(Fault(cut=5 * MIB), Fault(cut=0)) as seen, caplog.at_level(logging.WARNING):
@@ -191,11 +193,11 @@ def test_a_server_that_does_not_tell_the_size_is_refused(folder: Path) -> None:
 
 def test_an_output_on_a_web_server_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"output 'https://host/run' cannot be written to: https:// is for reading"):
-        config.resolve_output("https://user:word@host/run")
+        resolve_output("https://user:word@host/run")
 
 
 def test_a_cache_that_is_no_local_folder_is_refused(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("name: x\nteacher: {model: m}\ndata: {root: /data, cache: 's3://bucket/cache'}\n")
     with pytest.raises(ConfigError, match=r"data.cache is 's3://bucket/cache'; .* name a local folder"):
-        config.load(str(job))
+        load_job(str(job))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
-from pipeline.plan import stages_of
+from pipeline.config.load import load_job
+from pipeline.plan.graph import stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_a_job_is_executable_and_starts_with_the_shebang(path: Path) -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_job_loads(path: Path) -> None:
-    job = config.load(str(path), ["data.root=/data"])
+    job = load_job(str(path), ["data.root=/data"])
     if job.measure.models:
         assert [stage.name for stage in stages_of(job)] == ["measure"]
         return

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.lock import lock
+from pipeline.storage.lock import lock
 
 HOLDER = """
 import os, signal, sys
-from pipeline.lock import lock
+from pipeline.storage.lock import lock
 with lock(sys.argv[1]):
     if os.fork() == 0:
         print("forked", flush=True)

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from pipeline import memory
+from pipeline import malloc
 
 ARRAYS = """
 import resource, sys, threading
 if "keep" in sys.argv:
-    from pipeline.memory import keep_memory
+    from pipeline.malloc import keep_memory
     keep_memory()
 import numpy
 def faults():
@@ -44,10 +44,10 @@ def test_an_array_takes_the_memory_of_the_one_before() -> None:
     if min(faults()) < PAGES // 2:
         pytest.skip("this C library, or its pages, make no difference")
     assert max(faults("keep")) < PAGES // 50
-    assert max(faults(**memory.environment())) < PAGES // 50
+    assert max(faults(**malloc.environment())) < PAGES // 50
     assert min(faults("keep", MALLOC_MMAP_MAX_="65536")) > PAGES // 2  # what the user says stays
 
 
 def test_the_environment_adds_only_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
-    assert "MALLOC_ARENA_MAX" not in memory.environment()
+    assert "MALLOC_ARENA_MAX" not in malloc.environment()

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, plan
-from pipeline.plan import Done, Stage
-from pipeline.sources import Sources
+from pipeline.config.load import load_job
+from pipeline.plan import graph
+from pipeline.plan.corpora import Sources
+from pipeline.plan.graph import Done, Stage
 from tests import small
 
 PINNED = Path(__file__).parent / "pinned"
@@ -50,15 +51,15 @@ def made_up(stage: Stage) -> Done:
 def fingerprints(job: Any) -> dict[str, str]:
     done: dict[str, Done] = {}
     found = {}
-    for stage in plan.in_order(job, done):
-        found[stage.name] = plan.fingerprint(stage.kind, plan.inputs_of(job, stage, done, MadeUp()))  # type: ignore[arg-type]
+    for stage in graph.in_order(job, done):
+        found[stage.name] = graph.fingerprint(stage.kind, graph.inputs_of(job, stage, done, MadeUp()))  # type: ignore[arg-type]
         done[stage.name] = made_up(stage)
     return found
 
 
-def pinned_job(name: str, folder: Path) -> Any:
-    """One of the pinned jobs; the files that they name are made in `folder`, whose place does not count."""
-    weights, stage = folder / "weights.safetensors", folder / "stage"
+def pinned_job(name: str) -> Any:
+    """One of the pinned jobs; the files that they name are made in the working directory."""
+    weights, stage = Path("weights.safetensors"), Path("stage")
     stage.mkdir()
     weights.write_bytes(b"weights")
     (stage / "model.safetensors").write_bytes(b"other weights")
@@ -69,25 +70,28 @@ def pinned_job(name: str, folder: Path) -> Any:
         "adopt several": [f"teacher.checkpoint=[{weights}, {stage}]"],
         "measure": [f"measure.accuracy_from={stage}"],
     }
-    return config.load(str(PINNED / f"{name.split()[0]}.yaml"), settings.get(name, []))
+    return load_job(str(PINNED / f"{name.split()[0]}.yaml"), settings.get(name, []))
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_every_stage_has_the_fingerprint_that_0_1_0_gave(name: str, tmp_path: Path) -> None:
-    assert fingerprints(pinned_job(name, tmp_path)) == FINGERPRINTS[name]
+def test_every_stage_has_the_fingerprint_that_0_1_0_gave(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fingerprints(pinned_job(name)) == FINGERPRINTS[name]
 
 
 def test_the_demos_first_folders_have_their_old_names(tmp_path: Path) -> None:
     """Of real shards; the teacher's is another with each version of Pillow's encoder."""
     from pipeline.data.prepare_digits import digits
 
-    job = config.load(str(PINNED / "demo.yaml"), [f"output={tmp_path}"])
-    first, second = plan.stages_of(job)[:2]
-    prepared = plan.fingerprint(first.kind, plan.inputs_of(job, first, {}, MadeUp()))  # type: ignore[arg-type]
-    folder = plan.folder_of(job, first, prepared)
+    job = load_job(str(PINNED / "demo.yaml"), [f"output={tmp_path}"])
+    first, second = graph.stages_of(job)[:2]
+    prepared = graph.fingerprint(first.kind, graph.inputs_of(job, first, {}, MadeUp()))  # type: ignore[arg-type]
+    folder = graph.folder_of(job, first, prepared)
     digits(folder, seed=0, labels_per_class=5)
     done = {"prepare": Done("prepare", folder, prepared, prepared)}
-    indexed = plan.fingerprint(second.kind, plan.inputs_of(job, second, done, Sources(job, folder)))
+    indexed = graph.fingerprint(second.kind, graph.inputs_of(job, second, done, Sources(job, folder)))
     assert [prepared[:8], indexed[:8]] == ["ca59c8ed", "069a1a4c"]
 
 

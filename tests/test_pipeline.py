@@ -163,7 +163,7 @@ def test_kill_9_in_every_stage_changes_nothing(
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
-    from pipeline.lock import lock
+    from pipeline.storage.lock import lock
 
     job = tiny.write_job(tmp_path)
     with lock(str(tmp_path / "out")):

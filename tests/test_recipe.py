@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from models.family import TRAINED_AT
-from pipeline import config
-from pipeline.settings_train import Affine, Train
+from pipeline.config.load import load_job
+from pipeline.config.settings_train import Affine, Train
 from pipeline.stages.train import architecture_overrides, augment_of
 from pipeline.weights import build_model
 
@@ -47,7 +47,7 @@ def settings_of(path: Path, folder: Path) -> Train:
     """What a job whose teacher builds on this recipe alone trains with."""
     job = folder / "job.yaml"
     job.write_text(f"name: x\ndata: {{root: /data}}\nteacher: {{base: recipe/{path.name}}}\n")
-    return config.load(str(job)).teacher
+    return load_job(str(job)).teacher
 
 
 def test_the_files_are_the_thirteen_rows_of_the_table() -> None:

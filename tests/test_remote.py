@@ -7,9 +7,10 @@ import random
 import fsspec
 import pytest
 
-from pipeline import remote, storage
+from pipeline import storage
 from pipeline.data import shards
 from pipeline.errors import DataError, RemoteError
+from pipeline.storage import remote_file
 from tests.conftest import S3
 from tests.data import tars
 from tests.flaky_proxy import Fault
@@ -114,7 +115,7 @@ def test_patience_ends(s3: S3, quick: None) -> None:
         pytest.raises(RemoteError, match=r"down/a.bin failed 10 times in a row at byte 0"),
     ):
         storage.read_bytes(url)
-    assert len(seen) == remote.FAILURES
+    assert len(seen) == remote_file.FAILURES
 
 
 def test_other_drivers_read_in_blocks() -> None:

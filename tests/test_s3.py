@@ -13,10 +13,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline import lock as locks
 from pipeline import storage
 from pipeline.errors import OutputError
-from pipeline.lock import lock
+from pipeline.storage import lock as locks
+from pipeline.storage.lock import lock
 from tests import labelling, small
 from tests.conftest import ROOT, S3
 from tests.data import tars

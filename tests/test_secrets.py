@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, storage
+from pipeline import storage
+from pipeline.config.load import load_job
 from tests import small
 
 
@@ -16,7 +17,7 @@ def test_no_url_in_job_yaml_keeps_its_password(tmp_path: Path) -> None:
     assert world.run(f"tracking.uri={secret}").status == 0
     written = (world.output / "job.yaml").read_text()
     assert "hunter2" not in written
-    assert config.load(str(world.output / "job.yaml")).tracking.uri == "http://tracking.example/path"
+    assert load_job(str(world.output / "job.yaml")).tracking.uri == "http://tracking.example/path"
     assert not [p for p in world.output.rglob("*.json") if "hunter2" in p.read_text()]
 
 

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.cluster import session
+from pipeline.cluster import ray_session
+from pipeline.cluster.capacity import accelerators, nothing_fits, room
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
-from pipeline.cluster.room import accelerators, nothing_fits, room
 from pipeline.errors import ConfigError
 
 PATIENCE_SECONDS = 180.0
@@ -33,7 +33,7 @@ class OnRay:
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.patience = patience
-        self._session = session.Session(session.resolve(address), cpus, gpus)
+        self._session = ray_session.Session(ray_session.resolve(address), cpus, gpus)
         self._told = False
 
     def map(
@@ -47,7 +47,7 @@ class OnRay:
     ) -> Iterator[Outcome[Value]]:
         if not units:
             return
-        from pipeline.cluster import pool
+        from pipeline.cluster import actor_pool
 
         self._start(resources)
         fit = room(resources)
@@ -58,18 +58,18 @@ class OnRay:
         if self._session.embedded:
             workers = min(workers, fit)
         grows = resources.workers is None and not self._session.embedded
-        yield from pool.Pool(
+        yield from actor_pool.Pool(
             make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows
         ).outcomes()
 
     def fit(
         self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
     ) -> dict[str, Any]:
-        from pipeline.cluster import training
+        from pipeline.cluster import ray_train
 
         if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
             self._session.prepare()
-            return training.fit_here(loop, spec)
+            return ray_train.fit_here(loop, spec)
         self._start(resources)
         workers = resources.workers or max(room(resources), 1)
         if workers > 1 and resources.gpus % 1:
@@ -80,7 +80,7 @@ class OnRay:
         least = min(resources.least or workers, workers)
         if self._session.embedded and room(resources) < least:
             raise nothing_fits(resources, least, 0)
-        return training.fit_on_workers(
+        return ray_train.fit_on_workers(
             loop, spec, dataclasses.replace(resources, workers=workers, least=least), folder, self.patience
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.prepare_write import Item, Progress, agree_on_classes, save_classes, write_split
+from pipeline.data.shard_writer import Item, Progress, agree_on_classes, save_classes, write_split
 from pipeline.errors import ConfigError
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from pipeline import storage
-from pipeline.data.cache import Cache, Ready
-from pipeline.data.checksum import Hashed
-from pipeline.data.listing import Entry, Listing, Pattern, read
-from pipeline.data.members import Damage, Member, Tar
+from pipeline.data.shard_patterns import Entry, Listing, Pattern, read
+from pipeline.data.tar import Damage, Member, Tar
 from pipeline.errors import DataError
+from pipeline.storage.hashed_file import Hashed
+from pipeline.storage.node_cache import Cache, Ready
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "ppm", "tif", "tiff")
 TEXT_SUFFIXES = ("cls", "json")

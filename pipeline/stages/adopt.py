@@ -12,8 +12,8 @@ import torch
 
 from pipeline import ensemble, storage, weights
 from pipeline.errors import WeightsError
-from pipeline.plan import adopted_files
-from pipeline.stages.context import Context, Result
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import adopted_files
 from pipeline.stages.sizes import check_further_sizes
 from pipeline.stages.train import card_of, check_models
 

@@ -22,16 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.data import calibration, labels
-from pipeline.data.calibration import Answers
+from pipeline.data import label_files
 from pipeline.data.classes import by_number
-from pipeline.data.labeller import IN_FLIGHT, make_labeller
 from pipeline.data.shards import Shard
-from pipeline.early_stop import AUDIT
 from pipeline.errors import DataError
-from pipeline.plan import held_out_of
+from pipeline.labelling import calibration
+from pipeline.labelling.calibration import Answers
+from pipeline.labelling.labeller import IN_FLIGHT, make_labeller
+from pipeline.plan.context import Context, Result
+from pipeline.plan.early_stop import AUDIT
+from pipeline.plan.graph import held_out_of
 from pipeline.stages import index
-from pipeline.stages.context import Context, Result
 from pipeline.stages.label import make_spec
 
 STEPS = 100  # of confidence, for accuracy against threshold
@@ -166,11 +167,11 @@ def _join(context: Context, source: str) -> tuple[Answers, Counter[str]]:
     classes = len(context.sources.classes)
     parts, bad = [], Counter[str]()
     for shard in context.sources[source].shards:
-        known = labels.read_labels(
+        known = label_files.read_labels(
             index.rows_path(context.needs["index"].folder, source, shard.name), ["index", "label"]
         )
-        rows = labels.read_labels(
-            storage.join(context.folder, labels.file_name(_inside(source, shard).name)),
+        rows = label_files.read_labels(
+            storage.join(context.folder, label_files.file_name(_inside(source, shard).name)),
             ["status", "confidence", "classes", "probs"],
         ).take(known["index"])  # row i is sample i
         status = rows["status"].combine_chunks().cast(pa.string())

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 
 from pipeline import weights
+from pipeline.config.settings import Job
+from pipeline.config.settings_train import Train
 from pipeline.errors import UserError
-from pipeline.plan import Done, stages_of, training_of
-from pipeline.settings import Job
-from pipeline.settings_train import Train
+from pipeline.plan.graph import Done, stages_of, training_of
 
 
 def smaller(stage: str, parameters: int, teacher: int) -> str:

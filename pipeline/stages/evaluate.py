@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.layout import channels_last
 from models.measure import alternate, device_name, if_it_fits
+from models.memory_format import channels_last
 from models.precision import has_bfloat16
 from pipeline import storage, weights
-from pipeline.data.loader import TrainingShard
 from pipeline.errors import DataError
-from pipeline.plan import EVALUATION
-from pipeline.screen import percent
+from pipeline.loading.loader import TrainingShard
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import EVALUATION
+from pipeline.progress import percent
 from pipeline.stages.audit import SMALL_BYTES
-from pipeline.stages.context import Context, Result
 from pipeline.stages.sizes import check_further_sizes
 from pipeline.stages.train import indexed_shards
 from pipeline.train import checkpoint

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline import config, storage, weights
-from pipeline.data.augment import Augment
-from pipeline.data.loader import SoftTargets
+from pipeline import storage, weights
+from pipeline.augment.view import Augment
+from pipeline.config import durations
+from pipeline.config.settings_train import peak_rate
 from pipeline.errors import ConfigError
-from pipeline.plan import training_of
-from pipeline.screen import percent
-from pipeline.settings_train import peak_rate
+from pipeline.loading.loader import SoftTargets
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import training_of
+from pipeline.progress import percent
 from pipeline.stages import sizes
-from pipeline.stages.context import Context, Result
 from pipeline.stages.train import SEEDS_PER_JOB, indexed_shards, leave_model, source, steps_of
-from pipeline.train.fixed import ROLES, roles_of
+from pipeline.train.freeze import ROLES, roles_of
 from pipeline.train.loop import TrainSpec
 from pipeline.train.loop import run as train
 
@@ -68,13 +69,13 @@ def make_spec(context: Context, card: weights.Card) -> TrainSpec:
         steps=steps,
         steps_per_epoch=per_epoch,
         lr=peak_rate(settings, settings.batch),
-        warmup=min(config.steps(settings.warmup, per_epoch), steps // 2),
+        warmup=min(durations.steps(settings.warmup, per_epoch), steps // 2),
         optimizer=settings.optimizer,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         ema=settings.ema,
-        evaluate_every=config.steps(settings.evaluate_every, per_epoch),
-        checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
+        evaluate_every=durations.steps(settings.evaluate_every, per_epoch),
+        checkpoint_every=max(1, durations.steps(settings.checkpoint_every, per_epoch)),
         precision=trained.precision,
         keep=trained.keep,
         compile=trained.compile,

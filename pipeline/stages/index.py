@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data import images, labels, shards
-from pipeline.data.cache import Cache
+from pipeline.data import images, label_files, shards
 from pipeline.data.classes import by_number
 from pipeline.data.shards import Sample, Shard
 from pipeline.errors import DataError
-from pipeline.plan import indexed_of
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import indexed_of
 from pipeline.stages import shuffle
-from pipeline.stages.context import Context, Result
+from pipeline.storage.node_cache import Cache
 
 SHARDS = "shards.json"
 SMALL_BYTES = 32 << 20  # of shards that one process reads in the time in which a worker starts
@@ -119,7 +119,7 @@ def _check(context: Context, per_class: dict[str, np.ndarray], bad: Counter[str]
 
 
 def rows_path(folder: str, source: str, shard: str) -> str:
-    return storage.join(folder, source, labels.file_name(shard))
+    return storage.join(folder, source, label_files.file_name(shard))
 
 
 def make_worker(folder: str, classes: int, cache: Cache | None = None) -> Callable[[tuple[str, Shard]], Indexed]:
@@ -137,7 +137,7 @@ def make_worker(folder: str, classes: int, cache: Cache | None = None) -> Callab
                 bad.append((sample.key, reason))
             else:
                 good.append(sample)
-                hashes.append(labels.image_hash(data))
+                hashes.append(label_files.image_hash(data))
         if reader.cut:
             raise DataError(
                 f"the {source} shard {shard.name} is damaged ({reader.cut}); labelled shards must be whole: write it again"

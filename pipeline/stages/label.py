@@ -19,13 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import storage, weights
-from pipeline.data import finished, labels
-from pipeline.data.kept import Before
-from pipeline.data.labeller import IN_FLIGHT, LabelSpec, make_labeller
+from pipeline.data import label_files
 from pipeline.data.shards import SKIPPED, Shard, bad_counts
 from pipeline.errors import DataError
-from pipeline.stages.context import Context, Result
-from pipeline.stages.label_progress import Progress, shares
+from pipeline.labelling import reuse
+from pipeline.labelling.label_progress import Progress, shares
+from pipeline.labelling.labeller import IN_FLIGHT, LabelSpec, make_labeller
+from pipeline.labelling.relabel import Before
+from pipeline.plan.context import Context, Result
 from pipeline.tracking import journal
 
 FAILED = ".failed.json"
@@ -49,7 +50,7 @@ def run(context: Context) -> Result:
     waiting = [
         _with_checksum(shard, corpus.touched[shard.name], spec) if shard.name in corpus.touched else shard
         for shard in sorted(shards, key=lambda shard: -shard.size)
-        if shard.name in corpus.touched or labels.file_name(shard.name) not in present
+        if shard.name in corpus.touched or label_files.file_name(shard.name) not in present
     ]
     failed: dict[str, str] = {}
     made: dict[str, dict[str, Any]] = {}
@@ -116,7 +117,7 @@ def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
     """A shard that was touched since the corpus was frozen, with the checksum that it had when its stamp was `stamp`,
     where a label file tells."""
     for folder in (spec.out, *spec.earlier):
-        metadata = finished.read(storage.join(folder, labels.file_name(shard.name)), {"shard_size": shard.size})
+        metadata = reuse.read(storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size})
         if metadata and metadata.get("shard_stamp") == stamp:
             return replace(shard, sha256=metadata["shard_sha256"])
     return shard
@@ -129,12 +130,12 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
     """The same of shards that were labelled before this attempt, from their files; DataError where one is not ours."""
-    by = {"class_list": labels.class_list_hash(spec.classes), "teacher": spec.teacher}
+    by = {"class_list": label_files.class_list_hash(spec.classes), "teacher": spec.teacher}
 
     def read(shard: Shard) -> tuple[str, dict[str, Any]]:
-        path = storage.join(spec.out, labels.file_name(shard.name))
-        metadata = labels.read_metadata(path)
-        labels.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size, **by}, path)
+        path = storage.join(spec.out, label_files.file_name(shard.name))
+        metadata = label_files.read_metadata(path)
+        label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size, **by}, path)
         return shard.name, _facts(metadata)
 
     with ThreadPoolExecutor(READERS) as readers:
@@ -145,7 +146,9 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
     """Compare the files with the corpus and add up what they say of themselves."""
     shards = context.sources["unlabelled"].shards
     present = set(storage.walk(context.folder))
-    lost = [shard.name for shard in shards if labels.file_name(shard.name) not in present and shard.name not in failed]
+    lost = [
+        shard.name for shard in shards if label_files.file_name(shard.name) not in present and shard.name not in failed
+    ]
     if lost:
         raise DataError(f"{len(lost)} shards have no label file after labelling, the first is {lost[0]}; run again")
     made |= _read_facts(spec, [shard for shard in shards if shard.name not in made and shard.name not in failed])
@@ -166,7 +169,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
     allowed, total = context.job.data, sum(counts.values())
     if len(cut) + len(failed) > allowed.max_bad_shards:
         for name in cut:  # as failed ones: tried again at the next start
-            storage.remove(storage.join(context.folder, labels.file_name(name)))
+            storage.remove(storage.join(context.folder, label_files.file_name(name)))
         raise DataError(
             f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows {allowed.max_bad_shards}; "
             f"the first is {[*failed, *cut][0]}; mend or remove it, or raise data.max_bad_shards"

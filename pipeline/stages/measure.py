@@ -24,12 +24,12 @@ from models.measure import device_name
 from models.measure_model import CLASSES, Figures, Setup, measure_models
 from models.precision import has_bfloat16
 from pipeline import storage, weights
+from pipeline.config.settings import Measure, Measured
 from pipeline.errors import ClusterError
-from pipeline.settings import Measure, Measured
-from pipeline.stages import measure_plot, measure_table
-from pipeline.stages.context import Context, Result
-from pipeline.stages.measure_accuracy import accuracy_of, known_accuracies
-from pipeline.stages.measure_paper import on_paper
+from pipeline.plan.context import Context, Result
+from pipeline.report import measured_plot, measured_table
+from pipeline.report.costs_on_paper import on_paper
+from pipeline.report.known_accuracy import accuracy_of, known_accuracies
 from pipeline.tracking.journal import Journal
 from pipeline.train.dist import join
 
@@ -56,10 +56,10 @@ def run(context: Context) -> Result:
 
     report = storage.join(context.folder, f"{NAME}.md")
     files = {
-        f"{NAME}.csv": measure_table.as_csv(rows),
-        f"{NAME}.md": measure_table.as_markdown(context.job.name, rows, settings.map_batch),
+        f"{NAME}.csv": measured_table.as_csv(rows),
+        f"{NAME}.md": measured_table.as_markdown(context.job.name, rows, settings.map_batch),
     }
-    picture = measure_plot.pareto(rows)
+    picture = measured_plot.pareto(rows)
     if picture:
         files[f"{NAME}.png"] = picture
     else:

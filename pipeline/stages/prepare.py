@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.data.prepare_digits import digits
-from pipeline.stages.context import Context, Result
+from pipeline.plan.context import Context, Result
 
 
 def run(context: Context) -> Result:

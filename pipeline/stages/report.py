@@ -18,12 +18,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import early_stop, storage
-from pipeline.plan import Done
-from pipeline.stages import report_accuracy, report_audit, report_page, report_plots, report_section
-from pipeline.stages.context import Context, Result
-from pipeline.stages.report_page import Page, Picture
-from pipeline.stages.report_plots import Curve, Model
+from pipeline import storage
+from pipeline.plan import early_stop
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import Done
+from pipeline.report import accuracy, audit, generation, page, plots
+from pipeline.report.page import Page, Picture
+from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
 
@@ -37,7 +38,7 @@ def run(context: Context) -> Result:
     fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
     models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
     generations = max(model.generation for model in models)
-    audits = [report_audit.summary(context, number) for number in range(1, generations + 1)]
+    audits = [audit.summary(context, number) for number in range(1, generations + 1)]
     stop = early_stop.find(context.job, context.needs)
     summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
 
@@ -48,10 +49,10 @@ def run(context: Context) -> Result:
         sections = []
         for number in range(1, generations + 1):
             read = functools.partial(_progress, log, (number - 1) * shards, total)
-            sections.append(report_section.section(context, models, number, audits[number - 1], read))
+            sections.append(generation.section(context, models, number, audits[number - 1], read))
         overview = _overview(models, evaluation["images"], context.needs)
-        overview += report_accuracy.pictures(models, rows, context.sources.classes)
-        page = Page(
+        overview += accuracy.pictures(models, rows, context.sources.classes)
+        content = Page(
             context.job.name,
             evaluation["images"],
             models,
@@ -60,14 +61,14 @@ def run(context: Context) -> Result:
             _stages(context),
             stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
             command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, 'job.yaml'))}",
-            further=report_accuracy.further(models, rows),
+            further=accuracy.further(models, rows),
         )
 
         # ---- files --------------------------------------------------------------------------------------------------
         pictures = [*overview, *(picture for section in sections for picture in section.pictures)]
         files = {picture.name: picture.png for picture in pictures}
-        files |= {TABLE: _table(models), PAGE: report_page.render(page)}
-        files |= report_accuracy.tables(models, rows, context.sources.classes)
+        files |= {TABLE: _table(models), PAGE: page.render(content)}
+        files |= accuracy.tables(models, rows, context.sources.classes)
         for name, data in files.items():
             storage.write_bytes(storage.join(context.folder, name), data)
         storage.write_json(storage.join(context.folder, SUMMARY), summary)
@@ -108,13 +109,13 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
     pictures = [
         Picture(
             "accuracy_by_generation.png",
-            report_plots.accuracy_by_generation(models, images),
+            plots.accuracy_by_generation(models, images),
             "Top-1 accuracy by generation",
             f"Top-1 on the {images:,} test images; the whiskers are one standard error.",
         ),
         Picture(
             "speed_accuracy.png",
-            report_plots.speed_accuracy(models),
+            plots.speed_accuracy(models),
             "Accuracy over inference speed",
             f"Up is more accurate, right is faster: inference in {models[0].dtype}, measured side by side.",
         ),
@@ -129,7 +130,7 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
             "Validation accuracy of the averaged weights, and the loss on noised training images, which for students is "
             "measured against pseudo-labels too."
         )
-        png = report_plots.learning_curves(validation, loss)
+        png = plots.learning_curves(validation, loss)
         pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
     return pictures
 

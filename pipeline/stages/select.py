@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.data import labels, selection
+from pipeline.data import label_files
 from pipeline.data.classes import by_number
 from pipeline.errors import DataError
-from pipeline.plan import held_out_of
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import held_out_of
+from pipeline.selection import select
 from pipeline.stages import index
-from pipeline.stages.context import Context, Result
 
 SUMMARY = "summary.json"
 SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
@@ -28,8 +29,8 @@ NAMED = 3  # classes that such a warning names on either side
 
 def run(context: Context) -> Result:
     settings = context.job.generations[context.stage.generation - 1].select
-    paths = label_files(context)
-    wanted = selection.Settings(
+    paths = label_paths(context)
+    wanted = select.Settings(
         num_classes=len(context.sources.classes),
         threshold=settings.threshold,
         per_class=settings.per_class,
@@ -54,7 +55,7 @@ def run(context: Context) -> Result:
                 log.log(done, len(units), selection_pass=passes)
                 yield outcome.value
 
-        summary = selection.select_all(paths, wanted, map_groups, context.folder)
+        summary = select.select_all(paths, wanted, map_groups, context.folder)
     labelled = context.needs["index"].info["per_class"]["labelled"]
     summary["bias"] = bias(summary["available"], labelled)
     storage.write_json(storage.join(context.folder, SUMMARY), summary)
@@ -64,11 +65,11 @@ def run(context: Context) -> Result:
     return Result({"line": line}, metrics=metrics, artifacts=[SUMMARY])
 
 
-def label_files(context: Context) -> list[str]:
+def label_paths(context: Context) -> list[str]:
     """The label files of all shards but those that could not be labelled; DataError where one is gone."""
     done = context.needs[f"gen{context.stage.generation}-label"]
     names = [
-        labels.file_name(shard.name)
+        label_files.file_name(shard.name)
         for shard in context.sources["unlabelled"].shards
         if shard.name not in done.info["failed"]
     ]
@@ -85,14 +86,14 @@ def expected(context: Context) -> dict[str, str]:
     """What every label file must say of itself."""
     info = context.needs[f"gen{context.stage.generation}-label"].info
     by = {"teacher": info["teacher"]} if "teacher" in info else {}  # folders made by an earlier version do not tell
-    return {"class_list": labels.class_list_hash(context.sources.classes), **by}
+    return {"class_list": label_files.class_list_hash(context.sources.classes), **by}
 
 
 def held_out(context: Context) -> np.ndarray:
     """Sorted hashes uint64 of all validation, test and audited images."""
     folder = context.needs["index"].folder
     found = [
-        labels.read_labels(index.rows_path(folder, source, shard.name), ["image_hash"])["image_hash"].to_numpy()
+        label_files.read_labels(index.rows_path(folder, source, shard.name), ["image_hash"])["image_hash"].to_numpy()
         for source in held_out_of(context.job)
         for shard in context.sources[source].shards
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline import storage
-from pipeline.settings_train import Train
+from pipeline.config.settings_train import Train
 
 CLASSES = "classes.parquet"
 
@@ -33,10 +33,11 @@ def advice(folder: str, settings: Train, seed: int) -> str | None:
         return None
     import numpy as np
 
-    from pipeline.data import labels, order, shuffle_quality
+    from pipeline.data import label_files
+    from pipeline.loading import sample_order, shuffle_quality
 
-    table = labels.read_labels(path)
+    table = label_files.read_labels(path)
     shard, label, images = (table[name].to_numpy() for name in ("shard", "label", "images"))
     held = np.split(np.repeat(label, images), np.cumsum(np.bincount(shard, images).astype(np.int64))[:-1])
-    segments = order.segments_for(len(held), settings.segments)
+    segments = sample_order.segments_for(len(held), settings.segments)
     return shuffle_quality.advice(held, "labelled", seed, segments, settings.window, settings.batch)

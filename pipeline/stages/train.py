@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import config, storage, weights
-from pipeline.data import augment, labels, order
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline import storage, weights
+from pipeline.augment import view
+from pipeline.config import durations
+from pipeline.config.settings import Job
+from pipeline.config.settings_train import Train, peak_rate
+from pipeline.data import label_files
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.plan import Done, Stage, stages_of, training_of
-from pipeline.screen import percent
-from pipeline.settings import Job
-from pipeline.settings_train import Train, peak_rate
+from pipeline.loading import sample_order
+from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.plan.context import Context, Result
+from pipeline.plan.graph import Done, Stage, stages_of, training_of
+from pipeline.progress import percent
 from pipeline.stages import index, shuffle, sizes
 from pipeline.stages.capacity import smaller
-from pipeline.stages.context import Context, Result
 from pipeline.stages.select import SUMMARY
-from pipeline.train.fixed import roles_of
+from pipeline.train.freeze import roles_of
 from pipeline.train.loop import TrainSpec
 from pipeline.train.loop import run as train
 
@@ -143,7 +146,7 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
         view=card_of(settings, []).view(),
         steps=steps,
         steps_per_epoch=per_epoch,
-        warmup=min(config.steps(settings.warmup, per_epoch), steps // 2),
+        warmup=min(durations.steps(settings.warmup, per_epoch), steps // 2),
         lr=peak_rate(settings, per_step),
         seed=job.seed * SEEDS_PER_JOB + stage.generation,
         optimizer=settings.optimizer,
@@ -161,9 +164,9 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
         ema=settings.ema,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
-        evaluate_every=config.steps(settings.evaluate_every, per_epoch),
+        evaluate_every=durations.steps(settings.evaluate_every, per_epoch),
         evaluate_raw=settings.evaluate_raw,
-        checkpoint_every=max(1, config.steps(settings.checkpoint_every, per_epoch)),
+        checkpoint_every=max(1, durations.steps(settings.checkpoint_every, per_epoch)),
         keep=settings.keep,
         precision=settings.precision,
         compile=settings.compile,
@@ -177,7 +180,7 @@ def make_spec(context: Context, settings: Train) -> TrainSpec:
 def steps_of(stage: str, duration: str, labelled: Sequence[TrainingShard], batch: int) -> tuple[int, float]:
     """(steps of a stage, steps of an epoch); ConfigError for none."""
     images = sum(shard.count for shard in labelled)
-    steps = config.steps(duration, images / batch)
+    steps = durations.steps(duration, images / batch)
     if steps < 1:
         raise ConfigError(
             f"{stage}: duration {duration} is less than one step of {batch} images "
@@ -195,7 +198,7 @@ def source(name: str, shards: Sequence[TrainingShard], per_step: int, settings: 
             f"{settings.batch}), but the selection holds {held:,}, copies included; lower unlabelled_ratio or batch, or let "
             "`select` keep more (a lower threshold, a higher per_class)"
         )
-    segments = order.segments_for(len(shards), settings.segments)
+    segments = sample_order.segments_for(len(shards), settings.segments)
     return TrainingSource(name, tuple(shards), per_step, segments, settings.window)
 
 
@@ -213,13 +216,13 @@ def selected_shards(context: Context) -> list[TrainingShard]:
     """The unlabelled shards of which the selection keeps something, with their label and selection files."""
     label, select = (context.needs[f"gen{context.stage.generation}-{kind}"].folder for kind in ("label", "select"))
     teacher = context.needs[context.stage.needs[-1]].output
-    by = {"class_list": labels.class_list_hash(context.sources.classes), "teacher": teacher}
+    by = {"class_list": label_files.class_list_hash(context.sources.classes), "teacher": teacher}
     counts = storage.read_json(storage.join(select, SUMMARY))["shards"]
     return [
         TrainingShard(
             shard.path,
-            storage.join(label, labels.file_name(shard.name)),
-            storage.join(select, labels.file_name(shard.name)),
+            storage.join(label, label_files.file_name(shard.name)),
+            storage.join(select, label_files.file_name(shard.name)),
             counts[shard.name],
             context.cache,
             shard.size,
@@ -244,14 +247,14 @@ def card_of(settings: Train, classes: list[str]) -> weights.Card:
     )
 
 
-def augment_of(settings: Train) -> augment.Augment:
+def augment_of(settings: Train) -> view.Augment:
     """The training view of these settings."""
     affine = settings.affine
     mean = (settings.mean[0], settings.mean[1], settings.mean[2])
-    moved = augment.Affine(affine.degrees, affine.translate, _pair(affine.scale), affine.shear)
-    return augment.Augment(
+    moved = view.Affine(affine.degrees, affine.translate, _pair(affine.scale), affine.shear)
+    return view.Augment(
         size=settings.resolution, policy=settings.augment, ops=tuple(settings.augment_ops), scale=_pair(settings.crop_scale),
-        ratio=_pair(settings.crop_ratio), flip=settings.flip, affine=None if moved == augment.Affine() else moved,
+        ratio=_pair(settings.crop_ratio), flip=settings.flip, affine=None if moved == view.Affine() else moved,
         interpolation="bicubic" if settings.interpolation == "lanczos" else settings.interpolation, mean=mean,
         on_device=settings.augment_on == "device" and bool(settings.augment))  # fmt: skip
 

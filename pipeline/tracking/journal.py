@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline import remote, storage
+from pipeline import storage
 from pipeline.errors import OutputError
+from pipeline.storage import remote_file
 
 NAME = "metrics.jsonl"
 PART = re.compile(r"metrics-(\d{6,})\.jsonl")
@@ -155,7 +156,7 @@ def _fetch(fs: Any, inner: str, names: list[str]) -> list[bytes]:
     if not names:
         return []
     paths = [fs._strip_protocol(storage.join(inner, name)) for name in names]
-    found = remote.persist(inner, lambda: fs.cat(paths))
+    found = remote_file.persist(inner, lambda: fs.cat(paths))
     if isinstance(found, bytes):
         return [found]
     return [found[path] for path in paths]

@@ -17,10 +17,10 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.data import images, shards
-from pipeline.data.cache import Cache
-from pipeline.data.loader import TrainingShard
-from pipeline.data.order import share
 from pipeline.errors import DataError
+from pipeline.loading.loader import TrainingShard
+from pipeline.loading.sample_order import share
+from pipeline.storage.node_cache import Cache
 from pipeline.train.dist import World
 from pipeline.train.scores import Scores
 

@@ -21,8 +21,8 @@ from typing import Any, NoReturn, cast
 import torch
 
 from pipeline import storage
-from pipeline.data.loader import batches
 from pipeline.errors import ConfigError, TrainingError, WeightsError
+from pipeline.loading.loader import batches
 from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint
 from pipeline.train.dist import World, average_buffers, join

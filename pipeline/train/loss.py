@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data.loader import SOURCE_CODES
+from pipeline.loading.loader import SOURCE_CODES
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.data.augment import Augment
+from pipeline.augment.view import Augment
 from pipeline.data.images import View
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class TrainSpec:
     pretrained: bool = False
     """Start from timm's published weights."""
     only: tuple[str, ...] = ()
-    """Roles of the parameters that are trained, the rest of the network being fixed (pipeline.train.fixed); (): all are."""
+    """Roles of the parameters that are trained, the rest of the network being fixed (pipeline.train.freeze); (): all are."""
     seed: int = 0
 
     # On what.

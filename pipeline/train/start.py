@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from models.layout import channels_last
+from models.memory_format import channels_last
 from models.precision import has_bfloat16, is_bfloat16_fast
 from pipeline.errors import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.dist import World
 from pipeline.train.ema import Average
-from pipeline.train.fixed import train_only
+from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
 from pipeline.train.parallel import cut, load_state_of, wrap
 from pipeline.train.spec import TrainSpec

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.augment.on_device import augment
 from pipeline.data import images
-from pipeline.train.augment_device import augment
 from pipeline.train.dist import World, noise_seed
 from pipeline.train.loss import batch_loss, weigh
-from pipeline.train.mix import mix
+from pipeline.train.mixup import mix
 from pipeline.train.optim import set_learning_rate
 from pipeline.train.parallel import clip, no_sync
 from pipeline.train.spec import TrainSpec
@@ -21,7 +21,7 @@ from pipeline.train.start import Trainee
 
 
 def update(trainee: Trainee, batch: Mapping[str, Any], rate: float, spec: TrainSpec, world: World) -> Tensor:
-    """One update from this worker's part of a global step, `batch` (see `pipeline.data.loader.batches`).
+    """One update from this worker's part of a global step, `batch` (see `pipeline.loading.loader.batches`).
 
     Returns this worker's part of the loss, on its device: those of all workers add up to the mean over the images.
     """

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.actor_pool import slowest
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.on_ray import OnRay
-from pipeline.cluster.pool import slowest
 from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cluster.units import Training, Unit, loop, make_worker, make_worker_of
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import policy as module
-from pipeline.data.augment import Affine, Augment, crop_box, matrix, seeded_view, train_view, undisturbed
+from pipeline.augment import randaugment as module
+from pipeline.augment.view import Affine, Augment, crop_box, matrix, seeded_view, train_view, undisturbed
 from pipeline.errors import ConfigError
 
 PAPER = "rand-m15-mmax15-n2-p1"

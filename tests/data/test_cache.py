@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import shards
-from pipeline.data.cache import Cache
 from pipeline.errors import ConfigError
+from pipeline.storage.node_cache import Cache
 from tests.conftest import ROOT, S3
 from tests.data import tars
 from tests.flaky_proxy import Fault
 
 READ = """
 import sys
-from pipeline.data.cache import Cache
+from pipeline.storage.node_cache import Cache
 folder, limit, *urls = sys.argv[1:]
 for url in urls:
     print(hash_of := __import__("hashlib").sha256(Cache(folder, int(limit)).open_read(url).read()).hexdigest(), flush=True)

@@ -9,8 +9,9 @@ from scipy.special import log_softmax, softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, precision_recall_fscore_support
 
-from pipeline.data import calibration, labels
-from pipeline.data.calibration import Answers
+from pipeline.data import label_files
+from pipeline.labelling import calibration
+from pipeline.labelling.calibration import Answers
 
 
 def drawn(n: int, classes: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +25,7 @@ def drawn(n: int, classes: int, sharpness: float, seed: int = 0) -> tuple[np.nda
 
 def stored(logits: np.ndarray, truth: np.ndarray) -> Answers:
     """As a label file keeps them."""
-    rows = labels.rows_from_probs(softmax(logits, axis=1).astype(np.float32))
+    rows = label_files.rows_from_probs(softmax(logits, axis=1).astype(np.float32))
     return calibration.answers(rows.classes, rows.probs, rows.confidence, truth, logits.shape[1])
 
 
@@ -70,9 +71,9 @@ def test_of_many_classes_the_rest_is_spread_evenly() -> None:
     found = stored(logits, truth)
     assert found.named.shape == (3000, 32) and found.unnamed == 168
     probs = softmax(logits, axis=1).astype(np.float32)
-    rows = labels.rows_from_probs(probs)
+    rows = label_files.rows_from_probs(probs)
     for t in (1.0, 2.0):  # the same thing written out on all classes
-        spread = labels.spread_targets(rows.classes, rows.probs, 200, temperature=t).astype(np.float64)
+        spread = label_files.spread_targets(rows.classes, rows.probs, 200, temperature=t).astype(np.float64)
         expected = -np.log(spread[np.arange(3000), truth]).mean()
         assert calibration.nll(found, t) == pytest.approx(expected, rel=0.01)
         np.testing.assert_allclose(calibration.confidence_at(found, t), spread.max(axis=1), atol=0.03)

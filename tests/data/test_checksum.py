@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from pipeline.data.checksum import Hashed
+from pipeline.storage.hashed_file import Hashed
 
 DATA = bytes(range(256)) * 5000
 

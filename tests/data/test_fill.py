@@ -16,15 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.data import cache as caches
-from pipeline.data import fill, labels, loader
-from pipeline.data.augment import Augment
-from pipeline.data.cache import Cache
-from pipeline.data.fill import Feed, Fill
-from pipeline.data.loader import SoftTargets, TrainingShard, TrainingSource, batches
-from pipeline.data.order import share
-from pipeline.data.rows import load_rows
+from pipeline.augment.view import Augment
+from pipeline.data import label_files
 from pipeline.errors import ConfigError, DataError
+from pipeline.loading import loader, prefetch
+from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource, batches
+from pipeline.loading.prefetch import Feed, Fill
+from pipeline.loading.sample_order import share
+from pipeline.loading.training_rows import load_rows
+from pipeline.storage import node_cache as caches
+from pipeline.storage.node_cache import Cache
 from tests.conftest import S3
 from tests.data import tars
 from tests.flaky_proxy import Fault, Seen
@@ -181,8 +182,10 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> TrainingShard:
         "status": ["ok"] * 5,
         "image_hash": [0] * 5,
     }
-    table = labels.make_table(columns, np.arange(5), labels.rows_from_probs(np.full((5, CLASSES), 0.25, np.float32)))
-    labels.write_labels(str(folder / "rows.parquet"), table, {})
+    table = label_files.make_table(
+        columns, np.arange(5), label_files.rows_from_probs(np.full((5, CLASSES), 0.25, np.float32))
+    )
+    label_files.write_labels(str(folder / "rows.parquet"), table, {})
     chosen = {"index": pa.array([0, 1, 4], pa.int32()), "copies": pa.array([1, 1, 1], pa.int32())}
     pq.write_table(pa.table(chosen), folder / "selection.parquet")
     rows, selection = str(folder / "rows.parquet"), str(folder / "selection.parquet")
@@ -213,7 +216,7 @@ def test_of_a_shard_of_which_little_is_kept_only_that_is_fetched(sparse: Trainin
     shard.cache.open_read(path).close()
     next(file for file in tmp_path.glob("*.tar") if file.stat().st_size == parts.length).unlink()
     with s3.proxy.faults() as whole:
-        assert [fill.read(shard, rows, row) for row in range(3)] == [tars.picture(seed) for seed in (1, 2, 3)]
+        assert [prefetch.read(shard, rows, row) for row in range(3)] == [tars.picture(seed) for seed in (1, 2, 3)]
     assert not whole
 
 

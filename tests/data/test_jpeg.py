@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.augment.view import Augment, train_view
 from pipeline.data import images, shards
-from pipeline.data.augment import Augment, train_view
 from pipeline.data.jpeg import Jpeg, read, without_rows_below
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR

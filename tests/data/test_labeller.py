@@ -20,12 +20,13 @@ from torch import nn
 
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
-from pipeline.data import images, labeller, labels, shards
-from pipeline.data.ahead import Ahead
-from pipeline.data.labeller import Labeller, LabelSpec, make_labeller
+from pipeline.data import images, label_files, shards
 from pipeline.data.shards import Shard
-from pipeline.data.teacher import Teacher
 from pipeline.errors import ClusterError, DataError, WeightsError
+from pipeline.labelling import labeller
+from pipeline.labelling.labeller import Labeller, LabelSpec, make_labeller
+from pipeline.labelling.read_ahead import Ahead
+from pipeline.labelling.teacher import Teacher
 
 CLASSES = ("red", "green", "blue")
 VIEW = images.View(8)
@@ -113,7 +114,7 @@ def spec(tmp_path: Path) -> LabelSpec:
 
 
 def read(spec: LabelSpec, shard: Shard) -> list[dict[str, Any]]:
-    return labels.read_labels(os.path.join(spec.out, labels.file_name(shard.name))).to_pylist()  # noqa: PTH118
+    return label_files.read_labels(os.path.join(spec.out, label_files.file_name(shard.name))).to_pylist()  # noqa: PTH118
 
 
 def test_every_sample_has_one_row_in_order_and_bad_ones_say_why(tmp_path: Path, spec: LabelSpec) -> None:
@@ -142,7 +143,7 @@ def test_every_sample_has_one_row_in_order_and_bad_ones_say_why(tmp_path: Path, 
     assert result["counts"] == counts and result["rows"] == 9 and result["without_image"] == 1
     for row in rows:
         data = shards.read_at(shard.path, row["offset"], row["size"])
-        assert row["image_hash"] == labels.image_hash(data)
+        assert row["image_hash"] == label_files.image_hash(data)
         if row["status"] == "ok":
             pixels = images.normalise(torch.from_numpy(images.load(data, VIEW))[None], VIEW)
             probs = pixels.mean((2, 3)).softmax(1)[0].numpy()
@@ -162,7 +163,7 @@ def test_rows_depend_on_shard_and_teacher_alone(tmp_path: Path, spec: LabelSpec)
         worker = make_labeller(one)
         for shard in order:
             worker(shard)
-        tables.append(labels.read_labels(f"{one.out}/in/001.parquet").replace_schema_metadata())
+        tables.append(label_files.read_labels(f"{one.out}/in/001.parquet").replace_schema_metadata())
     assert tables[0].equals(tables[1])
 
 
@@ -178,15 +179,15 @@ def test_a_batch_never_spans_two_shards(tmp_path: Path, spec: LabelSpec) -> None
 def test_the_file_says_what_it_is(tmp_path: Path, spec: LabelSpec) -> None:
     shard = good_shard(tmp_path / "in" / "000.tar", 5)
     result = make_labeller(spec)(shard)
-    metadata = labels.read_metadata(f"{spec.out}/in/000.parquet")
+    metadata = label_files.read_metadata(f"{spec.out}/in/000.parquet")
     seconds = result.pop("seconds")
     assert {**metadata, "skipped": False} == {
         **result,
-        "format": labels.FORMAT,
+        "format": label_files.FORMAT,
         "seconds": metadata["seconds"],
     }
     assert metadata["shard"] == "in/000.tar" and metadata["shard_size"] == shard.size and metadata["cut"] is None
-    assert metadata["class_list"] == labels.class_list_hash(CLASSES) and metadata["teacher"] == spec.teacher
+    assert metadata["class_list"] == label_files.class_list_hash(CLASSES) and metadata["teacher"] == spec.teacher
     assert metadata["batch"] == 4 and metadata["dtype"] == "float32" and metadata["transform"]["size"] == 8
     assert set(seconds) == set(metadata["seconds"]) == {*labeller.PARTS, "total"}
     assert all(0 <= value <= seconds[part] for part, value in metadata["seconds"].items())
@@ -217,7 +218,7 @@ def test_a_damaged_tar_gives_its_samples_up_to_the_damage(tmp_path: Path, spec: 
     damaged = shard_at(path)
     result = make_labeller(spec)(damaged)
     rows = read(spec, damaged)
-    assert result["cut"] and labels.read_metadata(f"{spec.out}/in/000.parquet")["cut"] == result["cut"]
+    assert result["cut"] and label_files.read_metadata(f"{spec.out}/in/000.parquet")["cut"] == result["cut"]
     assert rows[:4] == expected[:4]  # the first whole batch, bit by bit
     assert [(row["key"], row["label"]) for row in rows[:6]] == [(row["key"], row["label"]) for row in expected[:6]]
     assert [row["status"] for row in rows] == ["ok"] * 6 + ["truncated"] * (len(rows) - 6)
@@ -348,7 +349,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good_and_the_shard_begins_anew(
     first, second = good_shard(tmp_path / "in" / "000.tar", 11), good_shard(tmp_path / "in" / "001.tar", 5, seed=50)
     assert [worker(shard)["batch"] for shard in (first, second)] == [2, 2]
     assert 8 in teacher.batches and teacher.batches[-9:] == [2, 2, 2, 2, 2, 1, 2, 2, 1]
-    assert labels.read_metadata(f"{spec.out}/in/001.parquet")["batch"] == 2
+    assert label_files.read_metadata(f"{spec.out}/in/001.parquet")["batch"] == 2
     as_if = replace(spec, batch=2, out=str(tmp_path / "asked"))
     make_labeller(as_if)(first)
     assert read(spec, first) == read(as_if, first)
@@ -474,7 +475,7 @@ def test_label_files_of_another_corpus_are_taken_over_where_the_shard_is_the_sam
     worker = make_labeller(second)
     assert [worker(shard)["skipped"] for shard in now] == [True, True, False]
     for shard, taken in zip(now, (True, True, False), strict=True):
-        old, new = (Path(out, labels.file_name(shard.name)) for out in (spec.out, second.out))
+        old, new = (Path(out, label_files.file_name(shard.name)) for out in (spec.out, second.out))
         assert old.samefile(new) == taken
     for change in ({"teacher": "22" * 32}, {"flip": True}, {"temperature": 2.0}, {"batch": 2}):
         other = replace(second, out=str(tmp_path / f"other-{next(iter(change))}"), **change)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import labels
+from pipeline.data import label_files
 from pipeline.errors import DataError
 
 
@@ -20,21 +20,21 @@ def small_table() -> pa.Table:
     """Five samples, of which 1 and 3 are bad."""
     columns = {
         "index": range(5),
-        "key": ["a", "b", labels.printable_key(b"c\xff".decode("utf-8", "surrogateescape")), "a", "d/é"],
+        "key": ["a", "b", label_files.printable_key(b"c\xff".decode("utf-8", "surrogateescape")), "a", "d/é"],
         "offset": [512, 2048, 4096, 1 << 40, 8192],
         "size": [10, 0, 30, 40, 50],
         "status": ["ok", "not_an_image", "ok", "truncated", "ok"],
-        "image_hash": [labels.image_hash(bytes([i])) for i in range(5)],
+        "image_hash": [label_files.image_hash(bytes([i])) for i in range(5)],
     }
     probs = softmax(np.random.default_rng(0).normal(size=(3, 4)))
-    return labels.make_table(columns, np.array([0, 2, 4]), labels.rows_from_probs(probs))
+    return label_files.make_table(columns, np.array([0, 2, 4]), label_files.rows_from_probs(probs))
 
 
 @pytest.mark.parametrize("classes", [2, 10, 128, 129, 1000])
 def test_rows_hold_the_most_probable_classes_first_and_ties_go_to_the_lower_class(classes: int) -> None:
     rng = np.random.default_rng(classes)
     probs = softmax(rng.integers(-3, 3, (20, classes)).astype(np.float32))  # many ties
-    found = labels.rows_from_probs(probs)
+    found = label_files.rows_from_probs(probs)
     keep = classes if classes <= 128 else 32
     expected = np.argsort(-probs, axis=1, kind="stable")[:, :keep]
     assert np.array_equal(found.classes, expected)
@@ -49,8 +49,8 @@ def test_soft_targets_are_the_teachers_distribution_with_the_rest_spread_evenly(
     classes: int, temperature: float
 ) -> None:
     probs = softmax(np.random.default_rng(1).normal(size=(30, classes)) * 4)
-    found = labels.rows_from_probs(probs)
-    targets = labels.spread_targets(found.classes, found.probs, classes, temperature=temperature)
+    found = label_files.rows_from_probs(probs)
+    targets = label_files.spread_targets(found.classes, found.probs, classes, temperature=temperature)
     named, expected = np.zeros_like(probs, bool), np.zeros(probs.shape)
     for i, (row, stored) in enumerate(zip(found.classes, found.probs, strict=True)):
         named[i, row], expected[i, row] = True, stored
@@ -66,20 +66,22 @@ def test_soft_targets_are_the_teachers_distribution_with_the_rest_spread_evenly(
 
 def test_temperature_by_hand() -> None:
     """p^(1/T), after the mass that is not named has been spread, then renormalised."""
-    dense = labels.spread_targets(
+    dense = label_files.spread_targets(
         np.array([[2, 0, 1]], np.int32), np.array([[0.64, 0.32, 0.04]], np.float16), 3, temperature=2.0
     )
     assert dense[0] == pytest.approx(np.array([0.5657, 0.2, 0.8]) / 1.5657, rel=1e-3)
     # Two of four classes named: the missing 0.1 is 0.05 for each of the others, and that is what the power is taken of.
-    top = labels.spread_targets(np.array([[3, 1]], np.int32), np.array([[0.7, 0.2]], np.float16), 4, temperature=0.5)
+    top = label_files.spread_targets(
+        np.array([[3, 1]], np.int32), np.array([[0.7, 0.2]], np.float16), 4, temperature=0.5
+    )
     assert top[0] == pytest.approx(np.array([0.0025, 0.04, 0.0025, 0.49]) / 0.535, rel=5e-3)
 
 
 def test_a_file_has_the_published_schema_and_nulls_where_the_status_is_not_ok(tmp_path: Path) -> None:
     path = str(tmp_path / "sub" / "000.parquet")
-    labels.write_labels(path, small_table(), {"shard": "sub/000.tar"})
-    assert pq.read_schema(path).remove_metadata() == labels.SCHEMA
-    table = labels.read_labels(path)
+    label_files.write_labels(path, small_table(), {"shard": "sub/000.tar"})
+    assert pq.read_schema(path).remove_metadata() == label_files.SCHEMA
+    table = label_files.read_labels(path)
     assert table["index"].to_pylist() == [0, 1, 2, 3, 4]
     assert table["status"].to_pylist() == ["ok", "not_an_image", "ok", "truncated", "ok"]
     assert table["key"].to_pylist() == ["a", "b", "c\\xff", "a", "d/é"]
@@ -89,11 +91,11 @@ def test_a_file_has_the_published_schema_and_nulls_where_the_status_is_not_ok(tm
         if row["status"] == "ok":
             assert row["classes"][0] == row["label"] and sorted(row["classes"]) == [0, 1, 2, 3]
             assert abs(row["probs"][0] - row["confidence"]) < 1e-3
-    assert labels.read_labels(path, ["label"]).column_names == ["label"]
+    assert label_files.read_labels(path, ["label"]).column_names == ["label"]
 
 
 def test_a_shard_without_any_good_image_and_an_empty_one_have_files_too(tmp_path: Path) -> None:
-    nothing = labels.rows_from_probs(np.zeros((0, 4), np.float32))
+    nothing = label_files.rows_from_probs(np.zeros((0, 4), np.float32))
     bad = {
         "index": [0],
         "key": ["a"],
@@ -104,16 +106,18 @@ def test_a_shard_without_any_good_image_and_an_empty_one_have_files_too(tmp_path
     }
     for columns in (bad, {name: [] for name in bad}):
         path = str(tmp_path / f"{len(columns['index'])}.parquet")
-        labels.write_labels(path, labels.make_table(columns, np.zeros(0, np.int64), nothing), {"shard": "a.tar"})
-        assert labels.read_labels(path)["label"].to_pylist() == [None] * len(columns["index"])
+        label_files.write_labels(
+            path, label_files.make_table(columns, np.zeros(0, np.int64), nothing), {"shard": "a.tar"}
+        )
+        assert label_files.read_labels(path)["label"].to_pylist() == [None] * len(columns["index"])
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     metadata = {"shard": "a.tar", "counts": {"ok": 3}}
     for name in ("a", "b"):
-        labels.write_labels(str(tmp_path / name), small_table(), metadata)
+        label_files.write_labels(str(tmp_path / name), small_table(), metadata)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert labels.read_metadata(str(tmp_path / "a")) == {"format": labels.FORMAT, **metadata}
+    assert label_files.read_metadata(str(tmp_path / "a")) == {"format": label_files.FORMAT, **metadata}
 
 
 def test_a_reader_is_refused_with_what_differs() -> None:
@@ -121,14 +125,14 @@ def test_a_reader_is_refused_with_what_differs() -> None:
         "shard": "a.tar",
         "shard_size": 10,
         "teacher": "11",
-        "class_list": labels.class_list_hash(["x"]),
+        "class_list": label_files.class_list_hash(["x"]),
     }
-    labels.check_labels(metadata, metadata, "f")
+    label_files.check_labels(metadata, metadata, "f")
     with pytest.raises(DataError, match=r"f does not fit.*teacher \(sha256 of its weights\) is '11' instead of '22'"):
-        labels.check_labels(metadata, {**metadata, "teacher": "22"}, "f")
+        label_files.check_labels(metadata, {**metadata, "teacher": "22"}, "f")
     with pytest.raises(DataError, match=r"shard's size is 10 instead of 11.*class list"):
-        labels.check_labels(metadata, {"shard_size": 11, "class_list": labels.class_list_hash(["y"])}, "f")
-    assert labels.class_list_hash(["a", "b"]) != labels.class_list_hash(["b", "a"])
+        label_files.check_labels(metadata, {"shard_size": 11, "class_list": label_files.class_list_hash(["y"])}, "f")
+    assert label_files.class_list_hash(["a", "b"]) != label_files.class_list_hash(["b", "a"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 not really", b"x" * 1000])
@@ -137,19 +141,19 @@ def test_what_is_no_label_file_is_named(tmp_path: Path, content: bytes | None) -
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.parquet"):
-        labels.read_metadata(str(path))
+        label_files.read_metadata(str(path))
 
 
 def test_a_foreign_parquet_file_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1]}), tmp_path / "foreign.parquet")
     with pytest.raises(DataError, match=r"foreign\.parquet was not written by this pipeline"):
-        labels.read_metadata(str(tmp_path / "foreign.parquet"))
+        label_files.read_metadata(str(tmp_path / "foreign.parquet"))
 
 
 def test_files_on_a_url() -> None:
-    labels.write_labels("memory://labels/x/000.parquet", small_table(), {"shard": "x/000.tar"})
-    assert labels.read_metadata("memory://labels/x/000.parquet")["shard"] == "x/000.tar"
-    assert labels.read_labels("memory://labels/x/000.parquet", ["index"])["index"].to_pylist() == [
+    label_files.write_labels("memory://labels/x/000.parquet", small_table(), {"shard": "x/000.tar"})
+    assert label_files.read_metadata("memory://labels/x/000.parquet")["shard"] == "x/000.tar"
+    assert label_files.read_labels("memory://labels/x/000.parquet", ["index"])["index"].to_pylist() == [
         0,
         1,
         2,
@@ -159,4 +163,4 @@ def test_files_on_a_url() -> None:
 
 
 def test_image_hash_is_pinned() -> None:
-    assert labels.image_hash(b"noisy lambda") == 0xCC991F92BECB0731
+    assert label_files.image_hash(b"noisy lambda") == 0xCC991F92BECB0731

@@ -165,11 +165,11 @@ def test_a_pattern_may_leave_the_root(tree: Path) -> None:
 
 
 def test_a_folder_is_listed_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.data import listing
+    from pipeline.data import shard_patterns
 
     asked: list[str] = []
-    real = listing._list_local
-    monkeypatch.setattr(listing, "_list_local", lambda path: asked.append(path) or real(path))
+    real = shard_patterns._list_local
+    monkeypatch.setattr(shard_patterns, "_list_local", lambda path: asked.append(path) or real(path))
     find_shards(["a/{000..001}.tar", "{a,b}/*2.tar", "b/000.tar"], "s", str(tree))
     assert len(asked) == len(set(asked)) and str(tree / "a") in asked
 

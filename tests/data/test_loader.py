@@ -19,10 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import labels, loader
-from pipeline.data.augment import Augment
-from pipeline.data.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
+from pipeline.augment.view import Augment
+from pipeline.data import label_files
 from pipeline.errors import DataError
+from pipeline.loading import loader
+from pipeline.loading.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
 from pipeline.train.loss import batch_loss, cross_entropy, weigh
 
 CLASSES = 4
@@ -72,10 +73,10 @@ def corpus(tmp_path_factory):
         places = write_tar(folder / f"u{shard}.tar", shard, count)
         good = [i for i in range(count) if i != 5]
         classes = np.array([np.roll(np.arange(CLASSES), -(i % CLASSES)) for i in good], np.int32)
-        found = labels.Predictions(
+        found = label_files.Predictions(
             classes[:, 0].copy(), np.full(len(good), 0.5, np.float32), classes, np.tile(PROBS, (len(good), 1))
         )
-        table = labels.make_table(
+        table = label_files.make_table(
             {
                 "index": range(count),
                 "key": [f"{i:04d}" for i in range(count)],
@@ -87,7 +88,7 @@ def corpus(tmp_path_factory):
             np.array(good),
             found,
         )
-        labels.write_labels(str(folder / f"u{shard}.parquet"), table, {})
+        label_files.write_labels(str(folder / f"u{shard}.parquet"), table, {})
         pq.write_table(
             pa.table({"index": pa.array(chosen, pa.int32()), "copies": pa.array(chosen.values(), pa.int32())}),
             folder / f"s{shard}.parquet",

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from tars import picture
 
-from pipeline.data import images, prepare
-from pipeline.data.prepare_write import split_shards
+from pipeline.data import images, prepare_files
+from pipeline.data.shard_writer import split_shards
 from pipeline.data.shards import read_texts, scan, stream
 from pipeline.errors import ConfigError, DataError
 
@@ -40,7 +40,7 @@ def content(folder: Path, split: str) -> list[tuple[str, bytes | None, bytes]]:
 
 def test_digits(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    result = prepare.digits(str(tmp_path), seed=3, progress=lambda done, total: steps.append((done, total)))
+    result = prepare_files.digits(str(tmp_path), seed=3, progress=lambda done, total: steps.append((done, total)))
     assert result == {
         "images": {"labelled": 50, "unlabelled": 1107, "val": 190, "test": 450},
         "unlabelled_shards": 6,
@@ -76,37 +76,39 @@ def test_digits(tmp_path: Path) -> None:
 
 def test_digits_by_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
-        prepare.digits(str(tmp_path / name), seed=seed)
+        prepare_files.digits(str(tmp_path / name), seed=seed)
     one, again, other = (sums(tmp_path / name) for name in ("a", "again", "b"))
     assert one == again
     assert all((one[name] == other[name]) == (name in ("test-000.tar", "val-000.tar", "classes.json")) for name in one)
 
 
 def test_digits_settings(tmp_path: Path) -> None:
-    result = prepare.digits(str(tmp_path), seed=0, labels_per_class=2, test=103, validation=60, shard_samples=1000)
+    result = prepare_files.digits(
+        str(tmp_path), seed=0, labels_per_class=2, test=103, validation=60, shard_samples=1000
+    )
     assert result["images"] == {"labelled": 20, "unlabelled": 1614, "val": 60, "test": 103}
     assert result["unlabelled_shards"] == 2
     with pytest.raises(ConfigError, match=r"200 labels per class.*lower one of them"):
-        prepare.digits(str(tmp_path / "x"), seed=0, labels_per_class=200)
+        prepare_files.digits(str(tmp_path / "x"), seed=0, labels_per_class=200)
     assert not (tmp_path / "x").exists()
 
 
 def test_a_folder_of_other_shards_is_refused(tmp_path: Path) -> None:
-    prepare.digits(str(tmp_path), seed=0)
+    prepare_files.digits(str(tmp_path), seed=0)
     before = sums(tmp_path)
     with pytest.raises(DataError, match=r"labelled-000\.tar already exists and holds something else"):
-        prepare.digits(str(tmp_path), seed=1)
+        prepare_files.digits(str(tmp_path), seed=1)
     with pytest.raises(DataError, match=r"already holds other shards of 'unlabelled', such as unlabelled-002\.tar"):
-        prepare.digits(str(tmp_path), seed=0, shard_samples=600)
+        prepare_files.digits(str(tmp_path), seed=0, shard_samples=600)
     (tmp_path / "unlabelled-003.tar").unlink()  # as if it had been killed
-    prepare.digits(str(tmp_path), seed=0)
+    prepare_files.digits(str(tmp_path), seed=0)
     assert sums(tmp_path) == before
 
 
 def test_webdataset_reads_them(tmp_path: Path) -> None:
     import webdataset
 
-    prepare.digits(str(tmp_path), seed=0)
+    prepare_files.digits(str(tmp_path), seed=0)
     theirs = webdataset.WebDataset(str(tmp_path / "labelled-000.tar"), shardshuffle=False)
     found = [(sample["__key__"], sample["cls"], sample["png"]) for sample in theirs]
     assert found == content(tmp_path, "labelled")
@@ -134,7 +136,7 @@ def photos(tmp_path: Path) -> Path:
 def test_folder(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
     steps: list[tuple[int, int]] = []
-    result = prepare.folder(
+    result = prepare_files.folder(
         str(photos), str(out), shard_samples=12, progress=lambda done, total: steps.append((done, total))
     )
     assert result == {"shards": 3, "images": 30, "bad": 2, "classes": 3}
@@ -160,12 +162,12 @@ def test_folder(tmp_path: Path, photos: Path) -> None:
 def test_the_same_bytes_from_one_process_and_from_several(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare.folder(str(photos), str(tmp_path / "one"), shard_samples=12)
-    monkeypatch.setattr("pipeline.data.prepare_write.IN_PROCESS", 0)
+    prepare_files.folder(str(photos), str(tmp_path / "one"), shard_samples=12)
+    monkeypatch.setattr("pipeline.data.shard_writer.IN_PROCESS", 0)
     quiet = threading.Thread(target=threading.Event().wait, daemon=True)
     quiet.start()  # a process with threads must not be forked
     steps: list[tuple[int, int]] = []
-    result = prepare.folder(
+    result = prepare_files.folder(
         str(photos), str(tmp_path / "two"), shard_samples=12, workers=2,
         progress=lambda done, total: steps.append((done, total)),
     )  # fmt: skip
@@ -175,43 +177,43 @@ def test_the_same_bytes_from_one_process_and_from_several(
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        prepare.folder(str(photos), str(tmp_path / name), shard_samples=12, seed=seed)
+        prepare_files.folder(str(photos), str(tmp_path / name), shard_samples=12, seed=seed)
     assert sums(tmp_path / "one") == sums(tmp_path / "again") != sums(tmp_path / "other")
 
 
 def test_unlabelled_folder_and_a_second_split(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
-    prepare.folder(str(photos), str(out), split="unlabelled", labelled=False)
+    prepare_files.folder(str(photos), str(out), split="unlabelled", labelled=False)
     assert not (out / "classes.json").exists()
     assert len(content(out, "unlabelled")) == 30
     assert {text for _, text, _ in content(out, "unlabelled")} == {None}
-    prepare.folder(str(photos), str(out))
+    prepare_files.folder(str(photos), str(out))
     for name in ("cat", "eel"):
         (photos / name).rename(tmp_path / name)
-    assert prepare.folder(str(photos), str(out), split="val")["classes"] == 3
+    assert prepare_files.folder(str(photos), str(out), split="val")["classes"] == 3
     assert {text for _, text, _ in content(out, "val")} == {b"1"}  # dog is class 1 though it is alone here
     splits = [line.split("\t")[0] for line in (out / "bad_files.txt").read_text().splitlines()]
     assert sorted(splits) == ["labelled", "labelled", "unlabelled", "unlabelled", "val"]
     (photos / "dog").rename(photos / "wolf")
     with pytest.raises(DataError, match="has no class 'wolf'"):
-        prepare.folder(str(photos), str(out), split="test")
+        prepare_files.folder(str(photos), str(out), split="test")
 
 
 def test_folders_that_cannot_be_prepared(tmp_path: Path) -> None:
     source, out = tmp_path / "source", str(tmp_path / "out")
     with pytest.raises(DataError, match="there is no folder"):
-        prepare.folder(str(source), out)
+        prepare_files.folder(str(source), out)
     source.mkdir()
     with pytest.raises(DataError, match="holds no image files"):
-        prepare.folder(str(source), out)
+        prepare_files.folder(str(source), out)
     (source / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a\.png lies in no class sub-folder"):
-        prepare.folder(str(source), out)
+        prepare_files.folder(str(source), out)
     with pytest.raises(ConfigError, match="cannot name a split"):
-        prepare.folder(str(source), out, split="../x", labelled=False)
+        prepare_files.folder(str(source), out, split="../x", labelled=False)
     assert not Path(out).exists()
     with pytest.raises(DataError, match=r"none of the 1 files is a readable image.*not_an_image"):
-        prepare.folder(str(source), out, labelled=False)
+        prepare_files.folder(str(source), out, labelled=False)
     assert [path.name for path in Path(out).iterdir()] == ["bad_files.txt"]
 
 
@@ -227,10 +229,10 @@ def test_nothing_half_written_when_it_fails(tmp_path: Path, photos: Path, monkey
 
     monkeypatch.setattr(images, "decode", failing)
     with pytest.raises(KeyboardInterrupt):
-        prepare.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+        prepare_files.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["labelled-000.tar"]
-    prepare.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
-    prepare.folder(str(photos), str(tmp_path / "undisturbed"), shard_samples=12)
+    prepare_files.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+    prepare_files.folder(str(photos), str(tmp_path / "undisturbed"), shard_samples=12)
     assert sums(tmp_path / "out") == sums(tmp_path / "undisturbed")
 
 
@@ -253,10 +255,10 @@ def test_table(tmp_path: Path, photos: Path, suffix: str) -> None:
     frame = pandas.DataFrame(rows, columns=["path", "label"])
     path = str(tmp_path / f"table.{suffix}")
     getattr(frame, f"to_{suffix}")(path, index=False)
-    result = prepare.table(path, str(tmp_path / "out"))
+    result = prepare_files.table(path, str(tmp_path / "out"))
     assert result == {"shards": 1, "images": 5, "bad": 1, "classes": 1}
     assert {text for _, text, _ in content(tmp_path / "out", "labelled")} == {b"0"}
-    prepare.table(path, str(tmp_path / "plain"), split="unlabelled", label=None)
+    prepare_files.table(path, str(tmp_path / "plain"), split="unlabelled", label=None)
     assert {text for _, text, _ in content(tmp_path / "plain", "unlabelled")} == {None}
 
 
@@ -264,7 +266,7 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     paths = sorted(str(path) for path in photos.glob("eel/*.jpeg"))
     frame = pandas.DataFrame({"file": [*paths, "missing.jpg"], "class": [*range(len(paths)), 7]})
     frame.to_csv(tmp_path / "t.csv")
-    result = prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), image="file", label="class")
+    result = prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), image="file", label="class")
     assert result["classes"] == 8 and result["bad"] == 1
     found = {data: int(text or b"-1") for _, text, data in content(tmp_path / "out", "labelled")}
     assert found == {Path(path).read_bytes(): number for number, path in enumerate(paths)}
@@ -272,7 +274,7 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     frame["class"] += 1
     frame.to_csv(tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"holds class 8, but .*classes\.json has 8 classes"):
-        prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", image="file", label="class")
+        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", image="file", label="class")
 
 
 @pytest.mark.parametrize(
@@ -288,12 +290,12 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
 def test_bad_tables(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        prepare.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
+        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no table"):
-        prepare.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
+        prepare_files.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"neither \.parquet nor \.csv"):
-        prepare.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))
+        prepare_files.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))

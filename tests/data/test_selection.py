@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data import candidates, cut, labels, ranks, selection
-from pipeline.data.selection import Settings, select_all
+from pipeline.data import label_files
 from pipeline.errors import DataError
+from pipeline.selection import candidates, radix, select, sort_keys
+from pipeline.selection.select import Settings, select_all
 
 
 def inline(function: Callable[[Any], Any], units: Sequence[Any]) -> Iterable[Any]:
@@ -40,14 +41,14 @@ def write_shard(folder: Path, name: str, label: np.ndarray, confidence: np.ndarr
         "status": ["ok" if value >= 0 else "truncated" for value in label],
         "image_hash": more.pop("hashes", np.arange(n, dtype=np.uint64)),
     }
-    found = labels.Predictions(
+    found = label_files.Predictions(
         label[good].astype(np.int32),
         confidence[good].astype(np.float32),
         label[good, None].astype(np.int32),
         confidence[good, None].astype(np.float16),
     )
-    path = str(folder / labels.file_name(name))
-    labels.write_labels(path, labels.make_table(columns, good, found), {"shard": name, **more})
+    path = str(folder / label_files.file_name(name))
+    label_files.write_labels(path, label_files.make_table(columns, good, found), {"shard": name, **more})
     return path
 
 
@@ -69,7 +70,7 @@ def random_shards(folder: Path, seed: int, classes: int) -> dict[str, tuple[np.n
 
 
 def paths_of(folder: Path, shards: Iterable[str]) -> list[str]:
-    return [str(folder / labels.file_name(name)) for name in shards]
+    return [str(folder / label_files.file_name(name)) for name in shards]
 
 
 def splitmix64(x: int) -> int:
@@ -138,15 +139,15 @@ def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> di
     files = {}
     for name, rows in expected.items():
         columns = [pa.array(rows.keys(), pa.int32()), pa.array(rows.values(), pa.int32())]
-        schema = selection.SCHEMA
+        schema = select.SCHEMA
         if case.settings.by_confidence:
             columns.append(pa.array(case.shards[name][1][list(rows)].astype(np.float32)))
-            schema = schema.append(selection.WEIGHT)
+            schema = schema.append(select.WEIGHT)
         metadata = {"shard": name, "samples": len(rows), "copies": sum(rows.values())}
-        path = folder / labels.file_name(name)
+        path = folder / label_files.file_name(name)
         encoding = {"index": "DELTA_BINARY_PACKED", "copies": "DELTA_BINARY_PACKED"}
         table = pa.table(columns, schema=schema)
-        labels.write_table(str(path), table, metadata, use_dictionary=False, column_encoding=encoding)
+        label_files.write_table(str(path), table, metadata, use_dictionary=False, column_encoding=encoding)
         files[name] = path.read_bytes()
     return files
 
@@ -154,7 +155,7 @@ def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> di
 def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
     found = {}
     for name in names:
-        table = labels.read_labels(str(folder / labels.file_name(name)))
+        table = label_files.read_labels(str(folder / label_files.file_name(name)))
         found[name] = dict(zip(table["index"].to_pylist(), table["copies"].to_pylist(), strict=True))
     return found
 
@@ -162,8 +163,8 @@ def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
 @pytest.fixture(params=[(1 << 20, 1 << 21), (1 << 20, 0), (64, 0), (64, 40)])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is, where all rows are gathered at once; never gathered; with few counters, and none or some gathered late."""
-    monkeypatch.setattr(cut, "BINS", request.param[0])
-    monkeypatch.setattr(cut, "GATHERED", request.param[1])
+    monkeypatch.setattr(radix, "BINS", request.param[0])
+    monkeypatch.setattr(radix, "GATHERED", request.param[1])
     monkeypatch.setattr(candidates, "BUFFERED", 300)
 
 
@@ -182,7 +183,7 @@ def test_selection_equals_sorting_everything(tmp_path: Path, seed: int) -> None:
         assert not (tmp_path / "out").exists()
         return
     summary = run()
-    found = {name: (tmp_path / "out" / labels.file_name(name)).read_bytes() for name in shards}
+    found = {name: (tmp_path / "out" / label_files.file_name(name)).read_bytes() for name in shards}
     assert found == written(case, expected, tmp_path / "expected")
     assert read_back(tmp_path / "out", shards) == expected
     assert summary["shards"] == {name: sum(rows.values()) for name, rows in sorted(expected.items())}
@@ -208,7 +209,7 @@ def test_files_do_not_depend_on_order_or_grouping(tmp_path: Path) -> None:
     for number, (order, groups) in enumerate([(paths, 1), (paths[::-1], 2), (sorted(paths), 100)]):
         out = tmp_path / str(number)
         summary = select_all(order, Settings(5, 0.3, 40), inline, str(out), groups=groups)
-        contents.append(([(out / labels.file_name(name)).read_bytes() for name in shards], summary))
+        contents.append(([(out / label_files.file_name(name)).read_bytes() for name in shards], summary))
     assert len(shards) > 3 and contents[0] == contents[1] == contents[2]
 
 
@@ -233,8 +234,8 @@ def test_copies_of_held_out_images_are_dropped_before_the_cut(tmp_path: Path) ->
 
 
 def test_the_tie_hash_is_pinned() -> None:
-    assert ranks.mix(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # splitmix64's first output for seed 0
-    assert [hex(value) for value in ranks.tie_hash("train/000.tar", np.arange(3))] == [
+    assert sort_keys.mix(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # splitmix64's first output for seed 0
+    assert [hex(value) for value in sort_keys.tie_hash("train/000.tar", np.arange(3))] == [
         "0x7269f57e520cba8d",
         "0xa77eb09961d6fa05",
         "0xd3dc8584bc15a27c",
@@ -304,15 +305,15 @@ def test_words_never_contradict_ranks() -> None:
     distance = np.repeat(near, 3).astype(np.uint32)
     hashes = rng.integers(0, 2**64, len(distance), np.uint64)
     order = np.lexsort((hashes, distance))
-    word = ranks.words(distance, hashes)[order]
+    word = sort_keys.words(distance, hashes)[order]
     assert (word[1:] >= word[:-1]).all()
-    last_distance, last_hash = ranks.last_ranks(word)
+    last_distance, last_hash = sort_keys.last_ranks(word)
     assert (last_distance == distance[order]).all()
     assert (last_hash >= hashes[order]).all() and (last_hash - hashes[order] < 2**35).all()
     # Of a prefix: nothing that has it lies beyond, and whatever lies beyond has a greater one.
     for left in (30, 50, 62):
         bound = word >> np.uint64(left) << np.uint64(left) | np.uint64((1 << left) - 1)
-        d, h = ranks.last_ranks(bound)
+        d, h = sort_keys.last_ranks(bound)
         inside = (distance[order][None] < d[:, None]) | (
             (distance[order][None] == d[:, None]) & (hashes[order][None] <= h[:, None])
         )

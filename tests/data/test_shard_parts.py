@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.parts import coalesce
+from pipeline.storage.byte_ranges import coalesce
 
 
 def test_ranges_are_merged_over_short_gaps() -> None:

@@ -21,7 +21,7 @@ import pytest
 import webdataset
 from tars import END, make, member, pax, picture, shard, truncated
 
-from pipeline.data import images, members, shards
+from pipeline.data import images, shards, tar
 from pipeline.data.shards import Sample, Scan, find_shards, read_at, read_texts, scan, stream
 from pipeline.errors import DataError
 
@@ -450,9 +450,9 @@ def test_url(tmp_path: Path) -> None:
 
 
 def test_members_walks_any_seekable_file() -> None:
-    tar = members.Tar(io.BytesIO(member("a.json", json.dumps({}).encode()) + member("b.png", picture()) + END))
-    first = tar.next()
-    assert first is not None and tar.read(first) == b"{}"
-    second = tar.next()
-    assert second is not None and tar.read(second) == picture()
-    assert tar.next() is None
+    walked = tar.Tar(io.BytesIO(member("a.json", json.dumps({}).encode()) + member("b.png", picture()) + END))
+    first = walked.next()
+    assert first is not None and walked.read(first) == b"{}"
+    second = walked.next()
+    assert second is not None and walked.read(second) == picture()
+    assert walked.next() is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.order import Source
-from pipeline.data.shuffle_quality import advice, displacement, entropy, quality
+from pipeline.loading.sample_order import Source
+from pipeline.loading.shuffle_quality import advice, displacement, entropy, quality
 
 CLASSES, IMAGES, SHARD, SIZE = 100, 500, 50, 256
 SORTED = np.arange(CLASSES * IMAGES).reshape(-1, SHARD) // IMAGES  # 1,000 shards of one class each

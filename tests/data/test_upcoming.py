@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.order import Source, batch, share
-from pipeline.data.upcoming import segments_read, upcoming
+from pipeline.loading.sample_order import Source, batch, share
+from pipeline.loading.upcoming_shards import segments_read, upcoming
 
 SHAPES = [  # counts per shard, segments, window, images of a step
     ([30] * 40, 4, 2, 8),

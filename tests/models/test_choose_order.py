@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from models.choose_order import choose_order, cost
 from models.contraction import ORDERS
-from models.order import choose_order, cost
 
 
 @pytest.mark.parametrize("width, side, batch, training, best", [

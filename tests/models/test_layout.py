@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from models.layout import channels_last
+from models.memory_format import channels_last
 
 
 def test_convolutions_of_two_dimensions_are_laid_out_and_all_else_stays():

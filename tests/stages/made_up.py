@@ -16,12 +16,13 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.cluster.inline import Inline
-from pipeline.data import calibration, labels, selection, shards
-from pipeline.plan import Done, Sources, stages_of
-from pipeline.settings import Data, Generation, Job, Select
-from pipeline.settings_train import Teacher
+from pipeline.config.settings import Data, Generation, Job, Select
+from pipeline.config.settings_train import Teacher
+from pipeline.data import label_files, shards
+from pipeline.labelling import calibration
+from pipeline.plan.context import Context
+from pipeline.plan.graph import Done, Sources, stages_of
 from pipeline.stages import audit
-from pipeline.stages.context import Context
 from pipeline.tracking.journal import Journal
 
 NAMES = ["zero", "one", "two"]
@@ -58,14 +59,16 @@ def write_labels(folder: str, shard: Any, probs: np.ndarray, bad: set[int]) -> N
     good = np.array([n for n in range(len(samples)) if n not in bad], np.int64)
     columns = {
         "index": [sample.index for sample in samples],
-        "key": [labels.printable_key(sample.key) for sample in samples],
+        "key": [label_files.printable_key(sample.key) for sample in samples],
         "offset": [sample.offset for sample in samples],
         "size": [sample.size for sample in samples],
         "status": ["truncated" if n in bad else "ok" for n in range(len(samples))],
         "image_hash": np.arange(len(samples), dtype=np.uint64),
     }
-    table = labels.make_table(columns, good, labels.rows_from_probs(probs[good]))
-    labels.write_labels(storage.join(folder, labels.file_name(shard.name)), table, {"shard": shard.name, "cut": None})
+    table = label_files.make_table(columns, good, label_files.rows_from_probs(probs[good]))
+    label_files.write_labels(
+        storage.join(folder, label_files.file_name(shard.name)), table, {"shard": shard.name, "cut": None}
+    )
 
 
 def audit_of(classes: int, seed: int, threshold: float = 0.5) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def audit_of(classes: int, seed: int, threshold: float = 0.5) -> dict[str, Any]:
     probs = random_probs(200, classes, 100 + seed)
     rng = np.random.default_rng(seed)
     truth = np.array([rng.choice(classes, p=np.sqrt(row) / np.sqrt(row).sum()) for row in probs], np.int32)
-    rows = labels.rows_from_probs(probs)
+    rows = label_files.rows_from_probs(probs)
     found = calibration.answers(rows.classes, rows.probs, rows.confidence, truth, classes)
     return audit.compare({"validation": (found, Counter())}, classes, threshold, {}, calibrate=False)
 
@@ -170,8 +173,8 @@ def fake_run(
         elif stage.kind == "select":
             labelled = done[f"gen{stage.generation}-label"].folder
             paths = [storage.join(labelled, n) for n in storage.listdir(labelled) if n.endswith(".parquet")]
-            settings = selection.Settings(len(names), threshold=select.threshold, per_class=select.per_class)
-            summary = selection.select_all(paths, settings, lambda f, groups: [f(g) for g in groups], folder)
+            settings = select.Settings(len(names), threshold=select.threshold, per_class=select.per_class)
+            summary = select.select_all(paths, settings, lambda f, groups: [f(g) for g in groups], folder)
             storage.write_json(storage.join(folder, "summary.json"), summary)
         elif stage.kind == "evaluate":
             storage.write_json(storage.join(folder, "evaluate.json"), {"images": 450, "models": models})

@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, plan, runner, storage
-from pipeline.data import calibration, labels
+from pipeline import runner, storage
+from pipeline.config.load import load_job
+from pipeline.data import label_files
 from pipeline.errors import DataError
+from pipeline.labelling import calibration
+from pipeline.plan import graph
 from pipeline.stages import audit
 from tests import small
 from tests.data import tars
@@ -27,7 +30,7 @@ def audit_of(world: World) -> dict[str, Any]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    return labels.read_metadata(str(path))
+    return label_files.read_metadata(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,8 @@ def test_calibration_divides_the_logits_by_the_temperature(plain: World) -> None
 
 def test_labels_wait_for_the_audit_only_where_they_need_it(plain: World) -> None:
     def needs(*settings: str) -> dict[str, tuple[str, ...]]:
-        job = config.load(str(plain.job), [f"output={plain.output}", *settings])
-        return {stage.name: stage.needs for stage in plan.stages_of(job)}
+        job = load_job(str(plain.job), [f"output={plain.output}", *settings])
+        return {stage.name: stage.needs for stage in graph.stages_of(job)}
 
     assert needs()["gen1-audit"] == ("index", "gen0-teacher")
     assert needs()["gen1-label"] == ("gen0-teacher",)
@@ -110,7 +113,7 @@ def test_labels_wait_for_the_audit_only_where_they_need_it(plain: World) -> None
 
 
 def test_another_threshold_redoes_the_audit_and_no_labels(plain: World) -> None:
-    job = config.load(str(plain.job), [f"output={plain.output}", "select.threshold=0.5"])
+    job = load_job(str(plain.job), [f"output={plain.output}", "select.threshold=0.5"])
     states = {look.stage.name: look.done is not None for look in runner.look(job)}
     assert not states["gen1-audit"] and not states["gen1-select"] and states["gen1-label"]
 
@@ -160,7 +163,7 @@ def test_it_is_the_labelling_path(audited: World) -> None:
     one = audited.folder("gen1-audit") / "validation" / "val-000.parquet"
     other = audited.folder("gen1-label") / "unlabelled-003.parquet"
     assert pq.read_table(one).replace_schema_metadata().equals(pq.read_table(other).replace_schema_metadata())
-    assert pq.read_schema(one).equals(labels.SCHEMA)
+    assert pq.read_schema(one).equals(label_files.SCHEMA)
     for name in ("teacher", "class_list", "transform", "dtype", "device", "batch", "temperature", "versions"):
         assert metadata(one)[name] == metadata(other)[name]
     assert metadata(one)["temperature"] == 1.0
@@ -189,38 +192,38 @@ def test_plan_shows_the_audit_and_its_shards(audited: World, tmp_path: Path) -> 
 
 def test_training_never_sees_them(audited: World, plain: World) -> None:
     from pipeline.cluster.inline import Inline
-    from pipeline.data.rows import load_rows
-    from pipeline.plan import Sources, stages_of
+    from pipeline.loading.training_rows import load_rows
+    from pipeline.plan.context import Context
+    from pipeline.plan.graph import Sources, stages_of
     from pipeline.stages import train
-    from pipeline.stages.context import Context
 
     settings = [f"output={audited.output}", "data.audit_only=checked-*.tar"]
-    job = config.load(str(audited.job), settings)
+    job = load_job(str(audited.job), settings)
     done = {look.stage.name: look.done for look in runner.look(job)}
     assert all(done.values())
     sources = Sources(job, str(audited.shards))
     assert not {shard.path for shard in sources["audit_only"].shards} & {
         shard.path for name in ("labelled", "unlabelled") for shard in sources[name].shards
     }
-    hidden = {labels.image_hash(tars.picture(seed)) for seed in range(500, 505)}
+    hidden = {label_files.image_hash(tars.picture(seed)) for seed in range(500, 505)}
     for stage in stages_of(job):
         if stage.kind != "train":
             continue
         needs = {name: found for name in stage.needs if (found := done[name])}
         context = Context(job, stage, "", "", needs, sources, Inline(), pytest.fail, "")
-        spec = train.make_spec(context, plan.training_of(job, stage))
+        spec = train.make_spec(context, graph.training_of(job, stage))
         seen: set[int] = set()
         for source in spec.sources:
             for shard in source.shards:
                 assert "checked" not in shard.path
                 rows = load_rows(shard, soft=False)
                 seen |= {
-                    labels.image_hash(Path(shard.path).read_bytes()[o : o + s])
+                    label_files.image_hash(Path(shard.path).read_bytes()[o : o + s])
                     for o, s in zip(rows.offset, rows.size, strict=True)
                 }
         assert not seen & hidden
         if stage.generation:
-            assert labels.image_hash(tars.picture(600)) in seen  # its neighbour in the shard is used
+            assert label_files.image_hash(tars.picture(600)) in seen  # its neighbour in the shard is used
     assert json.loads((audited.folder("gen1-select") / "summary.json").read_text())["excluded"] == 4
     assert audited.folder("gen0-teacher").name == plain.folder("gen0-teacher").name  # it does not depend on them
 
@@ -254,7 +257,7 @@ def test_an_unlabelled_image_for_the_audit_is_named(tmp_path: Path) -> None:
 
 def test_classes_may_have_thresholds_of_their_own() -> None:
     probs = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.3, 0.1, 0.6], [0.7, 0.2, 0.1]], np.float32)
-    rows = labels.rows_from_probs(probs)
+    rows = label_files.rows_from_probs(probs)
     truth = np.array([0, 1, 2, 1], np.int32)
     answers = calibration.answers(rows.classes, rows.probs, rows.confidence, truth, 3)
     found = audit.compare({"validation": (answers, Counter())}, 3, 0.65, {0: 0.75, 2: 0.5}, calibrate=False)
@@ -273,13 +276,13 @@ def test_nothing_to_judge_is_one_sentence() -> None:
 
 def test_what_was_made_before_there_were_audits_stays(plain: World) -> None:
     """Without calibration and audit_only, nothing new is part of what labelling and selection depend on."""
-    job = config.load(str(plain.job), [f"output={plain.output}"])
+    job = load_job(str(plain.job), [f"output={plain.output}"])
     done = {look.stage.name: look.done for look in runner.look(job) if look.done}
-    sources = plan.Sources(job, str(plain.shards), write=False)
+    sources = graph.Sources(job, str(plain.shards), write=False)
     # Nor did a model's stage record how it looks at images.
     teacher = done["gen0-teacher"]
     done["gen0-teacher"] = dataclasses.replace(teacher, info={k: v for k, v in teacher.info.items() if k != "view"})
-    inputs = {stage.kind: plan.inputs_of(job, stage, done, sources) for stage in plan.stages_of(job)}
+    inputs = {stage.kind: graph.inputs_of(job, stage, done, sources) for stage in graph.stages_of(job)}
     assert inputs["label"] == {
         "settings": {"batch": 128},
         "teacher": done["gen0-teacher"].output,

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, early_stop, plan
-from pipeline.plan import Done
+from pipeline.config.load import load_job
+from pipeline.plan import early_stop, graph
+from pipeline.plan.graph import Done
 from tests import small
 from tests.small import World, command
 
@@ -102,7 +103,7 @@ def test_a_teacher_from_elsewhere_is_judged_by_the_audit(stopped: World, tmp_pat
 
 def test_the_rule(stopped: World) -> None:
     """Under the threshold, not at it; the first such generation counts; what is not known yet decides nothing."""
-    job = config.load(str(stopped.job), ["min_gain=0.5"])
+    job = load_job(str(stopped.job), ["min_gain=0.5"])
 
     def done(*top1: float) -> dict[str, Done]:
         names = ["gen0-teacher", *(f"gen{number}-student" for number in range(1, len(top1)))]
@@ -123,11 +124,11 @@ def test_the_rule(stopped: World) -> None:
     ):
         stop = early_stop.find(job, done(*accuracies))
         assert (stop.generation if stop else None) == expected, accuracies
-        names = [stage.name for stage in plan.stages_of(job, done(*accuracies))]
+        names = [stage.name for stage in graph.stages_of(job, done(*accuracies))]
         assert [name for name in names if name.endswith("student")] == [
             f"gen{n}-student" for n in range(1, (expected or 3) + 1)
         ]
-    assert early_stop.find(config.load(str(stopped.job), ["min_gain=null"]), done(0.6, 0.5)) is None
+    assert early_stop.find(load_job(str(stopped.job), ["min_gain=null"]), done(0.6, 0.5)) is None
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import weights
-from pipeline.data.loader import TrainingShard
+from pipeline.loading.loader import TrainingShard
 from pipeline.stages import evaluate
 from pipeline.train import checkpoint
 from pipeline.train.dist import World as Workers

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.data import labels
+from pipeline.data import label_files
 from pipeline.data.shards import Shard
-from pipeline.stages.label_progress import Progress
+from pipeline.labelling.label_progress import Progress
 from pipeline.tracking import journal
 from tests import small
 from tests.data import tars
@@ -39,7 +39,7 @@ def test_refreeze_labels_only_what_is_new_or_has_changed(tmp_path: Path) -> None
     assert sorted(path.name for path in new.glob("*.parquet")) == names
     taken = [name for name in names[:3] if (old / name).samefile(new / name)]
     assert taken == names[:2]
-    assert labels.read_labels(str(new / names[2])) != labels.read_labels(str(old / names[2]))
+    assert label_files.read_labels(str(new / names[2])) != label_files.read_labels(str(old / names[2]))
     assert json.loads((new / "done.json").read_text())["info"]["images"] == 17
     assert "all is done" in world.run().out
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, plan, runner
-from pipeline.data import labels
+from pipeline import runner
+from pipeline.config.load import load_job
+from pipeline.data import label_files
+from pipeline.plan import graph
 from tests import small
 from tests.data import tars
 from tests.small import World
@@ -33,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def files(world: World, stage: str) -> dict[str, list[dict[str, Any]]]:
     folder = world.folder(stage)
-    return {path.stem: labels.read_labels(str(path)).to_pylist() for path in sorted(folder.glob("*.parquet"))}
+    return {path.stem: label_files.read_labels(str(path)).to_pylist() for path in sorted(folder.glob("*.parquet"))}
 
 
 def kept(world: World, stage: str) -> set[tuple[str, int]]:
@@ -78,7 +80,7 @@ def test_a_file_says_which_selection_it_follows_and_fits_no_other(world: World) 
     selection = json.loads((world.folder("gen1-select") / "done.json").read_text())["fingerprint"]
     for stage, expected in (("gen1-label", ("all", None)), ("gen2-label", ("selected", selection))):
         for path in world.folder(stage).glob("*.parquet"):
-            metadata = labels.read_metadata(str(path))
+            metadata = label_files.read_metadata(str(path))
             assert (metadata["corpus"], metadata["selection"]) == expected
     failed = json.loads((world.folder("gen2-label") / "unlabelled-003.failed.json").read_text())
     assert "unlabelled-003.tar could not be labelled in the generation before" in failed["error"]
@@ -88,25 +90,25 @@ def test_a_shard_of_which_nothing_was_kept_is_not_read(world: World) -> None:
     """Its rows come from the label file of the generation before: they are there though the tar holds nothing but zeros."""
     folder, shard = world.folder("gen2-label"), world.shards / "unlabelled-002.tar"
     path = folder / "unlabelled-002.parquet"
-    rows, stamp, data = labels.read_labels(str(path)), shard.stat().st_mtime_ns, shard.read_bytes()
+    rows, stamp, data = label_files.read_labels(str(path)), shard.stat().st_mtime_ns, shard.read_bytes()
     (folder / "done.json").unlink()
     path.unlink()
     shard.write_bytes(bytes(len(data)))
     os.utime(shard, ns=(stamp, stamp))
     ran = world.run("data.max_bad_shards=1", "data.max_bad_fraction=0.1")
     assert ran.status == 0, ran
-    assert labels.read_labels(str(path)).equals(rows)
+    assert label_files.read_labels(str(path)).equals(rows)
     shard.write_bytes(data)
     os.utime(shard, ns=(stamp, stamp))
 
 
 def test_only_the_labels_and_what_follows_them_depend_on_it(world: World) -> None:
     def look(*settings: str) -> dict[str, bool]:
-        job = config.load(str(world.job), [f"output={world.output}", "data.max_bad_shards=1", *settings])
+        job = load_job(str(world.job), [f"output={world.output}", "data.max_bad_shards=1", *settings])
         return {look.stage.name: look.done is not None for look in runner.look(job)}
 
-    job = config.load(str(world.job), [f"output={world.output}"])
-    needs = {stage.name: stage.needs for stage in plan.stages_of(job)}
+    job = load_job(str(world.job), [f"output={world.output}"])
+    needs = {stage.name: stage.needs for stage in graph.stages_of(job)}
     assert needs["gen1-label"] == ("gen0-teacher",)
     assert needs["gen2-label"] == ("gen1-label", "gen1-select", "gen1-student")
     assert all(look().values())

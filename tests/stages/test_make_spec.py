@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan, plan_view
+from pipeline import views
 from pipeline.cluster.inline import Inline
+from pipeline.config.settings import Data, Generation, Job
+from pipeline.config.settings_train import Affine, Teacher, Train
 from pipeline.errors import ConfigError
-from pipeline.settings import Data, Generation, Job
-from pipeline.settings_train import Affine, Teacher, Train
+from pipeline.plan import graph
+from pipeline.plan.context import Context
 from pipeline.stages import index
-from pipeline.stages.context import Context
 from pipeline.stages.train import augment_of, card_of, check_models, make_spec, source
 from pipeline.train.spec import TrainSpec
 from tests.train.tiny import write_shard
@@ -42,9 +43,9 @@ def context(tmp_path: Path) -> Context:
             write_shard(tmp_path / name, count, seed=0)
     (tmp_path / index.SHARDS).write_text(json.dumps(counts))
     job = Job(name="job", output=str(tmp_path / "out"), data=Data(root=str(tmp_path)))
-    [stage] = [stage for stage in plan.stages_of(job) if stage.kind == "train"]
-    done = {"index": plan.Done("index", str(tmp_path), "", "")}
-    sources = plan.Sources(job, str(tmp_path), write=False)
+    [stage] = [stage for stage in graph.stages_of(job) if stage.kind == "train"]
+    done = {"index": graph.Done("index", str(tmp_path), "", "")}
+    sources = graph.Sources(job, str(tmp_path), write=False)
     return Context(job, stage, str(tmp_path / "out"), "", done, sources, Inline(), pytest.fail, "")
 
 
@@ -82,11 +83,11 @@ def student_context(context: Context, student: Train) -> Context:
     job = dataclasses.replace(
         context.job, seed=7, teacher=Teacher(model="m", batch=10), generations=[Generation(student=student)] * 2
     )
-    [stage] = [stage for stage in plan.stages_of(job) if stage.name == "gen2-student"]
-    here = plan.Done("", str(root), "", output="by this teacher")
+    [stage] = [stage for stage in graph.stages_of(job) if stage.name == "gen2-student"]
+    here = graph.Done("", str(root), "", output="by this teacher")
     done = {**context.needs, "gen2-label": here, "gen2-select": here, "gen1-student": here}
     return dataclasses.replace(
-        context, job=job, stage=stage, needs=done, sources=plan.Sources(job, str(root), write=False)
+        context, job=job, stage=stage, needs=done, sources=graph.Sources(job, str(root), write=False)
     )
 
 
@@ -104,7 +105,7 @@ def test_a_student_learns_from_what_was_selected_at_the_rate_of_both_kinds_of_im
 def test_what_plan_says_of_the_rate_is_what_training_takes(context: Context) -> None:
     of_student = student_context(context, Train(**STUDENT, lr=0.3))
     spec = make_spec(of_student, of_student.job.generations[1].student)
-    said = plan_view._what(of_student.job, of_student.stage, 40)
+    said = views._what(of_student.job, of_student.stage, 40)
     assert f"batch 8 + 10 pseudo-labelled, learning rate {spec.lr:.3g}," in said
 
 

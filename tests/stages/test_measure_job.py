@@ -15,9 +15,9 @@ import yaml
 
 from models import create_model, list_models
 from pipeline import weights
-from pipeline.settings import Measured
-from pipeline.stages import measure_accuracy, measure_paper, measure_plot
-from pipeline.stages.measure_accuracy import PUBLISHED, accuracy_of, published
+from pipeline.config.settings import Measured
+from pipeline.report import costs_on_paper, known_accuracy, measured_plot
+from pipeline.report.known_accuracy import PUBLISHED, accuracy_of, published
 from tests.small import Ran, command
 
 COLUMNS = ["name", "model", "size", "overrides", "family", "parameters", "flops", "top1", "accuracy_source", "inference_batch", "inference_images_per_second", "inference_peak_bytes", "training_batch", "training_images_per_second", "training_peak_bytes", "latency_ms", "problem", "device", "dtype", "compile", "versions"]  # fmt: skip
@@ -89,7 +89,7 @@ def test_measured_accuracy_is_labelled_so_and_needs_the_same_overrides(
     rows = json.loads(measured[2].out.splitlines()[-1])["rows"]
     assert (rows[0]["top1"], rows[0]["accuracy_source"]) == (87.5, "measured: gen0-teacher on 1,600 test images")
     assert (rows[1]["top1"], rows[1]["accuracy_source"]) == (None, None)
-    known = measure_accuracy.evaluated(str(evaluation))
+    known = known_accuracy.evaluated(str(evaluation))
     found = accuracy_of(Measured("lambda_resnet_tiny", 16, {"k": 8}), known)
     assert found and found.top1 == 93.75
     assert accuracy_of(Measured("lambda_resnet_tiny", 20), known) is None
@@ -199,10 +199,12 @@ def test_flops_count_the_products_of_attention_and_agree_with_the_papers_convent
     block = 12 * width**2 * tokens + 2 * width * tokens**2  # projections and MLP; q·k and attention·v
     around = 16 * 16 * 3 * width * (tokens - 1) + width * 1000  # patches, classifier
     with torch.device("meta"):
-        assert measure_paper.flops(timm.create_model("vit_tiny_patch16_384"), 384) == 2 * (blocks * block + around)
+        assert costs_on_paper.flops(timm.create_model("vit_tiny_patch16_384"), 384) == 2 * (blocks * block + around)
         ours, theirs = create_model("resnet_50_se"), timm.create_model("resnetrs50")
-        assert measure_paper.flops(theirs, 160) == measure_paper.flops(ours, 160)
-        assert abs(measure_paper.flops(create_model("hybrid_resnet_50_clll"), 224) - 10.0e9) < 5e7  # table 11, scope 23
+        assert costs_on_paper.flops(theirs, 160) == costs_on_paper.flops(ours, 160)
+        assert (
+            abs(costs_on_paper.flops(create_model("hybrid_resnet_50_clll"), 224) - 10.0e9) < 5e7
+        )  # table 11, scope 23
 
 
 @pytest.mark.parametrize(
@@ -218,15 +220,15 @@ def test_flops_count_the_products_of_attention_and_agree_with_the_papers_convent
 )
 def test_memory_of_maps_is_the_papers(overrides: dict[str, Any], gibibytes: float | None) -> None:
     """LambdaNetworks, table 4, as its notes compute it: ResNet-50 at 224, batch 128."""
-    columns = measure_paper.on_paper("", Measured("hybrid_resnet_50_llll", 224, overrides), 128)
+    columns = costs_on_paper.on_paper("", Measured("hybrid_resnet_50_llll", 224, overrides), 128)
     found = columns["map_bytes"]
     assert found is None if gibibytes is None else found / 2**30 == pytest.approx(gibibytes, rel=3e-3)
 
 
 def test_only_what_has_maps_has_their_memory() -> None:
     for model in ("hybrid_resnet_50_cccc", "timm/test_resnet"):
-        assert measure_paper.on_paper("", Measured(model, 32), 128)["map_bytes"] is None
-    scoped = [measure_paper.on_paper("", Measured("lambda_resnet_tiny", 16, {"r": r}), 1)["map_bytes"] for r in (3, 5)]
+        assert costs_on_paper.on_paper("", Measured(model, 32), 128)["map_bytes"] is None
+    scoped = [costs_on_paper.on_paper("", Measured("lambda_resnet_tiny", 16, {"r": r}), 1)["map_bytes"] for r in (3, 5)]
     assert scoped[1] * 9 == scoped[0] * 25  # a scope that is set: its embeddings per position
 
 
@@ -244,7 +246,7 @@ def test_only_what_has_maps_has_their_memory() -> None:
     ],
 )
 def test_families(model: str, family: str) -> None:
-    assert measure_paper.family(model) == family
+    assert costs_on_paper.family(model) == family
 
 
 def test_the_plot_takes_what_is_known() -> None:
@@ -252,7 +254,7 @@ def test_the_plot_takes_what_is_known() -> None:
         "name": "a", "model": "m", "size": 8, "family": "f", "top1": 80.0, "inference_images_per_second": 5.0, "training_images_per_second": 1.0,
         "device": "CPU", "dtype": "float32", "compile": "eager",
     }  # fmt: skip
-    assert measure_plot.pareto([row | {"top1": None}, row | {"inference_images_per_second": None}]) is None
-    one = measure_plot.pareto([row, row | {"top1": None}])
-    two = measure_plot.pareto([row, row | {"name": "b", "top1": 81.0, "training_images_per_second": None}])
-    assert one and two and one != two and one == measure_plot.pareto([row])
+    assert measured_plot.pareto([row | {"top1": None}, row | {"inference_images_per_second": None}]) is None
+    one = measured_plot.pareto([row, row | {"top1": None}])
+    two = measured_plot.pareto([row, row | {"name": "b", "top1": 81.0, "training_images_per_second": None}])
+    assert one and two and one != two and one == measured_plot.pareto([row])

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data import labels
-from pipeline.settings import Select
-from pipeline.stages import report, report_labels, report_plots, report_style
-from pipeline.stages.context import Context, Result
+from pipeline.config.settings import Select
+from pipeline.data import label_files
+from pipeline.plan.context import Context, Result
+from pipeline.report import plots, samples, style
+from pipeline.stages import report
 from pipeline.tracking import journal
 from tests.stages.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
 
@@ -170,16 +171,16 @@ def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.sources["unlabelled"].shards
     kept = storage.read_json(storage.join(select, "summary.json"))["kept_per_class"]
-    found = report_labels.scan(label, select, corpus, report_labels.shown_classes(kept), lambda number: None)
+    found = samples.scan(label, select, corpus, samples.shown_classes(kept), lambda number: None)
 
     sides: dict[bool, list[tuple[float, int, int, int]]] = {True: [], False: []}
     for number, shard in enumerate(corpus):
-        table = labels.read_labels(storage.join(label, labels.file_name(shard.name))).to_pydict()
-        chosen = labels.read_labels(storage.join(select, labels.file_name(shard.name)))["index"].to_pylist()
+        table = label_files.read_labels(storage.join(label, label_files.file_name(shard.name))).to_pydict()
+        chosen = label_files.read_labels(storage.join(select, label_files.file_name(shard.name)))["index"].to_pylist()
         for i, (sure, said) in enumerate(zip(table["confidence"], table["label"], strict=True)):
             sides[i in chosen].append((-sure, number, i, said))
     for extremes, everything in ((found.kept, sides[True]), (found.dropped, sides[False])):
-        rows = report_labels.contact_rows(extremes, label, corpus, NAMES)
+        rows = samples.contact_rows(extremes, label, corpus, NAMES)
         assert len(rows) == 3
         for number, row in enumerate(rows):
             ranked = sorted(entry for entry in everything if entry[3] == number)
@@ -198,8 +199,8 @@ def test_few_kept_images_stand_once(tmp_path: Path, kept: int, sides: tuple[int,
     context = fake_run(tmp_path, pictures=pictures, probs=probs, select=Select(threshold=0.5))
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.sources["unlabelled"].shards
-    found = report_labels.scan(label, select, corpus, [0], lambda number: None)
-    [row] = report_labels.contact_rows(found.kept, label, corpus, NAMES)
+    found = samples.scan(label, select, corpus, [0], lambda number: None)
+    [row] = samples.contact_rows(found.kept, label, corpus, NAMES)
     assert not found.dropped.most
     assert (len(row.most), len(row.least)) == sides
     shown = [image.tobytes() for image, _ in [*row.most, *row.least]]
@@ -229,7 +230,7 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     assert Image.open(Path(context.folder, "gen1-contact.png")).height < 12 * 90 * 2 + 100
     assert Path(context.folder, "index.html").stat().st_size < 3_000_000
     kept = json.loads(Path(context.needs["gen1-select"].folder, "summary.json").read_text())["kept_per_class"]
-    shown = report_labels.shown_classes(kept)
+    shown = samples.shown_classes(kept)
     assert len(shown) == 12 and all(kept[number] for number in shown)
 
 
@@ -237,23 +238,23 @@ def test_spread_keeps_distance_and_order() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         wanted = rng.random(6).tolist()
-        found = report_style.spread(wanted, 0.1)
+        found = style.spread(wanted, 0.1)
         assert np.all(np.diff(np.sort(found)) >= 0.1 - 1e-9)
         assert np.array_equal(np.argsort(wanted), np.argsort(found))
-    assert report_style.spread([0.0, 1.0], 0.1) == [0.0, 1.0]
-    assert report_style.spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
+    assert style.spread([0.0, 1.0], 0.1) == [0.0, 1.0]
+    assert style.spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
 
 
 def test_text_fit_to_be_shown() -> None:
-    assert report_style.clean("a\x00b\x1b[0m\u200b\u202e\ud800\n") == "ab[0m"
-    assert report_style.clean("x" * 50, 10) == "x" * 9 + "…"
-    assert [report_style.short(n) for n in (512, 84_000, 1_234_567, 2.5e9)] == ["512", "84 k", "1.23 M", "2.5 G"]
+    assert style.clean("a\x00b\x1b[0m\u200b\u202e\ud800\n") == "ab[0m"
+    assert style.clean("x" * 50, 10) == "x" * 9 + "…"
+    assert [style.short(n) for n in (512, 84_000, 1_234_567, 2.5e9)] == ["512", "84 k", "1.23 M", "2.5 G"]
 
 
 def test_models_that_are_equal_can_be_drawn() -> None:
-    model = report_plots.Model("gen0-teacher", "d", "m", 1.0, 1.0, 10, 0.5, 16, 8, "CPU", "float32")
-    twin = report_plots.Model("gen1-student", "d", "m", 1.0, 1.0, 10, 0.5, 16, 8, "CPU", "float32")
-    for draw in (report_plots.speed_accuracy, lambda models: report_plots.accuracy_by_generation(models, 450)):
+    model = plots.Model("gen0-teacher", "d", "m", 1.0, 1.0, 10, 0.5, 16, 8, "CPU", "float32")
+    twin = plots.Model("gen1-student", "d", "m", 1.0, 1.0, 10, 0.5, 16, 8, "CPU", "float32")
+    for draw in (plots.speed_accuracy, lambda models: plots.accuracy_by_generation(models, 450)):
         assert Image.open(io.BytesIO(draw([model, twin]))).size == (1040, 700)
 
 

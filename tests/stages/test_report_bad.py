@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.stages import report, report_bad
+from pipeline.report import bad_samples
+from pipeline.stages import report
 from tests.stages.made_up import fake_run, page_of, png_of, random_images, random_probs
 
 
@@ -22,7 +23,7 @@ def jpeg(side: int = 64) -> bytes:
 
 def test_of_a_truncated_picture_the_part_that_is_there_is_seen() -> None:
     whole = jpeg(256)
-    seen = report_bad.glimpse(whole[: len(whole) * 2 // 3])
+    seen = bad_samples.glimpse(whole[: len(whole) * 2 // 3])
     assert seen is not None and seen.size == (256, 256)
     original = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB")).astype(int)
     assert np.abs(np.asarray(seen)[:48].astype(int) - original[:48]).mean() < 2
@@ -30,16 +31,16 @@ def test_of_a_truncated_picture_the_part_that_is_there_is_seen() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>", jpeg()[:100], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_of_other_damage_nothing_is_seen(data: bytes) -> None:
-    assert report_bad.glimpse(data) is None
+    assert bad_samples.glimpse(data) is None
 
 
 def test_a_giant_is_not_decoded() -> None:
     header = png_of(np.zeros((1, 1, 3), np.uint8))
     giant = header[:16] + (60_000).to_bytes(4, "big") * 2 + header[24:]
-    assert report_bad.glimpse(giant) is None
+    assert bad_samples.glimpse(giant) is None
     out = io.BytesIO()
     Image.new("L", (8000, 6000)).save(out, "png")
-    assert report_bad.glimpse(out.getvalue()) is None
+    assert bad_samples.glimpse(out.getvalue()) is None
 
 
 def test_bad_samples_are_shown_with_reason_and_beginning(tmp_path: Path) -> None:

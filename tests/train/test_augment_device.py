@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from timm.data import auto_augment
 
-from pipeline.data.augment import Augment, seeded_view, undisturbed, view_and_operations
-from pipeline.data.policy import KINDS, MOVES
+from pipeline.augment.on_device import TABLES, augment
+from pipeline.augment.randaugment import KINDS, MOVES
+from pipeline.augment.view import Augment, seeded_view, undisturbed, view_and_operations
 from pipeline.errors import ConfigError
-from pipeline.train.augment_device import TABLES, augment
 from pipeline.train.loop import run
 from tests.train.tiny import make_spec
 

@@ -12,8 +12,8 @@ import torch
 import torch.multiprocessing
 
 from pipeline import weights
-from pipeline.data.loader import TrainingSource
 from pipeline.errors import ConfigError
+from pipeline.loading.loader import TrainingSource
 from pipeline.tracking import journal
 from pipeline.train import checkpoint
 from pipeline.train.dist import World

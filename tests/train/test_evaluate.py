@@ -12,8 +12,9 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from pipeline.data import calibration, images, shards
+from pipeline.data import images, shards
 from pipeline.errors import DataError
+from pipeline.labelling import calibration
 from pipeline.train.dist import World
 from pipeline.train.evaluate import Memory, accuracy, read_index
 from pipeline.train.scores import Scores

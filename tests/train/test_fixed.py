@@ -16,14 +16,14 @@ from torch import nn
 
 from models import create_model
 from pipeline import weights
+from pipeline.augment.view import Augment
 from pipeline.data import images
-from pipeline.data.augment import Augment
 from pipeline.data.images import View
-from pipeline.data.loader import SoftTargets, batches
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ConfigError
+from pipeline.loading.loader import SoftTargets, batches
 from pipeline.train import loop
-from pipeline.train.fixed import ROLES, roles_of, train_only
+from pipeline.train.freeze import ROLES, roles_of, train_only
 from pipeline.train.loop import run
 from pipeline.train.optim import NORMS
 from tests.train.tiny import VIT, die_at, difference, make_spec, without_noise

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from pipeline import storage, weights
-from pipeline.data.loader import batches
 from pipeline.errors import ConfigError, TrainingError, WeightsError
+from pipeline.loading.loader import batches
 from pipeline.tracking import journal
 from pipeline.train import checkpoint, loop, start, update
 from pipeline.train.loop import run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.train.mix import mix
+from pipeline.train.mixup import mix
 
 B, SIDE = 64, 12
 

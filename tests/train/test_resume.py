@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import weights
-from pipeline.data.loader import TrainingData, batches
+from pipeline.loading.loader import TrainingData, batches
 from pipeline.train import checkpoint, loop
 from pipeline.train.loop import run
 from tests.train.tiny import difference, make_spec, record, recorded, samples_of, without_noise

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from pipeline.data import labels
-from pipeline.data.augment import Augment
+from pipeline.augment.view import Augment
+from pipeline.data import label_files
 from pipeline.data.images import View
-from pipeline.data.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
+from pipeline.loading.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
 from pipeline.train import loop
 from pipeline.train.loop import TrainSpec
 
@@ -73,8 +73,8 @@ def write_pseudo(path: Path, count: int, seed: int) -> TrainingShard:
     probs[np.arange(count), truth] = 0.7
     columns = {name: rows[name] for name in ("index", "key", "offset", "size")}
     columns |= {"status": ["ok"] * count, "image_hash": [0] * count}
-    table = labels.make_table(columns, np.arange(count), labels.rows_from_probs(probs))
-    labels.write_labels(shard.rows, table, {})
+    table = label_files.make_table(columns, np.arange(count), label_files.rows_from_probs(probs))
+    label_files.write_labels(shard.rows, table, {})
     chosen = list(range(0, count, 2))
     copies = [1 + i % 3 for i in range(len(chosen))]
     selection = path.with_suffix(".selection.parquet")

@@ -1,0 +1,177 @@
+"""`fit` on Ray: Ray Train V2 places the workers, restarts them and carries the process group.
+
+It never sees a checkpoint: the loop writes its own and resumes from them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import errors, storage
+from pipeline.cluster.capacity import nothing_fits, wait_for_room
+from pipeline.cluster.contract import Resources
+from pipeline.cluster.inline import last_line
+from pipeline.cluster.ray_session import environment
+from pipeline.errors import ClusterError, UserError
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3
+START_TRIES = 3  # a worker group that finds no place is tried again while nodes are replaced
+ELASTIC_RESTARTS = 30  # where machines come and go by the day
+ELASTIC_START_SECONDS = 20.0  # Ray may count machines that have just gone: soon it counts again
+RESIZE_SECONDS = 60.0  # how often an elastic group looks whether it can grow
+
+
+def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]:
+    """Ray Train's local mode: the loop in this process, without the 12 s that a worker group takes to start."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # no session may have been started, which would have said so
+    trainer = TorchTrainer(
+        lambda: loop(spec),
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(storage_path=tempfile.gettempdir()),  # never written; the default is in the home
+    )
+    return trainer.fit().return_value
+
+
+def fit_on_workers(
+    loop: Callable[..., dict[str, Any]], spec: Any, resources: Resources, folder: str, patience: float
+) -> dict[str, Any]:
+    """The loop on `resources.workers` Ray actors, or as few as `resources.least`; rank 0's result."""
+    import ray.train
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    note = storage.join(folder, f".tmp-{uuid.uuid4().hex[:12]}.json")
+    least, most = resources.least or 1, resources.workers or 1
+    elastic = least < most
+    restarts, start_tries = (ELASTIC_RESTARTS, ELASTIC_RESTARTS) if elastic else (RESTARTS, START_TRIES)
+    if elastic:  # Ray would wait for ever
+        wait_for_room(resources, least, patience)
+    ray_settings = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(ELASTIC_START_SECONDS if elastic else patience / START_TRIES),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(resources.notice)),
+    }
+    arguments = (spec, _leaving) if resources.notice else (spec,)
+    with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(ray_settings):
+
+        def train() -> Any:
+            return TorchTrainer(
+                lambda: _on_one_rank(functools.partial(loop, *arguments), note),
+                scaling_config=ScalingConfig(
+                    num_workers=(least, most) if elastic else most,
+                    elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+                    use_gpu=resources.gpus > 0,
+                    resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+                ),
+                run_config=RunConfig(
+                    name=f"noisy-lambda-{uuid.uuid4().hex[:12]}",  # a name used before would make Ray resume that run
+                    storage_path=scratch,  # only the controller, which runs beside the driver, writes there
+                    failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=start_tries - 1),
+                    logging_config=LoggingConfig("CRITICAL"),
+                ),
+            ).fit()
+
+        try:
+            answer = _repeated(train, restarts).return_value
+        except ray.train.TrainingFailedError as error:
+            answer = storage.read_json(note) if storage.exists(note) else None
+            if answer is None:
+                raise _explain(error, resources, restarts, folder, patience) from error
+        finally:
+            storage.remove(note)
+    if "user_error" in answer:
+        kind, text = answer["user_error"]
+        raise getattr(errors, kind)(text)
+    return answer["result"]
+
+
+def _leaving() -> bool:
+    """Whether Ray says that it will take a machine of these workers away; all of them call it."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _on_one_rank(work: Callable[[], dict[str, Any]], note: str) -> dict[str, Any]:
+    """Run in a training worker. Ray would repeat a loop that raised; a user's error it shall only report.
+
+    The other ranks may wait for this one inside a collective. So it leaves a note and raises: Ray tears the group
+    down and starts it again, and there every rank reads the note and ends.
+    """
+    import torch.distributed
+
+    if storage.exists(note):
+        return storage.read_json(note)
+    try:
+        return {"result": work()}
+    except UserError as error:
+        answer = {"user_error": [type(error).__name__, str(error)]}
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            storage.write_json(note, answer)
+            raise
+        return answer
+
+
+def _repeated(train: Callable[[], Any], times: int) -> Any:
+    """Train again where a lost machine ended Ray's controller: Ray repeats what its workers raise, but not that a worker
+    cannot be reached when the controller asks for something else than its state."""
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+
+    for _ in range(times):
+        try:
+            return _interruptible(train)
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, RayActorError):
+                raise
+            log.warning("a training worker was lost, training starts again from the last checkpoint")
+    return _interruptible(train)
+
+
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Call on a thread of its own: on the main one Ray would take Ctrl-C, and answer it by waiting."""
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["value"] = function()
+        except BaseException as error:
+            done["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in done:
+        raise done["error"]
+    return done["value"]
+
+
+def _explain(error: Exception, resources: Resources, restarts: int, folder: str, patience: float) -> Exception:
+    """A worker group that found no place or kept dying is the cluster's; an exception in the loop is a bug."""
+    from ray.exceptions import RayActorError
+
+    failures = getattr(error, "worker_failures", None)
+    if failures is None:
+        failures = {0: getattr(error, "controller_failure", error)}
+        if "Timeout" in type(failures[0]).__name__:
+            return nothing_fits(resources, resources.least or 1, patience)
+        if not isinstance(failures[0], RayActorError):
+            return ClusterError(f"Ray cannot start {resources.least} training workers: {last_line(error)[:300]}")
+    died = any(isinstance(failure, RayActorError) for failure in failures.values())
+    if not died:  # otherwise what the other ranks raised only follows from it
+        return RuntimeError(f"training in {storage.redact(folder)} failed {restarts + 1} times; {error}")
+    return ClusterError(
+        f"training in {storage.redact(folder)} was given up after its workers died {restarts + 1} times (killed, out "
+        "of memory, or machines were lost); run the job again to continue from the last checkpoint"
+    )

@@ -1,0 +1,112 @@
+"""What a single value cannot show: settings that exclude each other, and entries of lists that must fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config.settings import Job, Select
+from pipeline.config.settings_train import Train
+from pipeline.errors import ConfigError
+
+
+def spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
+    """`lambda_resnet_50@160` in measure.models becomes {model: lambda_resnet_50, size: 160}."""
+    measure = raw.get("measure")
+    entries = measure.get("models") if isinstance(measure, dict) else None
+    if not isinstance(entries, list):
+        return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, str):
+            model, _, size = entry.rpartition("@")
+            if not model or not size.isdigit():
+                raise ConfigError(
+                    f"{path}: measure.models[{number}] is '{entry}'; write model@size, such as lambda_resnet_50@160"
+                )
+            entries[number] = {"model": model, "size": int(size)}
+
+
+def check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
+    teacher = raw.get("teacher")
+    also = "teacher.model" if isinstance(teacher, Mapping) and teacher.get("model") else "generations"
+    if also == "teacher.model" or raw.get("generations"):
+        raise ConfigError(
+            f"{path}: measure.models and {also} are both set; a job measures or trains, so drop one of them"
+        )
+
+
+def check_select(select: Select, where: str, path: str) -> None:
+    weighted = select.weight == "confidence"
+    for one, other, both, why in (
+        ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
+        ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
+    ):
+        if both:
+            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
+
+
+def check_names(job: Job, path: str) -> None:
+    """Rows of a table are told apart by name."""
+    names = [measured.name for measured in job.measure.models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigError(
+                f"{path}: measure.models[{names.index(name)}] and [{number}] are both called '{name}'; give one a label"
+            )
+
+
+def check_checkpoint(job: Job, path: str) -> None:
+    named = job.teacher.checkpoint
+    several = named if isinstance(named, list) else [named]
+    if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
+        raise ConfigError(
+            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
+        )
+
+
+def check_workers(job: Job, path: str) -> None:
+    least, most = job.workers.train_least, job.workers.train
+    if least is not None and least > most:
+        raise ConfigError(
+            f"{path}: workers.train_least is {least}, but workers.train is {most}; the first is the fewest training "
+            "processes to go on with, the second the most"
+        )
+
+
+def check_training(settings: Train, where: str, path: str) -> None:
+    """Numbers that belong together, and what only students have."""
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(settings, name)
+        if len(values) != 3 or not all(least <= value <= 1 for value in values):
+            span = "in 0..1" if name == "mean" else "above 0, at most 1"
+            raise ConfigError(
+                f"{path}: {where}.{name} is {values}; it takes three numbers {span}, one for each channel: those of pixel "
+                "values from 0 to 255 divided by 255"
+            )
+    for name, values in (
+        ("crop_scale", settings.crop_scale), ("crop_ratio", settings.crop_ratio), ("affine.scale", settings.affine.scale)
+    ):  # fmt: skip
+        if len(values) != 2 or values[0] > values[1] or values[0] <= 0:
+            raise ConfigError(
+                f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
+            )
+    if where == "teacher" and settings.init == "teacher":
+        raise ConfigError(
+            f"{path}: teacher.init is 'teacher', but only students have a teacher; `teacher.checkpoint` takes weights over"
+        )
+
+
+def check_finetune(job: Job, path: str) -> None:
+    """A fine-tune is for a higher resolution. Of a checkpoint only its model.yaml knows; that is looked at later."""
+    size = job.finetune.resolution
+    if size is None or (job.teacher.checkpoint and not job.generations):
+        return
+    number = len(job.generations) - 1
+    where, trained = (
+        (f"generations[{number}].student", job.generations[-1].student) if job.generations else ("teacher", job.teacher)
+    )
+    if size < trained.resolution:
+        raise ConfigError(
+            f"{path}: finetune.resolution is {size}, less than {where}.resolution, {trained.resolution}; raise it, or drop "
+            "`finetune`"
+        )

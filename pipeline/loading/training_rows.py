@@ -1,0 +1,102 @@
+"""What training reads of a shard's rows: which samples, where their images lie, their labels or probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.data import label_files
+from pipeline.errors import DataError
+from pipeline.storage.byte_ranges import Parts, coalesce
+from pipeline.storage.node_cache import Cache
+
+
+@dataclass(frozen=True)
+class TrainingShard:
+    """path: the tar; rows: its index file or label file; selection: its selection file, or None for every row that
+    has a label; count: the samples this makes, with copies."""
+
+    path: str
+    rows: str
+    selection: str | None
+    count: int
+    cache: Cache | None = None  # of the node, for a remote tar
+    size: int = 0  # bytes of the tar, where they matter
+    expected: Mapping[str, Any] | None = None  # what a label file must say of itself (labels.CHECKED)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is read of a shard's rows: one element a selected row; `row_of_slot` unfolds the copies."""
+
+    index: np.ndarray  # int32 [n]
+    offset: np.ndarray  # int64 [n]
+    size: np.ndarray  # int32 [n]
+    label: np.ndarray  # int32 [n]
+    classes: np.ndarray  # int32 [n, k]; k = 0 where the labels are hard
+    probs: np.ndarray  # float16 [n, k]
+    weight: np.ndarray  # float32 [n], of the image in the loss
+    row_of_slot: np.ndarray  # int64 [count]
+    parts: Parts | None  # of a remote tar of which little is used: what is fetched of it; None: the whole
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in vars(self).values() if column is not None)
+
+
+def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
+    """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
+    columns = ["index", "offset", "size", "label", *(["classes", "probs"] if soft else [])]
+    if shard.expected is None:
+        table = label_files.read_labels(shard.rows, columns)
+    else:
+        table, metadata = label_files.read_with_metadata(shard.rows, columns)
+        label_files.check_labels(metadata, shard.expected, shard.rows)
+    index = table["index"].to_numpy()
+    if shard.selection is None:
+        rows = np.flatnonzero(table["label"].is_valid().to_numpy())
+        copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)
+    else:
+        chosen = label_files.read_labels(shard.selection)
+        wanted, copies = chosen["index"].to_numpy(), chosen["copies"].to_numpy()
+        weighted = "weight" in chosen.column_names
+        weight = chosen["weight"].to_numpy() if weighted else np.ones(len(wanted), np.float32)
+        rows = np.searchsorted(index, wanted)
+        if len(rows) and (rows[-1] >= len(index) or (index[rows] != wanted).any()):
+            raise DataError(
+                f"the selection {storage.redact(shard.selection)} names samples that "
+                f"{storage.redact(shard.rows)} does not hold; delete the selection stage's folder and run again"
+            )
+    table = table.take(rows)
+    row_of_slot = np.repeat(np.arange(len(rows)), copies)
+    if len(row_of_slot) != shard.count:
+        raise DataError(
+            f"{storage.redact(shard.selection or shard.rows)} holds {len(row_of_slot)} samples, but "
+            f"{shard.count} were counted when training began; delete this training stage's folder and run again"
+        )
+
+    def column(name: str) -> np.ndarray:
+        return table[name].to_numpy()
+
+    def lists(name: str) -> np.ndarray:
+        if not soft or not len(rows):
+            return np.empty((len(rows), 0))
+        return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+
+    offset, size = column("offset"), column("size")
+    partly = shard.cache is not None and shard.selection is not None
+    return Rows(
+        index=column("index"),
+        offset=offset,
+        size=size,
+        label=column("label"),
+        classes=lists("classes"),
+        probs=lists("probs"),
+        weight=weight,
+        row_of_slot=row_of_slot,
+        parts=coalesce(offset, size, shard.size) if partly else None,
+    )

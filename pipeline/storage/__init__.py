@@ -1,0 +1,29 @@
+"""Reaches files wherever they live: `storage.join`, `storage.writing` and their like are the functions of `storage.files`."""
+
+from pipeline.storage.files import TOKEN_NAME as TOKEN_NAME
+from pipeline.storage.files import ask as ask
+from pipeline.storage.files import copy as copy
+from pipeline.storage.files import describe as describe
+from pipeline.storage.files import exists as exists
+from pipeline.storage.files import filesystem as filesystem
+from pipeline.storage.files import is_temporary as is_temporary
+from pipeline.storage.files import is_url as is_url
+from pipeline.storage.files import join as join
+from pipeline.storage.files import listdir as listdir
+from pipeline.storage.files import make_folder as make_folder
+from pipeline.storage.files import name as name
+from pipeline.storage.files import open_read as open_read
+from pipeline.storage.files import read_bytes as read_bytes
+from pipeline.storage.files import read_json as read_json
+from pipeline.storage.files import read_range as read_range
+from pipeline.storage.files import redact as redact
+from pipeline.storage.files import remove as remove
+from pipeline.storage.files import require_token as require_token
+from pipeline.storage.files import sha256 as sha256
+from pipeline.storage.files import sweep as sweep
+from pipeline.storage.files import sync_folder as sync_folder
+from pipeline.storage.files import walk as walk
+from pipeline.storage.files import write_bytes as write_bytes
+from pipeline.storage.files import write_json as write_json
+from pipeline.storage.files import write_token as write_token
+from pipeline.storage.files import writing as writing

@@ -1,0 +1,187 @@
+"""Tables for `plan` and `status`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import runner, storage
+from pipeline.config import durations
+from pipeline.config.settings import Job
+from pipeline.config.settings_train import peak_rate
+from pipeline.errors import UserError
+from pipeline.labelling.label_progress import shares
+from pipeline.plan import early_stop
+from pipeline.plan.corpora import Sources
+from pipeline.plan.graph import Done, Stage, data_root, held_out_of, in_order, read_done, training_of
+from pipeline.progress import PROGRESS
+from pipeline.stages import shuffle
+
+RIGHT = ("shards", "GiB", "done", "rate", "left")
+FREE = ("what", "latest", "pattern")  # columns that may wrap
+CLASSES = 1000  # where they are not known
+SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
+
+
+def plan_table(job: Job) -> Group:
+    """Shards of every source, and what is done or would run of every stage."""
+    found = runner.look(job)
+    done = {look.stage.name: look.done for look in found if look.done}
+    labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
+    table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
+    for look in found:
+        shown = storage.name(look.folder) if look.folder else f"{look.stage.name}-…"
+        state = "done" if look.done else "blocked" if look.problem else "will run"
+        what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage, labelled)
+        table.add_row(look.stage.name, state, shown, escape(what))
+    stop = early_stop.find(job, done)
+    if stop:
+        table.add_row(stop.what, "not run", "", str(stop))
+    if job.measure.models:
+        return Group(table)
+    prepared = job.data.root is not None or bool(found[0].done)
+    shards = _shards_table(job, done) if prepared else "shards: written by the first stage"
+    return Group(shards, "", table, *_notes_on_models(job, done), *_sorted_shards(job, found))
+
+
+def _sorted_shards(job: Job, found: Sequence[runner.Look]) -> list[str]:
+    """Warnings about orders that hardly mix the classes; they are known once `index` is done."""
+    indexed = next((look.done for look in found if look.stage.kind == "index"), None)
+    if indexed is None:
+        return []
+    training = [training_of(job, look.stage) for look in found if look.stage.kind == "train"]
+    notes = [shuffle.advice(indexed.folder, settings, job.seed) for settings in training]
+    return [f"\n! {escape(note)}" for note in dict.fromkeys(notes) if note]
+
+
+def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
+    """Models that cannot be trained as the job says, and students that are smaller than their teachers."""
+    from pipeline.stages import capacity, train  # seconds of imports
+
+    try:
+        classes = len(Sources(job, data_root(job, done), write=False).classes)
+    except (UserError, KeyError):  # the data is not there yet; the class list changes counts of both by about the same
+        classes = CLASSES
+    wrong = [f"\n[red]✗[/red] {escape(text)}" for text in train.mistakes(job, classes, done)]
+    return wrong + [f"\n! {escape(text)}" for text in capacity.too_small(job, classes, done)]
+
+
+def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
+    sources = Sources(job, data_root(job, done), write=False)
+    table = _table("", "source", "pattern", "shards", "GiB")
+    for name in ("labelled", "unlabelled", "audit_only", "validation", "test"):
+        pattern = getattr(job.data, name)
+        if not pattern or (name in ("unlabelled", "audit_only") and not job.generations):
+            continue
+        try:
+            shards = sources[name].shards
+            table.add_row(name, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
+        except UserError as error:
+            table.add_row(name, escape(pattern), "none", "", escape(str(error)))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=column not in FREE)
+    return table
+
+
+def _what(job: Job, stage: Stage, labelled: int | None) -> str:
+    """What a stage would do; `labelled`: images, once they are known."""
+    if stage.kind == "measure":
+        return ", ".join(measured.name for measured in job.measure.models)
+    if stage.kind == "audit":
+        return f"{' and '.join(name for name in held_out_of(job) if name != 'test')}, labelled by {stage.needs[-1]}"
+    if stage.kind == "finetune":
+        tuned = job.finetune
+        length = _length(tuned.duration, tuned.batch, labelled)
+        return f"{stage.needs[-1]} at {tuned.resolution} pixels, head and last norm, {length}, batch {tuned.batch}"
+    if stage.kind != "train":
+        return ""
+    train = training_of(job, stage)
+    pseudo = round(train.unlabelled_ratio * train.batch) if stage.generation else 0
+    images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
+    rate = peak_rate(train, train.batch + pseudo)
+    workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+    length = _length(train.duration, train.batch, labelled)
+    return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
+
+
+def _length(duration: str, batch: int, labelled: int | None) -> str:
+    if labelled is None or duration.endswith("st"):
+        return duration
+    steps = durations.steps(duration, labelled / batch)
+    return f"{duration} = {steps:,} steps" + ("" if steps else " (too few: lengthen it or lower batch)")
+
+
+def status_table(job: Job) -> Group:
+    """How far every stage is, from progress.json, the label files' counts and done.json; starts nothing."""
+    try:
+        progress = storage.read_json(storage.join(job.output, PROGRESS))
+    except FileNotFoundError:
+        return Group(f"{job.name} has not run in {storage.redact(job.output)}")
+    age = time.time() - progress["time"]
+    state = progress["state"]
+    if state == "running" and age > SILENT_SECONDS:
+        state = f"killed (silent for {age:.0f} s); run the same command to continue"
+    table = _table(f"{job.name}: {state}", "stage", "state", "done", "rate", "left", "latest")
+    done: dict[str, Done] = {}
+    for stage in in_order(job, done):
+        facts = progress["stages"].get(stage.name, {})
+        finished = read_done(facts["folder"]) if "folder" in facts else None
+        if finished:
+            done[stage.name] = finished
+        step, total = facts.get("step"), facts.get("total")
+        running = facts.get("state") == "running" and not finished
+        table.add_row(
+            stage.name,
+            "done" if finished else facts.get("state", "missing"),
+            f"{step:,}/{total:,}" if step is not None and total else "",
+            f"{facts['rate']:,.1f}/s" if running and facts.get("rate") else "",
+            f"{facts['eta']:,.0f} s" if running and facts.get("eta") is not None else "",
+            escape(str(finished.info.get("line", "")))
+            if finished
+            else escape(facts.get("error") or _latest(stage, facts.get("latest", {}))),
+        )
+        if stage.kind in ("label", "index"):
+            for number, text in _details(facts.get("latest", {}), finished.info if finished else {}):
+                table.add_row("", "", number, "", "", escape(text))
+    stop = early_stop.find(job, done)
+    if stop:
+        table.add_row(stop.what, "not run", "", "", "", str(stop))
+    return Group(table)
+
+
+def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What else there is to tell of a stage that reads images, as (number, text): bad samples by reason, the worst shards, where the
+    time went; of one that runs from its journal's latest record, of a finished one from its done.json."""
+    bad = info.get("bad") or {name[4:]: value for name, value in latest.items() if name.startswith("bad_")}
+    for reason, count in bad.items():
+        yield f"{count:,.0f}", f"bad samples: {reason}"
+    if latest.get("failed") and not info:
+        yield f"{latest['failed']:,}", "failed shards"
+    if latest.get("worst"):
+        yield "", f"worst shards: {latest['worst']}"
+    seconds = {name[8:]: value for name, value in latest.items() if name.startswith("seconds_")}
+    if info.get("where") or seconds:
+        yield "", f"time: {info.get('where') or shares(seconds)}"
+
+
+def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
+    if stage.kind == "label":
+        about = f" of about {values['images_total']:,}" if "images_total" in values else ""
+        workers = values.get("workers", 0)
+        return (
+            f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
+            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} worker{'' if workers == 1 else 's'}"
+        )
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
