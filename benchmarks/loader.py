@@ -34,10 +34,10 @@ import numpy as np
 
 from benchmarks import loader_peers
 from pipeline.augment.view import Augment
+from pipeline.data.index_files import make_indexer, rows_path
 from pipeline.data.shards import Shard
 from pipeline.loading import loader, sample_order
 from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
-from pipeline.stages.index import make_worker, rows_path
 
 POLICY = "rand-m15-mmax15-n2-p1"
 PARTS = ("photos", "photos_policy", "stub", "cifar", "cifar_policy")
@@ -131,7 +131,7 @@ def make_case(args: argparse.Namespace, part: str, folder: Path) -> Case:
 
 def indexed(paths: list[Path], folder: Path, classes: int) -> tuple[TrainingShard, ...]:
     """The shards with index files, as the index stage writes them."""
-    index, found = make_worker(str(folder), classes), []
+    index, found = make_indexer(str(folder), classes), []
     for path in paths:
         shard = Shard(path.name, str(path), path.stat().st_size, "", "labelled")
         count = int(index(("labelled", shard)).per_class.sum())

@@ -45,8 +45,8 @@ from benchmarks.train_data import CASES, ON_GPU, Case
 from models.cost import flops
 from models.measure import wait
 from models.memory_format import channels_last
-from pipeline.data import images
-from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource, batches
+from pipeline.config.settings_train import Train
+from pipeline.loading.loader import TrainingShard, TrainingSource, batches
 from pipeline.tracking import journal
 from pipeline.train import loop
 from pipeline.train.loop import run
@@ -143,10 +143,16 @@ def spec_of(case: Case, shards: Sequence[TrainingShard], folder: str, images_per
     every = max(1, steps // RECORDS)
     total = every * (RECORDS + 1)
     segments = min(64, len(shards))
+    noise = case.augment
+    settings = Train(
+        model=case.model, overrides=OVERRIDES, resolution=case.size, label_smoothing=0.1,
+        augment=noise.policy, augment_ops=list(noise.ops), augment_on="device" if noise.on_device else "loader",
+        crop_scale=list(noise.scale), crop_ratio=list(noise.ratio), flip=noise.flip, interpolation=noise.interpolation,
+        mean=list(noise.mean), compile=more.pop("compile", False),
+    )  # fmt: skip
     return TrainSpec(
-        folder=folder, model=case.model, classes=case.classes, overrides=OVERRIDES,
-        sources=(TrainingSource("labelled", tuple(shards), images_per_step, segments),),
-        augment=case.augment, view=images.View(case.size), soft=SoftTargets(smoothing=0.1), validation=(),
+        folder=folder, settings=settings, classes=case.classes,
+        sources=(TrainingSource("labelled", tuple(shards), images_per_step, segments),), validation=(),
         steps=total, steps_per_epoch=sum(shard.count for shard in shards) / images_per_step,
         lr=RATE, log_every=every, checkpoint_every=total // 2 + 1, **more,
     )  # fmt: skip

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         torchrun.follow()
         return 0
     from pipeline import runner
-    from pipeline.plan.graph import stages_of
+    from pipeline.graph import stages_of
     from pipeline.progress import Screen, results_table
     from pipeline.tracking import ui as mlflow_ui
 
@@ -227,7 +227,7 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def clean(args: argparse.Namespace) -> int:
-    from pipeline import runner, storage
+    from pipeline import graph, storage
     from pipeline.storage.lock import lock
 
     job = _load(args)
@@ -235,7 +235,7 @@ def clean(args: argparse.Namespace) -> int:
         print("nothing to clean")
         return 0
     with lock(job.output):
-        sizes = runner.unreachable(job)
+        sizes = graph.unreachable(job)
         for name, size in sizes.items():
             print(f"{size / 2**20:10.1f} MiB  {name}")
             if args.yes:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line per stage, a bar inside it, and `progress.json` for `status`.
+"""Shows a person how a run goes: a line per stage, a bar inside it, and `progress.json` for `status`.
 
 The bar and progress.json follow the stage's journal, so they are the same whether the stage works in this process
 or on a cluster.
@@ -19,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline import storage
+from pipeline.plan.stage import PROGRESS
 from pipeline.tracking import journal
 
-PROGRESS = "progress.json"
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")

@@ -1,4 +1,4 @@
-"""Tables for `plan` and `status`."""
+"""Draws the tables of `plan` and `status`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import runner, storage
+from pipeline import graph, storage
 from pipeline.config import durations
 from pipeline.config.settings import Job
-from pipeline.config.settings_train import peak_rate
-from pipeline.errors import UserError
+from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
+from pipeline.errors import ConfigError, UserError
 from pipeline.labelling.label_progress import shares
 from pipeline.plan import early_stop
-from pipeline.plan.corpora import Sources
-from pipeline.plan.graph import Done, Stage, data_root, held_out_of, in_order, read_done, training_of
-from pipeline.progress import PROGRESS
-from pipeline.stages import shuffle
+from pipeline.plan.corpora import Corpora, set_source
+from pipeline.plan.inputs import audited_of, training_of
+from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
@@ -30,14 +29,16 @@ SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 
 
 def plan_table(job: Job) -> Group:
     """Shards of every source, and what is done or would run of every stage."""
-    found = runner.look(job)
+    found = graph.look(job)
     done = {look.stage.name: look.done for look in found if look.done}
     labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
     for look in found:
         shown = storage.name(look.folder) if look.folder else f"{look.stage.name}-…"
         state = "done" if look.done else "blocked" if look.problem else "will run"
-        what = str(look.done.info.get("line", "")) if look.done else look.problem or _what(job, look.stage, labelled)
+        what = (
+            str(look.done.info.get("line", "")) if look.done else str(look.problem or _what(job, look.stage, labelled))
+        )
         table.add_row(look.stage.name, state, shown, escape(what))
     stop = early_stop.find(job, done)
     if stop:
@@ -49,40 +50,44 @@ def plan_table(job: Job) -> Group:
     return Group(shards, "", table, *_notes_on_models(job, done), *_sorted_shards(job, found))
 
 
-def _sorted_shards(job: Job, found: Sequence[runner.Look]) -> list[str]:
+def _sorted_shards(job: Job, found: Sequence[graph.Look]) -> list[str]:
     """Warnings about orders that hardly mix the classes; they are known once `index` is done."""
     indexed = next((look.done for look in found if look.stage.kind == "index"), None)
     if indexed is None:
         return []
+    from pipeline.loading import shuffle_quality
+
     training = [training_of(job, look.stage) for look in found if look.stage.kind == "train"]
-    notes = [shuffle.advice(indexed.folder, settings, job.seed) for settings in training]
+    notes = [shuffle_quality.advice_on(indexed.folder, settings, job.seed) for settings in training]
     return [f"\n! {escape(note)}" for note in dict.fromkeys(notes) if note]
 
 
 def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
     """Models that cannot be trained as the job says, and students that are smaller than their teachers."""
-    from pipeline.stages import capacity, train  # seconds of imports
+    from pipeline import preflight  # seconds of imports
 
     try:
-        classes = len(Sources(job, data_root(job, done), write=False).classes)
-    except (UserError, KeyError):  # the data is not there yet; the class list changes counts of both by about the same
+        classes = len(Corpora(job, done, write=False).classes)
+    except UserError:  # the data is not there yet; the class list changes counts of both by about the same
         classes = CLASSES
-    wrong = [f"\n[red]✗[/red] {escape(text)}" for text in train.mistakes(job, classes, done)]
-    return wrong + [f"\n! {escape(text)}" for text in capacity.too_small(job, classes, done)]
+    stages = graph.stages_of(job, done)
+    wrong = [f"\n[red]✗[/red] {escape(text)}" for text in preflight.mistakes(job, stages, classes, done)]
+    return wrong + [f"\n! {escape(text)}" for text in preflight.too_small(job, stages, classes, done)]
 
 
 def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
-    sources = Sources(job, data_root(job, done), write=False)
+    corpora = Corpora(job, done, write=False)
     table = _table("", "source", "pattern", "shards", "GiB")
-    for name in ("labelled", "unlabelled", "audit_only", "validation", "test"):
-        pattern = getattr(job.data, name)
-        if not pattern or (name in ("unlabelled", "audit_only") and not job.generations):
+    sources = ["labelled", "unlabelled", "audit_only", "validation", "test", *map(set_source, job.evaluate.sets)]
+    for source in sources:
+        pattern = corpora.pattern(source)
+        if not pattern or (source in ("unlabelled", "audit_only") and not job.generations):
             continue
         try:
-            shards = sources[name].shards
-            table.add_row(name, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
+            shards = corpora[source].shards
+            table.add_row(source, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
         except UserError as error:
-            table.add_row(name, escape(pattern), "none", "", escape(str(error)))
+            table.add_row(source, escape(pattern), "none", "", escape(str(error)))
     return table
 
 
@@ -98,7 +103,7 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     if stage.kind == "measure":
         return ", ".join(measured.name for measured in job.measure.models)
     if stage.kind == "audit":
-        return f"{' and '.join(name for name in held_out_of(job) if name != 'test')}, labelled by {stage.needs[-1]}"
+        return f"{' and '.join(audited_of(job))}, labelled by {stage.needs[-1]}"
     if stage.kind == "finetune":
         tuned = job.finetune
         length = _length(tuned.duration, tuned.batch, labelled)
@@ -106,12 +111,20 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     if stage.kind != "train":
         return ""
     train = training_of(job, stage)
-    pseudo = round(train.unlabelled_ratio * train.batch) if stage.generation else 0
+    pseudo = _pseudo(train) if stage.generation else 0
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
     rate = peak_rate(train, train.batch + pseudo)
     workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
     length = _length(train.duration, train.batch, labelled)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
+
+
+def _pseudo(settings: Train) -> int:
+    """Pseudo-labelled images of a step; where there would be none of those asked for, a note below the table says so."""
+    try:
+        return pseudo_per_step(settings)
+    except ConfigError:
+        return 0
 
 
 def _length(duration: str, batch: int, labelled: int | None) -> str:
@@ -133,7 +146,7 @@ def status_table(job: Job) -> Group:
         state = f"killed (silent for {age:.0f} s); run the same command to continue"
     table = _table(f"{job.name}: {state}", "stage", "state", "done", "rate", "left", "latest")
     done: dict[str, Done] = {}
-    for stage in in_order(job, done):
+    for stage in graph.in_order(job, done):
         facts = progress["stages"].get(stage.name, {})
         finished = read_done(facts["folder"]) if "folder" in facts else None
         if finished:

@@ -1,4 +1,6 @@
-"""Models as files: `model.safetensors` (weights) beside `model.yaml` (what they are). Nothing is ever unpickled.
+"""Builds models, and keeps them as files: `model.safetensors` (weights) beside `model.yaml` (what they are).
+
+Nothing is ever unpickled.
 
 model.yaml names the architecture, its overrides, the classes in index order and the test view (size, crop,
 interpolation, mean, std): all that is needed to build the model and to feed it.
@@ -9,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline import ensemble, storage
+from pipeline import storage
 from pipeline.data.images import View
 from pipeline.errors import ConfigError, OutputError, RemoteError, WeightsError
+from pipeline.plan.stage import CARD, WEIGHTS
 
-WEIGHTS, CARD = "model.safetensors", "model.yaml"
+ENSEMBLE = "ensemble"  # an architecture in model.yaml, with `overrides: {members: [{architecture, overrides}, …]}`
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,20 @@ class Card:
         return View(self.size, self.crop, self.interpolation, tuple(self.mean), tuple(self.std))
 
 
+def card_of(architecture: str, overrides: Mapping[str, Any], classes: Sequence[str], view: View) -> Card:
+    """What model.yaml will say of a model that looks at images like this."""
+    mean, std = list(view.mean), list(view.std)
+    return Card(architecture, list(classes), view.size, view.crop, view.interpolation, mean, std, dict(overrides))
+
+
 def build_model(
     name: str, num_classes: int, overrides: Mapping[str, Any] | None = None, pretrained: bool = False
 ) -> nn.Module:
     """The architecture with new weights: one of ours, or timm's under timm/<name>. ConfigError for an unknown name."""
     overrides = dict(overrides or {})
-    if name == ensemble.ARCHITECTURE:
+    if name == ENSEMBLE:
         members = overrides.get("members") or []
-        return ensemble.Ensemble(build_model(one["architecture"], num_classes, one["overrides"]) for one in members)
+        return Ensemble(build_model(one["architecture"], num_classes, one["overrides"]) for one in members)
     if name.startswith("timm/"):
         return _build_timm(name.removeprefix("timm/"), num_classes, overrides, pretrained)
     import models
@@ -174,3 +184,20 @@ def load_model(folder: str) -> tuple[nn.Module, Card]:
     path = storage.join(folder, WEIGHTS)
     load_state(model, read_state(path), path)
     return model.eval(), card
+
+
+class Ensemble(nn.Module):
+    """Logits of images [b, 3, s, s]: the logarithm of the members' mean probability, so that softmax gives that mean."""
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        each = torch.stack([member(x).float().log_softmax(1) for member in self.members])
+        return each.logsumexp(0) - math.log(len(self.members))
+
+
+def joined_states(states: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The state dict of an ensemble of members with these."""
+    return {f"members.{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}

@@ -11,8 +11,9 @@ from pipeline import storage, weights
 from pipeline.cluster.inline import Inline
 from pipeline.config.load import load_job
 from pipeline.data import label_files
-from pipeline.plan.context import Context, Result
-from pipeline.plan.graph import Done, Sources, Stage
+from pipeline.plan.context import Context
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import WEIGHTS, Done, Result, Stage
 from pipeline.stages import label
 from pipeline.storage.lock import lock
 from tests import small
@@ -26,7 +27,7 @@ def make_teacher(folder: Path) -> Path:
     shape = {"depths": [1, 1, 1], "widths": [8, 8, 16]}
     model = weights.build_model("lambda_resnet_tiny", len(small.CLASSES), shape)
     folder.mkdir()
-    weights.save_state(str(folder / weights.WEIGHTS), model.state_dict())
+    weights.save_state(str(folder / WEIGHTS), model.state_dict())
     card = weights.Card("lambda_resnet_tiny", small.CLASSES, 8, 1.0, "bicubic", [0.5] * 3, [0.5] * 3, shape)
     weights.write_card(str(folder), card)
     return folder
@@ -36,12 +37,12 @@ def run(root: str, teacher: Path, output: str, *settings: str) -> Result:
     """Label `unlabelled-*.tar` of `root` into FOLDER of `output`."""
     job = load_job(str(teacher.parent / "small.yaml"), [f"data.root={root}", f"output={output}", *settings])
     stage = Stage("gen1-label", "label", ("gen0-teacher",), 1)
-    made = storage.sha256(str(teacher / weights.WEIGHTS))
+    made = storage.sha256(str(teacher / WEIGHTS))
     needs = {"gen0-teacher": Done("gen0-teacher", str(teacher), made, made)}
     with lock(job.output):
         token = storage.write_token(job.output)
-        sources = Sources(job, root)
-        context = Context(job, stage, files(output), "0123abcd", needs, sources, Inline(), print, token)
+        sources = Corpora(job, needs)
+        context = Context(job, stage, (stage,), files(output), "0123abcd", needs, sources, Inline(), print, token)
         storage.make_folder(context.folder)
         return label.run(context)
 

@@ -13,6 +13,7 @@ import yaml
 from pipeline import weights
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.export import export
+from pipeline.plan.stage import CARD, WEIGHTS
 from tests import small
 from tests.small import command
 
@@ -31,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stage(trained: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may break."""
-    for name in (weights.WEIGHTS, weights.CARD):
+    for name in (WEIGHTS, CARD):
         (tmp_path / "stage").mkdir(exist_ok=True)
         shutil.copy(trained / name, tmp_path / "stage" / name)
     return tmp_path / "stage"
@@ -65,7 +66,7 @@ def test_what_is_exported_loads_again(trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_says_how_to_feed_the_model(trained: Path) -> None:
-    card = yaml.safe_load((trained / weights.CARD).read_text())
+    card = yaml.safe_load((trained / CARD).read_text())
     assert card == {
         "architecture": "lambda_resnet_tiny",
         "classes": small.CLASSES,
@@ -95,8 +96,8 @@ def test_export_that_differs_writes_nothing(stage: Path, tmp_path: Path, monkeyp
 
 
 def edit_card(stage: Path, **changes: object) -> None:
-    card = yaml.safe_load((stage / weights.CARD).read_text())
-    (stage / weights.CARD).write_text(yaml.safe_dump(card | changes))
+    card = yaml.safe_load((stage / CARD).read_text())
+    (stage / CARD).write_text(yaml.safe_dump(card | changes))
 
 
 def test_no_model_there(tmp_path: Path) -> None:
@@ -107,22 +108,22 @@ def test_no_model_there(tmp_path: Path) -> None:
 
 
 def test_no_weights_there(stage: Path) -> None:
-    (stage / weights.WEIGHTS).unlink()
+    (stage / WEIGHTS).unlink()
     with pytest.raises(WeightsError, match=f"^no weights at {stage}/model.safetensors; name a stage folder"):
         weights.load_model(str(stage))
 
 
 def test_weights_cut_short(stage: Path) -> None:
-    data = (stage / weights.WEIGHTS).read_bytes()
+    data = (stage / WEIGHTS).read_bytes()
     for size in (0, 5, 200, len(data) - 1):
-        (stage / weights.WEIGHTS).write_bytes(data[:size])
+        (stage / WEIGHTS).write_bytes(data[:size])
         with pytest.raises(WeightsError, match=f"^{stage}/model.safetensors is not a safetensors file: "):
             weights.load_model(str(stage))
 
 
 @pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "architecture: x\n", "a: [", "unknown: 1\n"])
 def test_a_card_that_is_none(stage: Path, text: str) -> None:
-    (stage / weights.CARD).write_text(text)
+    (stage / CARD).write_text(text)
     with pytest.raises(WeightsError, match=f"^{stage}/model.yaml is not a model card: "):
         weights.load_model(str(stage))
 
@@ -143,7 +144,7 @@ def test_weights_of_another_depth_are_missing_or_unknown(stage: Path) -> None:
         weights.load_model(str(stage))
 
     edit_card(stage, overrides={"depths": [1, 1, 1], "widths": [8, 8, 16]})
-    path = str(stage / weights.WEIGHTS)
+    path = str(stage / WEIGHTS)
     weights.save_state(path, weights.read_state(path) | {"more.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"the weights do not fit LambdaResNet: unexpected: more\.weight; "):
         weights.load_model(str(stage))

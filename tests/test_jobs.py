@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load_job
-from pipeline.plan.graph import stages_of
+from pipeline.graph import stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

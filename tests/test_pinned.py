@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import graph
 from pipeline.config.load import load_job
-from pipeline.plan import graph
-from pipeline.plan.corpora import Sources
-from pipeline.plan.graph import Done, Stage
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import Done, Stage, fingerprint, folder_of
 from tests import small
 
 PINNED = Path(__file__).parent / "pinned"
@@ -52,7 +52,7 @@ def fingerprints(job: Any) -> dict[str, str]:
     done: dict[str, Done] = {}
     found = {}
     for stage in graph.in_order(job, done):
-        found[stage.name] = graph.fingerprint(stage.kind, graph.inputs_of(job, stage, done, MadeUp()))  # type: ignore[arg-type]
+        found[stage.name] = fingerprint(stage.kind, graph.inputs_of(job, stage, done, MadeUp()))  # type: ignore[arg-type]
         done[stage.name] = made_up(stage)
     return found
 
@@ -87,11 +87,11 @@ def test_the_demos_first_folders_have_their_old_names(tmp_path: Path) -> None:
 
     job = load_job(str(PINNED / "demo.yaml"), [f"output={tmp_path}"])
     first, second = graph.stages_of(job)[:2]
-    prepared = graph.fingerprint(first.kind, graph.inputs_of(job, first, {}, MadeUp()))  # type: ignore[arg-type]
-    folder = graph.folder_of(job, first, prepared)
+    prepared = fingerprint(first.kind, graph.inputs_of(job, first, {}, MadeUp()))  # type: ignore[arg-type]
+    folder = folder_of(job, first, prepared)
     digits(folder, seed=0, labels_per_class=5)
     done = {"prepare": Done("prepare", folder, prepared, prepared)}
-    indexed = graph.fingerprint(second.kind, graph.inputs_of(job, second, done, Sources(job, folder)))
+    indexed = fingerprint(second.kind, graph.inputs_of(job, second, done, Corpora(job, done)))
     assert [prepared[:8], indexed[:8]] == ["ca59c8ed", "069a1a4c"]
 
 

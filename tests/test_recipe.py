@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from models.family import TRAINED_AT
+from pipeline.augment.noise import augment_of
 from pipeline.config.load import load_job
 from pipeline.config.settings_train import Affine, Train
-from pipeline.stages.train import architecture_overrides, augment_of
+from pipeline.train.spec import architecture_overrides
 from pipeline.weights import build_model
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -1,4 +1,4 @@
-"""RandAugment on whole batches, on the device that trains: the operations that the loader drew and wrote down.
+"""Carries out RandAugment on whole batches, on the device that trains: the operations that the loader drew and wrote down.
 
 The draws are those of the loader's own views, so that `augment_on` moves work and nothing else: what leaves pixels in
 place comes out bit for bit as Pillow has it, what moves them within the rounding of another interpolation (torch's
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from pipeline.augment.randaugment import KINDS, fill_of
-from pipeline.augment.view import Augment
+from pipeline.augment.noise import Augment
+from pipeline.augment.randaugment import KINDS
 
 LEVELS = 256
 
@@ -28,7 +28,7 @@ def augment(pixels: Tensor, settings: Augment, operations: Tensor) -> Tensor:
     """
     views = pixels.clone()
     arguments = operations.to(pixels.device, non_blocking=True)
-    fill = torch.tensor(fill_of(settings), dtype=torch.uint8).to(pixels.device, non_blocking=True)[:, None, None]
+    fill = torch.tensor(settings.fill, dtype=torch.uint8).to(pixels.device, non_blocking=True)[:, None, None]
     kinds = operations[:, :, 0].numpy().astype(np.int64)
     for layer in range(operations.shape[1]):
         for members, change in (

@@ -1,4 +1,4 @@
-"""timm's RandAugment, drawn from a seed: carried out on a picture, or written down for a device to carry out.
+"""Draws timm's RandAugment from a seed: carried out on a picture, or written down for a device to carry out.
 
 timm draws from the global generators of `random` and numpy: they are seeded for every image, inside the caller's
 `undisturbed()`. Either way the same seed means the same operations.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
 from pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipeline.augment.view import Augment
 
 INTERPOLATIONS = {
     "bilinear": (Image.Resampling.BILINEAR,),
@@ -36,40 +34,47 @@ WIDTH = 7
 """Numbers of a written operation: its place in KINDS, then its arguments (six of an affine map, or one, or none)."""
 
 
-def fill_of(augment: Augment) -> tuple[int, ...]:
-    """The colour, uint8, of what comes in from outside the image."""
-    return tuple(round(255 * value) for value in augment.mean)
+@dataclass(frozen=True)
+class Policy:
+    """What is drawn for every image: timm's policy string ('' for none) and operations (() for its usual set), on views of
+    `size` pixels a side, resampled by one of INTERPOLATIONS, with `fill`, uint8, coming in from outside."""
+
+    text: str
+    ops: tuple[str, ...]
+    size: int
+    interpolation: str
+    fill: tuple[int, ...]
 
 
-def carry_out(view: Image.Image, augment: Augment, rng: random.Random) -> Image.Image:
+def carry_out(view: Image.Image, policy: Policy, rng: random.Random) -> Image.Image:
     """The view after the policy's operations."""
     _seed(rng)
-    return _policy(augment)(view)
+    return _randaugment(policy)(view)
 
 
-def write_down(augment: Augment, rng: random.Random) -> np.ndarray:
+def write_down(policy: Policy, rng: random.Random) -> np.ndarray:
     """The operations that `carry_out` would apply, float32 [layers, WIDTH]; see KINDS."""
     _seed(rng)
-    policy = _writing_policy(augment)
-    written = np.zeros((policy.num_layers, WIDTH), np.float32)
-    for row, operation in zip(written, policy([]), strict=False):  # fewer where p is below 1
+    writing = _writing_randaugment(policy)
+    written = np.zeros((writing.num_layers, WIDTH), np.float32)
+    for row, operation in zip(written, writing([]), strict=False):  # fewer where p is below 1
         row[: len(operation)] = operation
     return written
 
 
-def layers(augment: Augment) -> int:
+def layers(policy: Policy) -> int:
     """Most operations on one image."""
-    return _policy(augment).num_layers if augment.policy else 0
+    return _randaugment(policy).num_layers if policy.text else 0
 
 
-def check_can_be_written(augment: Augment) -> None:
+def check_can_be_written(policy: Policy) -> None:
     """ConfigError where there is no policy, or it holds an operation that no device carries out."""
-    if not augment.policy:
+    if not policy.text:
         raise ConfigError("augment_on is device, but `augment` has no policy; name one, or write augment_on: loader")
-    for op in _policy(augment).ops:
+    for op in _randaugment(policy).ops:
         if _kind(op.name) not in KINDS and op.name not in MATRICES:
             raise ConfigError(
-                f"augment '{augment.policy}' holds timm's {op.name}, which loading processes alone carry out; "
+                f"augment '{policy.text}' holds timm's {op.name}, which loading processes alone carry out; "
                 "write augment_on: loader, or name other operations in augment_ops"
             )
 
@@ -80,29 +85,29 @@ def _seed(rng: random.Random) -> None:
 
 
 @lru_cache(maxsize=16)
-def _policy(augment: Augment) -> Any:
-    return _make_policy(augment)
+def _randaugment(policy: Policy) -> Any:
+    return _make(policy)
 
 
 @lru_cache(maxsize=16)
-def _writing_policy(augment: Augment) -> Any:
-    """The policy whose operations add themselves to the list that they get for an image."""
-    policy = _make_policy(augment)
-    for op in policy.ops:
-        op.aug_fn = partial(_write, op.name, augment.size)
-    return policy
+def _writing_randaugment(policy: Policy) -> Any:
+    """One whose operations add themselves to the list that they get for an image."""
+    made = _make(policy)
+    for op in made.ops:
+        op.aug_fn = partial(_write, op.name, policy.size)
+    return made
 
 
-def _make_policy(augment: Augment) -> Any:
+def _make(policy: Policy) -> Any:
     """timm's RandAugment; its operations keep no state between images."""
-    settings: dict[str, Any] = {"img_mean": fill_of(augment), "translate_const": TRANSLATE}
-    if augment.interpolation != "random":
-        settings["interpolation"] = INTERPOLATIONS[augment.interpolation][0]
-    policy = auto_augment.rand_augment_transform(augment.policy, settings, list(augment.ops) or None)
-    for op in policy.ops:
+    settings: dict[str, Any] = {"img_mean": policy.fill, "translate_const": TRANSLATE}
+    if policy.interpolation != "random":
+        settings["interpolation"] = INTERPOLATIONS[policy.interpolation][0]
+    made = auto_augment.rand_augment_transform(policy.text, settings, list(policy.ops) or None)
+    for op in made.ops:
         if op.name.startswith("Posterize"):
             op.level_fn = partial(_bits_to_keep, op.level_fn)
-    return policy
+    return made
 
 
 def _bits_to_keep(level_fn: Any, level: float, hparams: Any) -> tuple[int]:

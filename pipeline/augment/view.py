@@ -1,4 +1,4 @@
-"""The training view of an image: random resized crop, flip, affine jitter, RandAugment. Noise for students and teachers.
+"""Makes the training view of an image: random resized crop, flip, affine jitter, RandAugment.
 
 A view is a pure function of (image, Augment, 64-bit seed), so that no generator state is ever checkpointed.
 RandAugment draws from the global generators of `random` and numpy (pipeline.augment.randaugment); `undisturbed()` gives the
@@ -10,92 +10,15 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from timm.data import auto_augment
 
-from pipeline.augment.randaugment import INTERPOLATIONS, carry_out, check_can_be_written, fill_of, write_down
-from pipeline.data.images import View, to_array
+from pipeline.augment.noise import Affine, Augment
+from pipeline.augment.randaugment import INTERPOLATIONS, carry_out, write_down
+from pipeline.data.images import to_array
 from pipeline.data.jpeg import Jpeg
-from pipeline.errors import ConfigError
-
-# timm itself passes over sections that it does not know: a misspelt magnitude would train without noise.
-POLICY = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|tweights|t3aw?))+")
-
-
-@dataclass(frozen=True)
-class Affine:
-    """Bounds of a random affine map about the centre of the cropped view: one resampling for all of it, where
-    a chain of timm's operations would blur a small image once for each.
-
-    degrees: rotation within ±; translate: shift within ± this fraction of the side; scale: range of the
-    magnification; shear: horizontal shear within ± degrees.
-    """
-
-    degrees: float = 0.0
-    translate: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    shear: float = 0.0
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How training images are noised; every field is part of a stage's identity. Errors speak of a job's settings."""
-
-    size: int
-    """Side of the view in pixels."""
-    policy: str = ""
-    """timm's RandAugment string, e.g. `rand-m15-mmax15-n2-p1` (timm clips magnitudes at 10 and applies each
-    operation half the time unless told by mmax and p); '' for none."""
-    ops: tuple[str, ...] = ()
-    """Only these of timm's operations (`ShearX`, `Rotate`, …); () for the policy's usual set."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Range of the crop's area, as a fraction of the image's."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's width / height."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    affine: Affine | None = None
-    interpolation: str = "bicubic"
-    """`bilinear`, `bicubic`, or `random` of the two."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Colour (0 … 1) of what an operation brings in from outside the image."""
-    on_device: bool = False
-    """The policy's operations are not applied to the view but written down (`view_and_operations`), for the device that
-    trains to carry them out on whole batches (pipeline.augment.on_device)."""
-    view: View | None = None
-    """In place of all this the view of validation, without noise: fine-tuning at another resolution."""
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"interpolation of training images is '{self.interpolation}'; allowed are {', '.join(INTERPOLATIONS)}"
-            )
-        if self.policy and not POLICY.fullmatch(self.policy):
-            raise ConfigError(
-                f"augment is '{self.policy}', which timm's RandAugment does not know; write e.g. "
-                "rand-m9-n2-p1 with sections of m, n, p, mstd, mmax, inc, tweights, t3a, t3aw, or '' for none"
-            )
-        unknown = [name for name in self.ops if name not in auto_augment.NAME_TO_OP]
-        if unknown or (self.ops and not self.policy):
-            found = f"names '{unknown[0]}'" if unknown else "is set without a policy in `augment` to draw from"
-            raise ConfigError(
-                f"augment_ops {found}; allowed are, beside a policy, {', '.join(auto_augment.NAME_TO_OP)}"
-            )
-        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
-            if not 0 < low <= high <= most:
-                raise ConfigError(
-                    f"crop_{name} is ({low}, {high}); it must be a range (low, high) above 0"
-                    + (" and at most 1" if most == 1 else "")
-                )
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is {self.flip}; it is a probability between 0 and 1")
-        if self.on_device:
-            check_can_be_written(self)
 
 
 @contextlib.contextmanager
@@ -122,14 +45,14 @@ def seeded_view(image: Image.Image | Jpeg, augment: Augment, seed: int) -> np.nd
         return to_array(image, augment.view)
     view, rng = _placed(image, augment, seed)
     if augment.policy:
-        view = carry_out(view, augment, rng)
+        view = carry_out(view, augment.operations, rng)
     return np.asarray(view).transpose(2, 0, 1)
 
 
 def view_and_operations(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`seeded_view` before the policy's operations, and those written down, float32 [layers, policy.WIDTH]."""
     view, rng = _placed(image, augment, seed)
-    return np.asarray(view).transpose(2, 0, 1), write_down(augment, rng)
+    return np.asarray(view).transpose(2, 0, 1), write_down(augment.operations, rng)
 
 
 def _placed(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[Image.Image, random.Random]:
@@ -145,7 +68,7 @@ def _placed(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[Ima
             Image.Transform.AFFINE,
             matrix(augment.affine, augment.size, rng),
             resample,
-            fillcolor=fill_of(augment),
+            fillcolor=augment.fill,
         )
     else:
         view = image.resize(size, resample, box)

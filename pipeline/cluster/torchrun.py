@@ -70,7 +70,7 @@ def _orders() -> Iterator[Callable[[Any], Any]]:
     """A function that every process calls: with what the first one says, it returns that in all of them."""
     import torch.distributed
 
-    from pipeline.train.dist import process_group
+    from pipeline.cluster.world import process_group
 
     with process_group():
         group: Any = torch.distributed.new_group(backend="gloo", timeout=FOREVER)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
+WRITTEN = "# Every setting of a run, those of its bases included; written by noisy-lambda.\n"  # how job.yaml begins
 NUMBERS = {
     "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
     "float": (

@@ -97,6 +97,10 @@ class Evaluate:
     sizes: list[int] = identity(
         [], "further image sizes, in pixels per side, at which every model is tested", low=4, high=4096, neutral=[]
     )
+    sets: dict[str, str] = execution(
+        {},
+        "further labelled sets by name, such as {v2: v2-*.tar}, on which every model is tested; a pattern is one as in `data`",
+    )
     raw: bool = identity(
         False, "test the weights themselves too, beside their moving average, which is the model", neutral=False
     )

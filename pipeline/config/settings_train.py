@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.fields import REQUIRED, execution, identity
+from pipeline.errors import ConfigError
 
 
 @dataclass
@@ -152,3 +153,14 @@ class Finetune:
 def peak_rate(settings: Train | Finetune, images: int) -> float:
     """The peak learning rate of steps of so many images, pseudo-labelled ones included."""
     return settings.lr * images / settings.lr_images if settings.lr_images else settings.lr
+
+
+def pseudo_per_step(settings: Train) -> int:
+    """Pseudo-labelled images in a student's global step; ConfigError where rounding leaves none of those that were asked for."""
+    found = round(settings.unlabelled_ratio * settings.batch)
+    if settings.unlabelled_ratio and not found:
+        raise ConfigError(
+            f"unlabelled_ratio {settings.unlabelled_ratio:g} × batch {settings.batch} is less than one pseudo-labelled image "
+            "a step; raise one of them, or write unlabelled_ratio: 0 for none"
+        )
+    return found

@@ -23,7 +23,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-BINS = 15  # of the reliability diagram, equally wide, as in the paper
 FLOOR = 2.0**-25  # half of float16's smallest number: what a probability stored as 0 may have been
 COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 STEPS = 64  # Newton's, or halvings where he would leave the bracket
@@ -133,34 +132,6 @@ def best_temperature(found: Answers) -> float:
             break
         inverse = following
     return 1 / inverse
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Of equally wide bins ((m-1)/M, m/M] of the confidence: images, and their mean confidence and accuracy (0 where
-    there is none)."""
-
-    count: Ints
-    confidence: Floats
-    accuracy: Floats
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error: mean over the images of their bin's |accuracy - confidence|."""
-        return float(np.sum(self.count * np.abs(self.accuracy - self.confidence)) / max(1, self.count.sum()))
-
-
-def reliability(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """The reliability diagram of confidences [n] and whether each answer is right [n]."""
-    edges = np.linspace(0, 1, bins + 1)[1:-1]
-    place = np.searchsorted(edges, confidence.astype(np.float64))
-    count = np.bincount(place, minlength=bins).astype(np.int64)
-    filled = np.maximum(count, 1)
-    return Reliability(
-        count,
-        np.bincount(place, confidence.astype(np.float64), bins) / filled,
-        np.bincount(place, correct.astype(np.float64), bins) / filled,
-    )
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ class TrainingData(Dataset):
             "source": ((images,), torch.uint8),
         }
         if self.augment.on_device:
-            kinds["operations"] = ((images, randaugment.layers(self.augment), randaugment.WIDTH), torch.float32)
+            kinds["operations"] = (
+                (images, randaugment.layers(self.augment.operations), randaugment.WIDTH),
+                torch.float32,
+            )
         return kinds
 
     def rows(self, number: int, shard: int) -> Rows:

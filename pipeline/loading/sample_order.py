@@ -1,4 +1,4 @@
-"""Which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
+"""Decides which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
 
 A source's shards, permuted once by its seed, are laid end
 to end and cut into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
@@ -6,12 +6,8 @@ epoch is element p÷S of segment p mod S, so consecutive positions come from all
 (the parts of shards it covers). In every epoch its pieces are permuted, `window` of them in a row form a block, and
 the samples inside a block are permuted: a block is what must be within reach at one time.
 
-All randomness is one hash, so that it is the same in any language and in any version of numpy:
+All randomness is one hash (pipeline.data.hashing has mix, chain and name), the same in any language and version of numpy:
 
-    mix(x)        = the output of splitmix64 at state x:  z = x + 0x9E3779B97F4A7C15
-                    z = (z ^ z>>30) · 0xBF58476D1CE4E5B9;  z = (z ^ z>>27) · 0x94D049BB133111EB;  z ^ z>>31  (mod 2⁶⁴)
-    chain(k1,k2…) = h = 0; for each key: h = mix(h ^ key)
-    name          = blake2b, 8 bytes, of the UTF-8 source name, read as a little-endian integer
     shards        sorted by mix(chain(seed, name, 1) ^ shard)
     pieces        sorted by mix(chain(seed, name, 2, epoch, segment) ^ piece)          piece = its rank in the segment
     samples       sorted by mix(chain(seed, name, 3, epoch, segment, block) ^ i)       i = its rank in the block
@@ -22,46 +18,16 @@ mix is a bijection, so no two hashes of one sort are equal.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from pipeline.data.hashing import chain, mix, name_key, permutation
 from pipeline.errors import DataError
 
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-MASK = (1 << 64) - 1
 SHARDS, PIECES, SAMPLES, AUGMENTATION = 1, 2, 3, 4
 SEGMENTS = 64
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's output function, elementwise on uint64."""
-    z = x + np.uint64(GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
-    return z ^ (z >> np.uint64(31))
-
-
-def chain(*keys: int) -> int:
-    """One 64-bit hash of some integers, in their order."""
-    h = 0
-    for key in keys:
-        z = ((h ^ (key & MASK)) + GOLDEN) & MASK
-        z = (z ^ (z >> 30)) * FIRST & MASK
-        z = (z ^ (z >> 27)) * SECOND & MASK
-        h = z ^ (z >> 31)
-    return h
-
-
-def name_key(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def permutation(length: int, *keys: int) -> np.ndarray:
-    """0 … length-1 sorted by mix(chain(keys) ^ i); int64."""
-    return np.argsort(mix(np.arange(length, dtype=np.uint64) ^ np.uint64(chain(*keys))), kind="stable")
 
 
 def segments_for(shards: int, most: int = SEGMENTS) -> int:

@@ -1,4 +1,8 @@
-"""How far the order of training data is from a full shuffle, where the shards are sorted by class.
+"""Measures how far the order of training data is from a full shuffle, where the shards are sorted by class.
+
+    index-1a2b3c4d/classes.parquet   shard int32 (its number), label int32, images int32: of the labelled shards
+
+What `index` counts is known before training: `plan` says then what is wrong, and training stages when they begin.
 
 A step reads from all segments, in each from the `window` shards of the block being read, so two things can be too few:
 the classes of a batch, and the classes that many steps in a row have within reach. Classes are counted by their
@@ -8,13 +12,19 @@ sample of many classes is uneven whatever the order. Numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pipeline import storage
+from pipeline.config.settings_train import Train
+from pipeline.data import label_files
 from pipeline.loading import sample_order
+from pipeline.plan.stage import CLASS_COUNTS
 
 ENOUGH = 0.9  # of a random sample's effective number of classes
 PLACES, RUN = 6, 4  # of an epoch that are looked at, and batches in a row at each
@@ -123,3 +133,25 @@ def _doubled(window: int, most: int) -> list[int]:
         window = min(2 * window, most)
         found.append(window)
     return found
+
+
+def write_class_counts(folder: str, per_class: Sequence[Mapping[int, int]]) -> None:
+    """Write classes.parquet; per_class: of every labelled shard, in order, {class: images}."""
+    rows = [(number, *held) for number, found in enumerate(per_class) for held in found.items()]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    names = ("shard", "label", "images")
+    table = pa.table({name: pa.array(column, pa.int32()) for name, column in zip(names, columns, strict=True)})
+    with storage.writing(storage.join(folder, CLASS_COUNTS)) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def advice_on(folder: str, settings: Train, seed: int) -> str | None:
+    """`advice` on the labelled images that `index` found and left in `folder`, in the order of these settings."""
+    path = storage.join(folder, CLASS_COUNTS)
+    if not storage.exists(path):  # made by an earlier version
+        return None
+    table = label_files.read_labels(path)
+    shard, label, images = (table[name].to_numpy() for name in ("shard", "label", "images"))
+    held = np.split(np.repeat(label, images), np.cumsum(np.bincount(shard, images).astype(np.int64))[:-1])
+    segments = sample_order.segments_for(len(held), settings.segments)
+    return advice(held, "labelled", seed, segments, settings.window, settings.batch)

@@ -1,4 +1,4 @@
-"""What a stage is given: its settings, its folder, what was made before it, and hands to work with."""
+"""Gives a stage what it works with: its settings, its folder, what was made before it, and workers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
+from pipeline.cluster.inline import Inline
 from pipeline.config.settings import Job
-from pipeline.plan.corpora import Sources
-from pipeline.plan.graph import Done, Stage
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import Done, Stage
 from pipeline.storage.node_cache import Cache
 from pipeline.tracking.journal import Journal
 
@@ -23,26 +24,17 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a stage leaves for those after it. `output` is the identity of what it made (None: its fingerprint),
-    `info` small facts for done.json (`line`: one for people), `metrics` numbers and `artifacts` names of files in its
-    folder for tracking, `model` whether the folder holds weights."""
-
-    info: dict[str, Any]
-    output: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    artifacts: Sequence[str] = ()
-    model: bool = False
-
-
-@dataclass(frozen=True)
 class Context:
+    """`stages`: all of the job, in order; `needs`: those that must be done before this one; `warn` shows a person a sentence;
+    `token`: what workers must find in the output (storage.require_token)."""
+
     job: Job
     stage: Stage
+    stages: Sequence[Stage]
     folder: str
     fingerprint: str
     needs: Mapping[str, Done]
-    sources: Sources
+    corpora: Corpora
     cluster: Cluster
     warn: Callable[[str], None]
     token: str
@@ -63,10 +55,9 @@ class Context:
         overlap: int = 1,
     ) -> Iterator[Outcome[Value]]:
         """`Cluster.map`, with the check that every worker sees the output folder. `small`: the work is over sooner
-        than workers would have started, so it is done here."""
+        than workers would have started, so it is done in this process."""
         if small:
-            function = make_worker()
-            yield from (Outcome(name, function(unit), None, 1) for name, unit in units)
+            yield from Inline().map(make_worker, units, resources=self.resources(1), overlap=overlap)
             return
         checked = functools.partial(_checked_worker, make_worker, self.job.output, self.token)
         yield from self.cluster.map(checked, units, resources=self.resources(workers), overlap=overlap)

@@ -1,7 +1,8 @@
-"""The shards and classes of a job, frozen at first use."""
+"""Looks up the shards and classes of a job, and freezes them at first use."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 from pipeline import storage
@@ -9,6 +10,7 @@ from pipeline.config.settings import Job
 from pipeline.data import corpus, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
+from pipeline.plan.stage import Done
 
 TESTED = (("labelled",), "what models are tested on must not be trained on")
 APART = {
@@ -18,21 +20,41 @@ APART = {
         ("unlabelled", "labelled", "validation", "test"), "what is audited must be used for nothing else"
     ),
 }  # fmt: skip
-"""The sources with which a source may not share a shard, and why."""
+"""The sources with which a source may not share a shard, and why; `evaluate.sets` are as the test shards are."""
+SET = "evaluate.sets."
 
 
-class Sources:
-    """The job's shards and classes, looked up when first asked for (after `prepare`), frozen at first use."""
+def set_source(name: str) -> str:
+    """The source of an entry of `evaluate.sets`."""
+    return f"{SET}{name}"
 
-    def __init__(self, job: Job, root: str, refreeze: bool = False, write: bool = True) -> None:
-        self.job, self.root, self.refreeze, self.write = job, root, refreeze, write
+
+def setting_of(source: str) -> str:
+    """The setting that holds a source's pattern."""
+    return source if source.startswith(SET) else f"data.{source}"
+
+
+class Corpora:
+    """The job's shards and classes by source, looked up when first asked for; `done`: what is finished by then, among it
+    the data that `prepare` writes. `write=False` (for `plan`) freezes nothing. `changes` gets a sentence for each listing that
+    is another one than when it was frozen."""
+
+    def __init__(self, job: Job, done: Mapping[str, Done], *, refreeze: bool = False, write: bool = True) -> None:
+        self.job, self.done, self.refreeze, self.write = job, done, refreeze, write
         self.changes: list[str] = []
-        self.found: dict[str, corpus.Corpus] = {}
+        self._found: dict[str, corpus.Corpus] = {}
+
+    @property
+    def root(self) -> str:
+        """Where the patterns start."""
+        if self.job.data.root:
+            return self.job.data.root
+        return self.done["prepare"].folder if "prepare" in self.done else ""
 
     def __getitem__(self, source: str) -> corpus.Corpus:
-        """The frozen corpus of 'labelled', 'unlabelled', 'validation' or 'test'."""
-        if source not in self.found:
-            pattern = getattr(self.job.data, source)
+        """The frozen corpus of 'labelled', 'unlabelled', 'validation', 'test', 'audit_only' or a `set_source`."""
+        if source not in self._found:
+            pattern = self.pattern(source)
             if not pattern:
                 raise DataError(
                     f"data.{source} is not set, but the job has {len(self.job.generations)} generations; "
@@ -44,18 +66,25 @@ class Sources:
             self._check_apart(source, listing)
             frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
             self.changes += frozen.changes
-            self.found[source] = frozen
-        return self.found[source]
+            self._found[source] = frozen
+        return self._found[source]
+
+    def pattern(self, source: str) -> str | None:
+        """What the job has for a source."""
+        if source.startswith(SET):
+            return self.job.evaluate.sets[source.removeprefix(SET)]
+        found: str | None = getattr(self.job.data, source)
+        return found
 
     def _check_apart(self, source: str, listing: list[shards.Shard]) -> None:
         """No shard that models are tested on is trained on too, and what only the audit may see belongs to nothing else."""
-        others, why = APART.get(source, ((), ""))
+        others, why = APART.get(source, TESTED if source.startswith(SET) else ((), ""))
         for other in others:
             known = {shard.path for shard in self[other].shards}
             shared = [shard.name for shard in listing if shard.path in known]
             if shared:
                 raise DataError(
-                    f"data.{source} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; {why}: "
+                    f"{setting_of(source)} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; {why}: "
                     "narrow one of the patterns"
                 )
 

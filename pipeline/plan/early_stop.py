@@ -1,4 +1,4 @@
-"""Do the generations end early? Where a student gains less than `min_gain` points over its teacher, none follows.
+"""Finds whether the generations end early: where a student gains less than `min_gain` points over its teacher.
 
 Both are judged on the validation shards, by what is in their done.json, so a rerun decides the same. A teacher that was
 not trained here is judged by the first audit.
@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import storage
 from pipeline.config.settings import Job
-
-if TYPE_CHECKING:
-    from pipeline.plan.graph import Done
-
-AUDIT = "audit.json"  # what `audit` leaves
+from pipeline.plan.stage import AUDIT, Done
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,15 @@ import numpy as np
 from pipeline import storage
 from pipeline.labelling import calibration
 from pipeline.plan.context import Context
+from pipeline.plan.stage import AUDIT, SELECTION
 from pipeline.report.page import Picture
 from pipeline.report.style import DASHED, INK, MUTED, PALE, colour, figure_of, key, note, percent_range, png, tint
-from pipeline.stages.audit import AUDIT
-from pipeline.stages.select import SUMMARY
 
 
 def summary(context: Context, number: int) -> dict[str, Any]:
     """A generation's audit in numbers, with the noise to expect in what its selection kept."""
     found = _read(context, number)
-    chosen = storage.read_json(storage.join(context.needs[f"gen{number}-select"].folder, SUMMARY))
+    chosen = storage.read_json(storage.join(context.needs[f"gen{number}-select"].folder, SELECTION))
     noise = calibration.expected_noise(found["precision"], found["noise"], chosen["copies_per_class"])
     numbers = ("images", "accuracy", "ece", "nll", "temperature", "calibrate", "calibrated_ece", "threshold", "noise")
     return {

@@ -8,12 +8,12 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.shards import SKIPPED, Shard, bad_counts
 from pipeline.plan.context import Context
+from pipeline.plan.stage import SELECTION
 from pipeline.report import audit, bad_samples, plots, samples
 from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.page import Picture, Section
 from pipeline.report.plots import Model
 from pipeline.report.samples import Extremes, Found
-from pipeline.stages.select import SUMMARY
 
 
 def section(
@@ -26,8 +26,8 @@ def section(
     """Generation `number`, from 1; `audited`: its entry in the report's summary (audit.summary)."""
     label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
     settings = context.job.generations[number - 1].select
-    corpus, names = context.sources["unlabelled"].shards, context.sources.classes
-    chosen = storage.read_json(storage.join(select, SUMMARY))
+    corpus, names = context.corpora["unlabelled"].shards, context.corpora.classes
+    chosen = storage.read_json(storage.join(select, SELECTION))
     kept = chosen["kept_per_class"]
     found = samples.scan(label, select, corpus, samples.shown_classes(kept), progress)
     teacher, student = models[number - 1].label, models[number].label

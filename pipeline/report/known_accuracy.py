@@ -15,7 +15,7 @@ import yaml
 
 from pipeline import storage, weights
 from pipeline.config.settings import Measure, Measured
-from pipeline.plan.graph import EVALUATION
+from pipeline.plan.stage import EVALUATION
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "conf" / "measure" / "published_accuracy.yaml"
 

@@ -20,8 +20,8 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data import images, label_files, shards
 from pipeline.data.shards import Shard
+from pipeline.plan.stage import FAILED
 from pipeline.report.contact_sheet import CELL, SCALE, Row
-from pipeline.stages.label import FAILED
 
 SHOWN = 12  # classes on a contact sheet
 EACH = 6  # images per class and side

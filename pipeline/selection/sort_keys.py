@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.loading.sample_order import mix, name_key
+from pipeline.data.hashing import mix, name_key
 
 Ints = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.uint32]

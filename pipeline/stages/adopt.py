@@ -1,4 +1,4 @@
-"""Use existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file, or several, which
+"""Uses existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file, or several, which
 are averaged.
 
 A model.yaml beside the weights says what they are; without one, the teacher's settings do.
@@ -7,30 +7,45 @@ A model.yaml beside the weights says what they are; without one, the teacher's s
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pipeline import ensemble, storage, weights
+from pipeline import storage
+from pipeline.config.fields import identity_of
 from pipeline.errors import WeightsError
-from pipeline.plan.context import Context, Result
-from pipeline.plan.graph import adopted_files
-from pipeline.stages.sizes import check_further_sizes
-from pipeline.stages.train import card_of, check_models
+from pipeline.plan.context import Context
+from pipeline.plan.inputs import Inputs, adopted_files, checkpoint_sha256
+from pipeline.plan.kind import Kind
+from pipeline.plan.stage import WEIGHTS, Result
+from pipeline.stages.train import check_models
 
-State = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline import weights
+
+    State = dict[str, torch.Tensor]
+
+
+def identity(inputs: Inputs) -> dict[str, Any]:
+    named = inputs.job.teacher.checkpoint
+    found = checkpoint_sha256(named) if isinstance(named, str) else [checkpoint_sha256(one) for one in named]
+    return {"weights": found, "settings": identity_of(inputs.job.teacher), "classes": inputs.classes}
 
 
 def run(context: Context) -> Result:
+    from pipeline import weights
+    from pipeline.train.input_size import check_further_sizes
+
     check_models(context)
     named = context.job.teacher.checkpoint
     sources = [named] if isinstance(named, str) else list(named)
     found = [_read(context, source) for source in sources]
     card, state = found[0] if len(found) == 1 else _averaged(sources, found)
-    weights.save_state(storage.join(context.folder, weights.WEIGHTS), state)
+    weights.save_state(storage.join(context.folder, WEIGHTS), state)
     weights.write_card(context.folder, card)
     model = weights.build_model(card.architecture, len(card.classes), card.overrides)
     check_further_sizes(model, card.architecture, context.job.evaluate.sizes)
-    made = storage.sha256(storage.join(context.folder, weights.WEIGHTS))
+    made = storage.sha256(storage.join(context.folder, WEIGHTS))
     parameters = weights.parameter_count(model)
     pairs = zip(sources, found, strict=True)
     line = ", ".join(f"{card.architecture} from {storage.redact(source)}" for source, (card, _) in pairs)
@@ -49,14 +64,17 @@ def run(context: Context) -> Result:
 
 def _read(context: Context, source: str) -> tuple[weights.Card, State]:
     """What the weights are, and the weights, which fit."""
-    settings, classes = context.job.teacher, context.sources.classes
+    from pipeline import weights
+    from pipeline.train.spec import architecture_overrides, view_of
+
+    settings, classes = context.job.teacher, context.corpora.classes
     path, described = adopted_files(source)
     if source != path:
         card = weights.read_card(source)
     elif described and storage.exists(described):
-        card = weights.read_card(path.removesuffix(weights.WEIGHTS))
+        card = weights.read_card(path.removesuffix(WEIGHTS))
     else:
-        card = card_of(settings, classes)
+        card = weights.card_of(settings.model, architecture_overrides(settings), classes, view_of(settings))
     if card.classes != classes:
         raise WeightsError(
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) than "
@@ -69,6 +87,8 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
 
 def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tuple[weights.Card, State]:
     """All of them as one model."""
+    from pipeline import weights
+
     first = found[0][0]
     for source, (card, _) in zip(sources, found, strict=True):
         if card.view() != first.view():
@@ -77,8 +97,8 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
                 f"{storage.redact(sources[0])} as {_shown(first)}; teachers that are averaged must look at the same pixels"
             )
     members = [{"architecture": card.architecture, "overrides": dict(card.overrides)} for card, _ in found]
-    card = dataclasses.replace(first, architecture=ensemble.ARCHITECTURE, overrides={"members": members})
-    return card, ensemble.joined(state for _, state in found)
+    card = dataclasses.replace(first, architecture=weights.ENSEMBLE, overrides={"members": members})
+    return card, weights.joined_states(state for _, state in found)
 
 
 def _shown(card: weights.Card) -> str:
@@ -87,3 +107,13 @@ def _shown(card: weights.Card) -> str:
 
 def describe(classes: list[str]) -> str:
     return f"{len(classes)}: {', '.join(classes[:3])}{' …' if len(classes) > 3 else ''}"
+
+
+KIND = Kind(
+    "adopt",
+    stages="gen0-teacher",
+    needs=lambda line, generation: ("index",),
+    identity=identity,
+    run=run,
+    model=True,
+)

@@ -1,74 +1,73 @@
-"""Test the teacher and every student: accuracy on the test shards, and inference speed side by side.
+"""Tests the teacher and every student: accuracy on the test shards and further sets, and inference speed side by side.
 
     evaluate-1a2b3c4d/evaluate.json   {"images", "models": [{"stage", "dir", "model", "size", "top1", "top5", "loss", "ece",
                                        "count", "bad", "per_class": {"images", "right"}, "sizes": [{"size", "top1", …}, …],
-                                       "raw": {"top1", …}, "parameters", "images_per_second", "batch", "device", "dtype"}, …]}
+                                       "sets": {name: {"top1", …}}, "raw": {"top1", …}, "parameters", "images_per_second",
+                                       "batch", "device", "dtype"}, …]}
+    evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
 
-`sizes` are the further ones of `evaluate.sizes`; `raw`, with `evaluate.raw`, is what the weights of the same step reach
-themselves, where the model is their moving average. A shard is tested by one worker, which adds up what it counts: every image counts once
-however many workers there are. The test shards are read here and nowhere else.
+`sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what the
+weights of the same step reach themselves, where the model is their moving average. A shard is tested by one worker, which adds
+up what it counts: every image counts once however many workers there are. The test shards and the further sets are used here
+and nowhere else.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from models.measure import alternate, device_name, if_it_fits
-from models.memory_format import channels_last
-from models.precision import has_bfloat16
-from pipeline import storage, weights
+from pipeline import storage
+from pipeline.config.fields import identity_of
 from pipeline.errors import DataError
-from pipeline.loading.loader import TrainingShard
-from pipeline.plan.context import Context, Result
-from pipeline.plan.graph import EVALUATION
+from pipeline.plan.context import Context
+from pipeline.plan.corpora import set_source
+from pipeline.plan.inputs import Inputs, model_identity
+from pipeline.plan.kind import Kind
+from pipeline.plan.stage import EVALUATION, Result
 from pipeline.progress import percent
-from pipeline.stages.audit import SMALL_BYTES
-from pipeline.stages.sizes import check_further_sizes
-from pipeline.stages.train import indexed_shards
-from pipeline.train import checkpoint
-from pipeline.train.dist import World, join
-from pipeline.train.evaluate import score
-from pipeline.train.scores import Scores
+from pipeline.stages.index import check_usable, index_sources
+from pipeline.stages.train import indexed_shards, shards_of
+from pipeline.tracking.journal import Journal
 
-ROUNDS = 5
-SHOWN = ("top1", "top5", "loss", "ece")  # of a further size, and of raw weights
+if TYPE_CHECKING:
+    from pipeline.loading.training_rows import TrainingShard
+    from pipeline.train.trials import Trial
+
+SMALL_BYTES = 2 << 20  # of shards that this process looks at in the time in which a worker starts
+SHOWN = ("top1", "top5", "loss", "ece")  # of a further size or set, and of raw weights
 Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One model at one image size. `raw`: the weights to test in place of the model's."""
-
-    stage: str
-    folder: str
-    size: int
-    raw: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.stage}{', raw weights,' if self.raw else ''} at {self.size} pixels"
+def identity(inputs: Inputs) -> dict[str, Any]:
+    found = {
+        "settings": identity_of(inputs.job.evaluate),
+        "models": [model_identity(inputs.done[name]) for name in inputs.stage.needs if name != "index"],
+        "test": inputs.content["test"],
+        "classes": inputs.classes,
+    }
+    corpora = {name: inputs.corpora[set_source(name)] for name in sorted(inputs.job.evaluate.sets)}
+    sets = {name: [shards.fingerprint, [s.stamp for s in shards.shards]] for name, shards in corpora.items()}
+    return found | ({"sets": sets} if sets else {})
 
 
 def run(context: Context) -> Result:
+    from pipeline.train import trials
+
     settings = context.job.evaluate
     trained = {name: done.folder for name, done in context.needs.items() if name != "index"}
-    trials = {name: _trials(context, name, folder) for name, folder in trained.items()}
     with context.journal() as log:
-        figures = _test(context, [trial for several in trials.values() for trial in several], log.log)
+        sources = {"test": indexed_shards(context, "test"), **_index_sets(context, log)}
+        tried = {name: _trials(context, name, folder) for name, folder in trained.items()}
+        figures = _test(context, [trial for several in tried.values() for trial in several], sources, log)
         # All in one worker and one after another: figures of speed are worth something only side by side.
-        measure = functools.partial(_speed_worker, settings.batch, settings.speed_seconds)
+        measure = functools.partial(trials.speed_worker, settings.batch, settings.speed_seconds)
         [speed] = context.map(measure, [("speed", list(trained.values()))], workers=1)
         if speed.value is None:
             raise DataError(f"cannot measure the models' speed: {speed.error}")
     models = [
-        {"stage": name, "dir": folder, **_row(trials[name], figures), **measured}
+        {"stage": name, "dir": folder, **_row(tried[name], figures, settings.sets), **measured}
         for (name, folder), measured in zip(trained.items(), speed.value, strict=True)
     ]
     bad, count = models[0]["bad"], models[0]["count"] + models[0]["bad"]
@@ -82,44 +81,74 @@ def run(context: Context) -> Result:
     return Result({"line": f"test top-1: {line}"}, metrics=_metrics(models), artifacts=[EVALUATION])
 
 
+def _index_sets(context: Context, log: Journal) -> dict[str, list[TrainingShard]]:
+    """The shards of `evaluate.sets` by source, with index files that are written here."""
+    sources = [set_source(name) for name in context.job.evaluate.sets]
+    if not sources:
+        return {}
+    found = index_sources(context, sources, log)
+    check_usable(context, found)
+    return {source: shards_of(context, source, context.folder, found.rows[source]) for source in sources}
+
+
 def _trials(context: Context, stage: str, folder: str) -> list[Trial]:
-    """A model at its own size, its raw weights, and the further sizes."""
+    """A model at its own size, its raw weights, the further sizes, and the further sets at its own size."""
+    from pipeline import weights
+    from pipeline.train import checkpoint
+    from pipeline.train.trials import Trial
+
     settings, own = context.job.evaluate, weights.read_card(folder).size
-    trials = [Trial(stage, folder, own)]
+    found = [Trial(stage, folder, own)]
     result = checkpoint.read_result(folder) if settings.raw else None  # weights from elsewhere come without one
     if result:
         step = result.get("best_step", result["step"])
-        trials.append(Trial(stage, folder, own, checkpoint.raw_weights(folder, step)))
-    return trials + [Trial(stage, folder, size) for size in sorted({*settings.sizes} - {own})]
+        found.append(Trial(stage, folder, own, raw=checkpoint.raw_weights(folder, step)))
+    found += [Trial(stage, folder, size) for size in sorted({*settings.sizes} - {own})]
+    return found + [Trial(stage, folder, own, set_source(name)) for name in settings.sets]
 
 
-def _test(context: Context, trials: Sequence[Trial], progress: Callable[[int, int], None]) -> dict[Trial, Figures]:
-    """What `Scores.figures` says of each trial on all test shards."""
-    shards = list(zip(context.sources["test"].shards, indexed_shards(context, "test"), strict=True))
-    units = [(f"{trial}, {shard.name}", (trial, rows)) for trial in trials for shard, rows in shards]
-    small = not context.job.workers.gpus and len(trials) * sum(shard.size for shard, _ in shards) <= SMALL_BYTES
-    count = functools.partial(_counting_worker, context.job.evaluate.batch)
+def _test(
+    context: Context, trials: Sequence[Trial], sources: Mapping[str, Sequence[TrainingShard]], log: Journal
+) -> dict[Trial, Figures]:
+    """What `Scores.figures` says of each trial on all shards of its source."""
+    import torch
+
+    from pipeline.train.scores import Scores
+    from pipeline.train.trials import counting_worker
+
+    named = {
+        source: list(zip(context.corpora[source].shards, shards, strict=True)) for source, shards in sources.items()
+    }
+    units = [(f"{trial}, {shard.name}", (trial, rows)) for trial in trials for shard, rows in named[trial.source]]
+    bytes_ = sum(shard.size for trial in trials for shard, _ in named[trial.source])
+    small = not context.job.workers.gpus and bytes_ <= SMALL_BYTES
+    count = functools.partial(counting_worker, context.job.evaluate.batch)
     counted: dict[str, list[float]] = {}
     for outcome in context.map(count, units, small=small):
         if outcome.value is None:
             raise DataError(f"cannot evaluate {outcome.name}: {outcome.error}")
         counted[outcome.name] = outcome.value
-        progress(len(counted), len(units))
-    found = {trial: Scores(len(context.sources.classes)) for trial in trials}
+        log.log(len(counted), len(units))
+    found = {trial: Scores(len(context.corpora.classes)) for trial in trials}
     for name, (trial, _) in units:  # in one order, for the last digits depend on it
         found[trial].sums += torch.tensor(counted[name], dtype=torch.float64)
     return {trial: scores.figures() for trial, scores in found.items()}
 
 
-def _row(trials: Sequence[Trial], figures: Mapping[Trial, Figures]) -> Figures:
+def _row(trials: Sequence[Trial], figures: Mapping[Trial, Figures], sets: Mapping[str, str]) -> Figures:
     """What is said of one model, whose own trial comes first."""
+    from pipeline import weights
+
     own, *others = trials
     card = weights.read_card(own.folder)
-    row = {"model": card.architecture, "size": own.size, **figures[own], "sizes": []}
+    row = {"model": card.architecture, "size": own.size, **figures[own], "sizes": [], "sets": {}}
+    names = {set_source(name): name for name in sets}
     for trial in others:
         some = {name: figures[trial][name] for name in SHOWN}
         if trial.raw:
             row["raw"] = some
+        elif trial.source in names:
+            row["sets"][names[trial.source]] = some
         else:
             row["sizes"].append({"size": trial.size, **some})
     return row
@@ -132,76 +161,18 @@ def _metrics(models: Sequence[Figures]) -> dict[str, float]:
         numbers = ("top1", "top5", "ece", "images_per_second", "parameters")
         found |= {f"{stage}/{key}": float(model[key]) for key in numbers}
         found |= {f"{stage}/top1_at_{other['size']}": other["top1"] for other in model["sizes"]}
+        found |= {
+            f"{stage}/{name}/{key}": some[key] for name, some in model["sets"].items() for key in ("top1", "top5")
+        }
         if "raw" in model:
             found[f"{stage}/raw_top1"] = model["raw"]["top1"]
     return found
 
 
-def _counting_worker(batch: int) -> Callable[[tuple[Trial, TrainingShard]], list[float]]:
-    """The function that shows a shard to a model, and gives `Scores.sums`."""
-    load = functools.lru_cache(maxsize=1)(_load)
-
-    def count(unit: tuple[Trial, TrainingShard]) -> list[float]:
-        trial, shard = unit
-        with join() as world:
-            alone = World(0, 1, world.device)
-            model, card = load(trial, alone.device)
-            view = dataclasses.replace(card.view(), size=trial.size)
-            images = max(1, int(batch * min(1.0, (card.size / trial.size) ** 2)))  # a larger size in no more memory
-            test = functools.partial(score, model, [shard], view, images, alone, classes=len(card.classes))
-            scores = if_it_fits(test, None, alone.device)
-        if scores is None:
-            raise DataError(f"evaluate.batch {batch} does not fit in memory; lower it")
-        sums: list[float] = scores.sums.tolist()
-        return sums
-
-    return count
-
-
-def _load(trial: Trial, device: torch.device) -> tuple[nn.Module, weights.Card]:
-    model, card = weights.load_model(trial.folder)
-    if trial.raw:
-        weights.load_state(model, weights.read_state(trial.raw), trial.raw)
-    model = channels_last(model.to(device))
-    if trial.size != card.size:
-        check_further_sizes(model, card.architecture, [trial.size])
-    return model, card
-
-
-def _speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
-    def measure(folders: Sequence[str]) -> list[dict[str, Any]]:
-        """Inference images/s of each model at its own size: medians over alternating rounds."""
-        with join() as world:
-            device = world.device
-            dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-            models = {folder: weights.load_model(folder) for folder in folders}
-            steps = {folder: _step(*models[folder], batch, device, dtype) for folder in folders}
-            found = alternate(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
-        for folder, time in found.items():
-            if time == math.inf:
-                raise DataError(f"evaluate.batch {batch} does not fit in memory with {folder}; lower it")
-        facts = {"batch": batch, "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
-        return [
-            {
-                "parameters": weights.parameter_count(models[folder][0]),
-                "images_per_second": batch / found[folder],
-                **facts,
-            }
-            for folder in folders
-        ]
-
-    return measure
-
-
-def _step(
-    model: nn.Module, card: weights.Card, batch: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], object]:
-    """Inference of one batch."""
-    model = channels_last(model.to(device))
-    images = torch.randn(batch, 3, card.size, card.size, device=device).contiguous(memory_format=torch.channels_last)
-
-    def step() -> object:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return model(images)
-
-    return step
+KIND = Kind(
+    "evaluate",
+    stages="evaluate",
+    needs=lambda line, generation: ("index", *line.models),
+    identity=identity,
+    run=run,
+)

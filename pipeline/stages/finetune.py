@@ -1,4 +1,4 @@
-"""Fine-tune the last model at a higher resolution: head and last norm only, on labelled images as validation sees them.
+"""Fine-tunes the last model at a higher resolution: head and last norm only, on labelled images as validation sees them.
 
     gen2-finetune-1a2b3c4d/   what a training stage leaves
 
@@ -9,24 +9,45 @@ one on labelled images without noise, shallow layers fixed. Position embeddings 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
-from pipeline import storage, weights
-from pipeline.augment.view import Augment
-from pipeline.config import durations
-from pipeline.config.settings_train import peak_rate
+from pipeline import storage
+from pipeline.config.fields import identity_of
+from pipeline.config.settings_train import Finetune, Train
 from pipeline.errors import ConfigError
-from pipeline.loading.loader import SoftTargets
-from pipeline.plan.context import Context, Result
-from pipeline.plan.graph import training_of
+from pipeline.plan.context import Context
+from pipeline.plan.inputs import Inputs, training_of
+from pipeline.plan.kind import Kind
+from pipeline.plan.stage import WEIGHTS, Result
 from pipeline.progress import percent
-from pipeline.stages import sizes
-from pipeline.stages.train import SEEDS_PER_JOB, indexed_shards, leave_model, source, steps_of
-from pipeline.train.freeze import ROLES, roles_of
-from pipeline.train.loop import TrainSpec
-from pipeline.train.loop import run as train
+from pipeline.stages.train import leave_model, make_spec
+
+if TYPE_CHECKING:
+    from pipeline.weights import Card
+
+IDENTITY_CARRIED = ("segments", "window", "precision")  # what it takes from the training before it
+CARRIED = (*IDENTITY_CARRIED, "keep", "compile", "parallel", "static_graph")
+OWN = [item.name for item in dataclasses.fields(Finetune) if item.name not in ("resolution", "crop")]
+
+
+def identity(inputs: Inputs) -> dict[str, Any]:
+    trained, usual = identity_of(training_of(inputs.job, inputs.stage)), identity_of(Train(model=""))
+    return {
+        "settings": identity_of(inputs.job.finetune),
+        "seed": inputs.job.seed,
+        "model": inputs.model,
+        "labelled": inputs.content["labelled"],
+        "classes": inputs.classes,
+        **{name: trained[name] for name in IDENTITY_CARRIED if trained.get(name) != usual.get(name)},
+    }
 
 
 def run(context: Context) -> Result:
+    from pipeline import weights
+    from pipeline.train.freeze import ROLES, roles_of
+    from pipeline.train.input_size import check_size
+    from pipeline.train.loop import run as train
+
     settings, name = context.job.finetune, context.stage.needs[-1]
     before = weights.read_card(context.needs[name].folder)
     size = settings.resolution or before.size
@@ -37,9 +58,10 @@ def run(context: Context) -> Result:
         )
     card = dataclasses.replace(before, size=size, crop=settings.crop or before.crop)
     model = weights.build_model(card.architecture, len(card.classes), card.overrides)
-    sizes.check_size(model, card.architecture, size)
+    check_size(model, card.architecture, size)
     roles_of(model)
-    spec = make_spec(context, card)
+    init = storage.join(context.needs[name].folder, WEIGHTS)
+    spec = make_spec(context, training(settings, training_of(context.job, context.stage), card), init=init, only=ROLES)
     result = leave_model(context, spec, context.fit(train, spec), card, weights.parameter_count(model))
     was = context.needs[name].info.get("validation", {}).get("top1")
     line = f"{name} at {size} pixels, {spec.steps:,} steps, validation top-1 {percent(result.metrics['top1'])}"
@@ -47,40 +69,30 @@ def run(context: Context) -> Result:
     return dataclasses.replace(result, info={**result.info, "line": line})
 
 
-def make_spec(context: Context, card: weights.Card) -> TrainSpec:
-    """The fine-tune of the model before this stage; `card`: what model.yaml will say of it."""
-    job, settings = context.job, context.job.finetune
-    trained = training_of(job, context.stage)  # this is carried out as that was
-    labelled = indexed_shards(context, "labelled")
-    steps, per_epoch = steps_of(context.stage.name, settings.duration, labelled, settings.batch)
-    return TrainSpec(
-        folder=context.folder,
-        model=card.architecture,
-        classes=len(card.classes),
-        overrides=card.overrides,
-        init=storage.join(context.needs[context.stage.needs[-1]].folder, weights.WEIGHTS),
-        only=ROLES,
-        seed=job.seed * SEEDS_PER_JOB + context.stage.generation,
-        sources=(source("labelled", labelled, settings.batch, trained),),
-        augment=Augment(card.size, view=card.view()),
-        view=card.view(),
-        soft=SoftTargets(smoothing=settings.label_smoothing),
-        validation=tuple(indexed_shards(context, "validation")),
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        lr=peak_rate(settings, settings.batch),
-        warmup=min(durations.steps(settings.warmup, per_epoch), steps // 2),
-        optimizer=settings.optimizer,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        ema=settings.ema,
-        evaluate_every=durations.steps(settings.evaluate_every, per_epoch),
-        checkpoint_every=max(1, durations.steps(settings.checkpoint_every, per_epoch)),
-        precision=trained.precision,
-        keep=trained.keep,
-        compile=trained.compile,
-        parallel=trained.parallel,
-        static_graph=trained.static_graph,
-        workers=job.workers.loader,
-        threads=job.workers.threads or None,
+def training(settings: Finetune, trained: Train, card: Card) -> Train:
+    """The fine-tune as a training without noise, carried out as the one before it was, `trained`; `card`: what model.yaml will
+    say of the model."""
+    carried = {name: getattr(trained, name) for name in CARRIED}
+    return dataclasses.replace(
+        Train(
+            model=card.architecture,
+            overrides=dict(card.overrides),
+            resolution=card.size,
+            crop=card.crop,
+            interpolation=card.interpolation,
+            mean=list(card.mean),
+            std=list(card.std),
+        ),
+        **carried,
+        **{name: getattr(settings, name) for name in OWN},
     )
+
+
+KIND = Kind(
+    "finetune",
+    stages=r"gen\d+-finetune",
+    needs=lambda line, generation: ("index", line.model),
+    identity=identity,
+    run=run,
+    model=True,
+)

@@ -1,6 +1,6 @@
-"""Let the teacher label every unlabelled shard: one Parquet file per shard, each written once, in one step.
+"""Lets the teacher label every unlabelled shard: one Parquet file per shard, each written once, in one step.
 
-    gen1-label-1a2b3c4d/<shard>.parquet        a row per sample (labels.SCHEMA)
+    gen1-label-1a2b3c4d/<shard>.parquet        a row per sample (label_files.SCHEMA)
     gen1-label-1a2b3c4d/<shard>.failed.json    or why there is none; tried again at the next start
 
 Kill it at any moment: what is finished stays, what was in flight is done again. Label files of the same teacher that
@@ -16,28 +16,57 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import storage, weights
-from pipeline.data import label_files
+from pipeline import storage
+from pipeline.config.fields import identity_of
 from pipeline.data.shards import SKIPPED, Shard, bad_counts
 from pipeline.errors import DataError
-from pipeline.labelling import reuse
 from pipeline.labelling.label_progress import Progress, shares
-from pipeline.labelling.labeller import IN_FLIGHT, LabelSpec, make_labeller
-from pipeline.labelling.relabel import Before
-from pipeline.plan.context import Context, Result
+from pipeline.plan.context import Context
+from pipeline.plan.inputs import Inputs
+from pipeline.plan.kind import Kind, Line
+from pipeline.plan.stage import FAILED, Result
 from pipeline.tracking import journal
 
-FAILED = ".failed.json"
-LABEL_FOLDER = re.compile(r"gen\d+-label-[0-9a-f]{8}")
+if TYPE_CHECKING:
+    from pipeline.labelling.labeller import LabelSpec
+    from pipeline.labelling.relabel import Before
+
+STAGES = r"gen\d+-label"
+LABEL_FOLDER = re.compile(STAGES + "-[0-9a-f]{8}")
 READERS = 16  # threads that read footers
 
 
+def needs(line: Line, generation: int) -> tuple[str, ...]:
+    settings = line.job.generations[generation - 1].label
+    calibrating = (line.last("audit"),) if settings.calibrate else ()
+    before = (line.last("label"), line.last("select")) if settings.corpus == "selected" else ()
+    return (*line.names("prepare"), *calibrating, *before, line.model)
+
+
+def identity(inputs: Inputs) -> dict[str, Any]:
+    number, settings = inputs.stage.generation, identity_of(inputs.generation.label)
+    if settings.get("calibrate"):
+        settings["temperature"] = inputs.done[f"gen{number}-audit"].info["temperature"]
+    if settings.get("corpus") == "selected":
+        settings["selection"] = inputs.output(f"gen{number - 1}-select")
+    return {
+        "settings": settings,
+        "teacher": inputs.model,
+        "corpus": inputs.corpora["unlabelled"].fingerprint,
+        "origin": inputs.prepared,
+        "classes": inputs.classes,
+    }
+
+
 def run(context: Context) -> Result:
+    from pipeline.data import label_files
+    from pipeline.labelling.labeller import IN_FLIGHT, make_labeller
+
     job = context.job
     settings = job.generations[context.stage.generation - 1].label
-    corpus = context.sources["unlabelled"]
+    corpus = context.corpora["unlabelled"]
     shards = corpus.shards
     present = set(storage.walk(context.folder))
     for name in present:
@@ -79,6 +108,9 @@ def run(context: Context) -> Result:
 
 def make_spec(context: Context, temperature: float) -> LabelSpec:
     """How this generation's teacher labels, here and in the audit."""
+    from pipeline import weights
+    from pipeline.labelling.labeller import LabelSpec
+
     teacher = context.needs[context.stage.needs[-1]]
     settings = context.job.generations[context.stage.generation - 1].label
     return LabelSpec(
@@ -86,7 +118,7 @@ def make_spec(context: Context, temperature: float) -> LabelSpec:
         weights=teacher.folder,
         teacher=teacher.output,
         out=context.folder,
-        classes=tuple(context.sources.classes),
+        classes=tuple(context.corpora.classes),
         batch=settings.batch,
         threads=max(2, math.ceil(context.job.workers.cpus)),
         temperature=temperature,
@@ -106,6 +138,8 @@ def _earlier(context: Context) -> tuple[str, ...]:
 
 def _before(context: Context) -> Before | None:
     """The generation before, where only what it kept is labelled."""
+    from pipeline.labelling.relabel import Before
+
     number = context.stage.generation
     if context.job.generations[number - 1].label.corpus == "all":
         return None
@@ -116,6 +150,9 @@ def _before(context: Context) -> Before | None:
 def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
     """A shard that was touched since the corpus was frozen, with the checksum that it had when its stamp was `stamp`,
     where a label file tells."""
+    from pipeline.data import label_files
+    from pipeline.labelling import reuse
+
     for folder in (spec.out, *spec.earlier):
         metadata = reuse.read(storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size})
         if metadata and metadata.get("shard_stamp") == stamp:
@@ -130,6 +167,8 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
     """The same of shards that were labelled before this attempt, from their files; DataError where one is not ours."""
+    from pipeline.data import label_files
+
     by = {"class_list": label_files.class_list_hash(spec.classes), "teacher": spec.teacher}
 
     def read(shard: Shard) -> tuple[str, dict[str, Any]]:
@@ -144,7 +183,9 @@ def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str,
 
 def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dict[str, dict[str, Any]]) -> Result:
     """Compare the files with the corpus and add up what they say of themselves."""
-    shards = context.sources["unlabelled"].shards
+    from pipeline.data import label_files
+
+    shards = context.corpora["unlabelled"].shards
     present = set(storage.walk(context.folder))
     lost = [
         shard.name for shard in shards if label_files.file_name(shard.name) not in present and shard.name not in failed
@@ -207,3 +248,6 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
 
 def _failed_name(shard: str) -> str:
     return shard.removesuffix(".tar") + FAILED
+
+
+KIND = Kind("label", stages=STAGES, needs=needs, identity=identity, run=run)

@@ -1,4 +1,4 @@
-"""Keep the confident part of the pseudo-labels, balanced over the classes; copies of held-out images are dropped.
+"""Keeps the confident part of the pseudo-labels, balanced over the classes; copies of held-out images are dropped.
 
 gen1-select-1a2b3c4d/<shard>.parquet   index int32, copies int32, with `weight: confidence` also weight float32
 gen1-select-1a2b3c4d/summary.json      what was kept, per class and per shard (selection.select_all), and `bias`
@@ -10,36 +10,44 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.config.fields import identity_of
 from pipeline.data.classes import by_number
 from pipeline.errors import DataError
-from pipeline.plan.context import Context, Result
-from pipeline.plan.graph import held_out_of
-from pipeline.selection import select
-from pipeline.stages import index
+from pipeline.plan.context import Context
+from pipeline.plan.inputs import Inputs, held_out_of
+from pipeline.plan.kind import Kind
+from pipeline.plan.stage import SELECTION, Result
 
-SUMMARY = "summary.json"
 SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
 BIASED = 0.25  # total variation distance, beyond chance, from which on it is worth a warning
-NAMED = 3  # classes that such a warning names on either side
+
+
+def identity(inputs: Inputs) -> dict[str, Any]:
+    # Copies of held-out images are dropped, so these corpora decide too.
+    held_out = [inputs.content[name] for name in held_out_of(inputs.job)]
+    settings = identity_of(inputs.generation.select)
+    return {"settings": settings, "labels": inputs.output(inputs.stage.needs[-1]), "held_out": held_out}
 
 
 def run(context: Context) -> Result:
+    from pipeline.data.index_files import image_hashes
+    from pipeline.selection import select
+    from pipeline.selection.bias import bias
+
     settings = context.job.generations[context.stage.generation - 1].select
     paths = label_paths(context)
+    held_out = [(source, shard.name) for source in held_out_of(context.job) for shard in context.corpora[source].shards]
     wanted = select.Settings(
-        num_classes=len(context.sources.classes),
+        num_classes=len(context.corpora.classes),
         threshold=settings.threshold,
         per_class=settings.per_class,
         max_copies=settings.max_copies,
         top_fraction=settings.top_fraction,
-        thresholds=by_number(settings.thresholds, context.sources.classes, "select.thresholds"),
+        thresholds=by_number(settings.thresholds, context.corpora.classes, "select.thresholds"),
         by_confidence=settings.weight == "confidence",
         expected=expected(context),
-        exclude=held_out(context),
+        exclude=image_hashes(context.needs["index"].folder, held_out),
     )
     with context.journal() as log:
         passes = 0
@@ -58,19 +66,21 @@ def run(context: Context) -> Result:
         summary = select.select_all(paths, wanted, map_groups, context.folder)
     labelled = context.needs["index"].info["per_class"]["labelled"]
     summary["bias"] = bias(summary["available"], labelled)
-    storage.write_json(storage.join(context.folder, SUMMARY), summary)
+    storage.write_json(storage.join(context.folder, SELECTION), summary)
     _warn(context, summary)
     line = f"{summary['kept']:,} of {summary['labelled']:,} images kept, {summary['copies']:,} with copies"
     metrics = {name: float(summary[name]) for name in ("labelled", "confident", "excluded", "kept", "copies")}
-    return Result({"line": line}, metrics=metrics, artifacts=[SUMMARY])
+    return Result({"line": line}, metrics=metrics, artifacts=[SELECTION])
 
 
 def label_paths(context: Context) -> list[str]:
     """The label files of all shards but those that could not be labelled; DataError where one is gone."""
+    from pipeline.data import label_files
+
     done = context.needs[f"gen{context.stage.generation}-label"]
     names = [
         label_files.file_name(shard.name)
-        for shard in context.sources["unlabelled"].shards
+        for shard in context.corpora["unlabelled"].shards
         if shard.name not in done.info["failed"]
     ]
     lost = sorted(set(names) - set(storage.walk(done.folder)))
@@ -84,42 +94,11 @@ def label_paths(context: Context) -> list[str]:
 
 def expected(context: Context) -> dict[str, str]:
     """What every label file must say of itself."""
+    from pipeline.data import label_files
+
     info = context.needs[f"gen{context.stage.generation}-label"].info
     by = {"teacher": info["teacher"]} if "teacher" in info else {}  # folders made by an earlier version do not tell
-    return {"class_list": label_files.class_list_hash(context.sources.classes), **by}
-
-
-def held_out(context: Context) -> np.ndarray:
-    """Sorted hashes uint64 of all validation, test and audited images."""
-    folder = context.needs["index"].folder
-    found = [
-        label_files.read_labels(index.rows_path(folder, source, shard.name), ["image_hash"])["image_hash"].to_numpy()
-        for source in held_out_of(context.job)
-        for shard in context.sources[source].shards
-    ]
-    return np.unique(np.concatenate(found).astype(np.uint64))
-
-
-def bias(confident: Sequence[int], labelled: Sequence[int]) -> dict[str, Any]:
-    """How far the confident images' distribution over the classes, before balancing, is from the labelled images'.
-
-    `distance`: total variation, ½ Σ |p - q|, the share of images that would have to change class; `chance`: what two
-    draws of these sizes from one distribution over equal classes would have; `over` and `under`: the classes by which it
-    is too many and too few, most first, as [class, share of the confident, share of the labelled].
-    """
-    p, q = (np.asarray(counts) / sum(counts) for counts in (confident, labelled))
-    order = np.argsort(q - p, kind="stable")
-    chance = np.sqrt(len(p) / (2 * np.pi) * (1 / sum(confident) + 1 / sum(labelled)))
-
-    def named(numbers: np.ndarray) -> list[list[Any]]:
-        return [[int(number), round(float(p[number]), 6), round(float(q[number]), 6)] for number in numbers[:NAMED]]
-
-    return {
-        "distance": round(float(np.abs(p - q).sum() / 2), 6),
-        "chance": round(float(chance), 6),
-        "over": named(order[(p > q)[order]]),
-        "under": named(order[::-1][(p < q)[order[::-1]]]),
-    }
+    return {"class_list": label_files.class_list_hash(context.corpora.classes), **by}
 
 
 def _worker(function: Callable[[tuple[str, ...]], Any]) -> Callable[[tuple[str, ...]], Any]:
@@ -127,7 +106,7 @@ def _worker(function: Callable[[tuple[str, ...]], Any]) -> Callable[[tuple[str, 
 
 
 def _warn(context: Context, summary: dict[str, Any]) -> None:
-    names = context.sources.classes
+    names = context.corpora.classes
     for key, text in (("empty", "no image of"), ("much_copied", "more than 16 copies of each image of")):
         classes = summary[key]
         if classes:
@@ -145,3 +124,12 @@ def _warn(context: Context, summary: dict[str, Any]) -> None:
             f"{context.stage.name}: the confident labels are spread over the classes unlike the labelled images: "
             f"{100 * found['distance']:.0f} % of them would have to be of another class; too many of {over}; too few of {under}"
         )
+
+
+KIND = Kind(
+    "select",
+    stages=r"gen\d+-select",
+    needs=lambda line, generation: ("index", line.last("label")),
+    identity=identity,
+    run=run,
+)

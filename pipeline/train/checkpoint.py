@@ -36,14 +36,14 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.errors import OutputError, RemoteError, WeightsError
+from pipeline.plan.stage import CHECKPOINTS, RESULT, WEIGHTS
 from pipeline.train import checkpoint_files
 from pipeline.train.checkpoint_files import FORMAT, MANIFEST, describe, discard
 from pipeline.train.host_copy import HostCopy
-from pipeline.weights import WEIGHTS, save_state
+from pipeline.weights import save_state
 
 log = logging.getLogger(__name__)
 
-FOLDER, RESULT = "checkpoints", "result.json"
 NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -65,7 +65,7 @@ class Checkpoints:
 
     def __init__(self, folder: str, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        storage.sweep(storage.join(folder, FOLDER))  # what a writer left that was killed
+        storage.sweep(storage.join(folder, CHECKPOINTS))  # what a writer left that was killed
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -140,7 +140,7 @@ def _thin_out(folder: str, step: int, keep: int, wanted: Collection[int]) -> Non
     """Delete all but the last `keep` checkpoints up to `step` and the `wanted` ones."""
     # Those after this step are damaged, or of a run that went back: this run would have gone on from there.
     last = [name for found, name in _list(folder) if found <= step][:keep]
-    parent = storage.join(folder, FOLDER)
+    parent = storage.join(folder, CHECKPOINTS)
     for name in storage.listdir(parent):
         if (match := NAME.fullmatch(name)) and name not in last and int(match[1]) not in wanted:
             discard(storage.join(parent, name))
@@ -189,7 +189,7 @@ def load(folder: str, step: int) -> Checkpoint:
 def newest_path(folder: str, step: float) -> str | None:
     """Where the newest checkpoint up to `step` lies, for messages; its content is not looked at."""
     found = [name for saved, name in _list(folder) if saved <= step]
-    return storage.join(folder, FOLDER, found[0]) if found else None
+    return storage.join(folder, CHECKPOINTS, found[0]) if found else None
 
 
 def is_there(folder: str, step: int) -> bool:
@@ -230,7 +230,7 @@ def raw_weights(folder: str, step: int) -> str:
 
 def _list(folder: str) -> list[tuple[int, str]]:
     """(step, name) of the checkpoints with a manifest, newest first."""
-    parent = storage.join(folder, FOLDER)
+    parent = storage.join(folder, CHECKPOINTS)
     found = [(int(match[1]), name) for name in storage.listdir(parent) if (match := NAME.fullmatch(name))]
     return [
         (step, name)
@@ -240,4 +240,4 @@ def _list(folder: str) -> list[tuple[int, str]]:
 
 
 def _path(folder: str, step: int) -> str:
-    return storage.join(folder, FOLDER, f"step-{step:06d}")
+    return storage.join(folder, CHECKPOINTS, f"step-{step:06d}")

@@ -1,103 +1,12 @@
-"""Which worker of how many this process is, and the few things workers say to each other.
-
-The same loop runs alone, under torchrun and inside Ray Train: `join` finds out where it is.
-"""
+"""Seeds noise by step and worker, and averages what workers saw of batch norm's statistics."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
-import torch.distributed
 
-from pipeline.errors import ConfigError
-
-PATIENCE = timedelta(minutes=30)
-"""With the other workers: rank 0 may be busy with a slow store. NCCL's own is 10 minutes."""
-
-
-@dataclass(frozen=True)
-class World:
-    """This worker (`rank` of `size`) and the device it computes on."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over all workers, in place. Every worker calls it."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def any(self, value: bool) -> bool:
-        """Whether it is true of a worker. Every worker calls it."""
-        if self.size == 1:
-            return value
-        return bool(self.sum(torch.tensor([float(value)], device=self.device)).item())
-
-    def agree(self, value: int) -> int:
-        """Rank 0's value. Every worker calls it."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor([value], device=self.device)
-        torch.distributed.broadcast(tensor, 0)
-        return int(tensor.item())
-
-
-@contextlib.contextmanager
-def join() -> Iterator[World]:
-    """The world of this process: torch.distributed's where that is set up (Ray Train), else that of
-    torchrun's environment, set up here and torn down at a good end, else one worker alone."""
-    if torch.distributed.is_initialized():
-        yield _here()
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        with process_group():
-            yield _here()
-    else:
-        yield World(0, 1, _device(torch.cuda.is_available()))
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
-    this machine, else gloo. ConfigError: more processes than GPUs.
-
-    Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message of
-    what went wrong still to be shown.
-    """
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if gpus and local >= gpus:
-        raise ConfigError(
-            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} GPU(s); "
-            "start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
-        )
-    if gpus:
-        torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
-    else:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def _here() -> World:
-    distributed = torch.distributed
-    on_gpu = "nccl" in distributed.get_backend() and torch.cuda.is_available()
-    return World(distributed.get_rank(), distributed.get_world_size(), _device(on_gpu))
-
-
-def _device(on_gpu: bool) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+from pipeline.cluster.world import World
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from pipeline import storage
+from pipeline.cluster.world import World
 from pipeline.data import images, shards
 from pipeline.errors import DataError
 from pipeline.loading.loader import TrainingShard
 from pipeline.loading.sample_order import share
 from pipeline.storage.node_cache import Cache
-from pipeline.train.dist import World
 from pipeline.train.scores import Scores
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from pipeline.train.dist import World
+from pipeline.cluster.world import World
 from pipeline.train.spec import TrainSpec
 
 Batch = TypeVar("Batch")

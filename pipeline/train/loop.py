@@ -21,29 +21,29 @@ from typing import Any, NoReturn, cast
 import torch
 
 from pipeline import storage
+from pipeline.cluster.world import World, join
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.loading.loader import batches
 from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint
-from pipeline.train.dist import World, average_buffers, join
+from pipeline.train.dist import average_buffers
+from pipeline.train.divergence import Diverged, advice, check_weights, checked_mean, does_not_fit, finite
 from pipeline.train.evaluate import Memory
 from pipeline.train.feeding import NICE, Waited, loading_processes
-from pipeline.train.health import Diverged, advice, check_weights, checked_mean, does_not_fit, finite, termination
 from pipeline.train.optim import learning_rate
 from pipeline.train.parallel import parts, state_of
 from pipeline.train.spec import TrainSpec
 from pipeline.train.start import Trainee, start
+from pipeline.train.termination import termination
 from pipeline.train.update import update
 from pipeline.train.validate import better, validate
-
-__all__ = ["TrainSpec", "run"]
 
 log = logging.getLogger(__name__)
 
 
 def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Train, or go on training, until `spec.steps`; returns `step` and the validation of the weights that it ends with
-    (see `accuracy`), with their `best_step` where `spec.weights` is best, and the number of `rollbacks` if there were any.
+    (see `accuracy`), with their `best_step` where `spec.settings.weights` is best, and the number of `rollbacks` if there were any.
 
     A run that has ended returns its stored result. `leaving`: whether this machine is about to be taken away; all workers
     ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not finite, or the
@@ -67,7 +67,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
 def _train(
     spec: TrainSpec, world: World, stopping: threading.Event, leaving: Callable[[], bool] | None
 ) -> dict[str, Any]:
-    """To the end, going back to the last checkpoint with a lower rate as often as `spec.rollbacks` allows; to the one before
+    """To the end, going back to the last checkpoint with a lower rate as often as `spec.settings.rollbacks` allows; to the one before
     it, if the run diverges from there again.
 
     The rate of a step depends on how often the run went back before, and that is in the checkpoint: a run killed before
@@ -84,7 +84,7 @@ def _train(
         except torch.OutOfMemoryError as error:
             raise TrainingError(does_not_fit(spec, trainee.step, world)) from error
         except Diverged as error:
-            if rollbacks >= spec.rollbacks:
+            if rollbacks >= spec.settings.rollbacks:
                 tried = f" after going back {rollbacks} times" if rollbacks else ""
                 known = math.inf if trainee.saved else first  # newer ones were ill
                 raise TrainingError(f"{error}{tried}; {advice(spec, known)}") from None
@@ -105,15 +105,15 @@ def _run_steps(
 ) -> dict[str, Any]:
     """The updates that are left, and the end. `diverged`: why the run went back to where it is now."""
     model, average, state = trainee.model, trainee.average, trainee.state
-    lowered = spec.rollback_factor ** state["rollbacks"]
-    cut_up = world.size > 1 and spec.parallel == "fsdp"  # saving takes all workers
+    lowered = spec.settings.rollback_factor ** state["rollbacks"]
+    cut_up = world.size > 1 and spec.settings.parallel == "fsdp"  # saving takes all workers
     with contextlib.ExitStack() as open_until_the_end:
         # ---- journal and checkpoints: rank 0 alone writes --------------------------------------------------
         journal, checkpoints = None, None
         if world.main:
             journal = open_until_the_end.enter_context(Journal(spec.folder))
             _begin(journal, trainee, spec, diverged)
-            checkpoints = open_until_the_end.enter_context(checkpoint.Checkpoints(spec.folder, spec.keep))
+            checkpoints = open_until_the_end.enter_context(checkpoint.Checkpoints(spec.folder, spec.settings.keep))
             checkpoints.reserve(model, trainee.optimizer)
 
         def settle(rate: float) -> None:
@@ -208,10 +208,10 @@ def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverg
         }
         journal.log(0, spec.steps, kind="start", **images_of, **epoch)
     if diverged:
-        factor = spec.rollback_factor**rollbacks
+        factor = spec.settings.rollback_factor**rollbacks
         log.warning(
             "%s: back to step %d, with the learning rate times %.3g (rollback %d of %d)",
-            diverged, step, factor, rollbacks, spec.rollbacks,
+            diverged, step, factor, rollbacks, spec.settings.rollbacks,
         )  # fmt: skip
         facts = {"reason": str(diverged), "diverged_at": diverged.step, "rate_factor": factor}
         journal.log(step, spec.steps, kind="rollback", rollbacks=rollbacks, **facts)
@@ -239,7 +239,7 @@ def _end(trainee: Trainee, spec: TrainSpec, world: World) -> dict[str, Any]:
     state = trainee.state
     averaged, _ = state_of(trainee.average.module)
     result = {"step": spec.steps, **state.get("validation", {})}
-    if spec.weights == "best" and "best" in state:
+    if spec.settings.weights == "best" and "best" in state:
         step = state["best"]["step"]
         result = {"step": spec.steps, "best_step": step, **state["best"]["validation"]}
         if world.main and step != spec.steps:
@@ -268,9 +268,9 @@ def _check_shares(spec: TrainSpec, world: World) -> None:
             "get none; lower `workers.train` or raise `batch`"
         )
     least = sum(source.per_step // world.size for source in spec.sources)
-    if least < spec.accumulate:
+    if least < spec.settings.accumulate:
         raise ConfigError(
-            f"`accumulate` is {spec.accumulate}, but a worker's share of a step may be {least} images; lower it or "
+            f"`accumulate` is {spec.settings.accumulate}, but a worker's share of a step may be {least} images; lower it or "
             "`workers.train`, or raise `batch`"
         )
 

@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
+from pipeline.cluster.world import World
 from pipeline.errors import ConfigError
-from pipeline.train.dist import World
 
 KINDS = ("ddp", "fsdp")
 SMALLEST_UNIT = 0.01  # of the parameters: what is gathered on its own; smaller modules go with what holds them

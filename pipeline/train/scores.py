@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.labelling.calibration import BINS, Reliability
+from pipeline.data.confidence_bins import BINS, Reliability
 
 TOTALS = 5  # images, right ones, those with the truth among the five best, loss, images that cannot be decoded
 

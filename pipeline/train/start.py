@@ -12,9 +12,9 @@ from torch import nn
 
 from models.memory_format import channels_last
 from models.precision import has_bfloat16, is_bfloat16_fast
+from pipeline.cluster.world import World
 from pipeline.errors import ConfigError
 from pipeline.train import checkpoint
-from pipeline.train.dist import World
 from pipeline.train.ema import Average
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
@@ -54,7 +54,7 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
 
     Every worker calls it. WeightsError: weights or a checkpoint of another network.
     """
-    precision = choose_precision(spec.precision, world.device)
+    precision = choose_precision(spec.settings.precision, world.device)
     if precision == torch.bfloat16 and not is_bfloat16_fast(world.device) and world.main:
         log.warning(
             "precision is bfloat16, which this %s only emulates, many times slower than float32; "
@@ -67,10 +67,12 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     # Where the weights come from; the order is important:
     # 1. the newest whole checkpoint in the folder: an interrupted run goes on
     # 2. spec.init: a student of its teacher, a fine-tune
-    # 3. timm's published weights (spec.pretrained), or new ones drawn from the seed
+    # 3. timm's published weights (spec.settings.pretrained), or new ones drawn from the seed
     resumed = _find_checkpoint(spec, world, before)
     torch.manual_seed(spec.seed)
-    model = build_model(spec.model, spec.classes, spec.overrides, spec.pretrained and not (resumed or spec.init))
+    model = build_model(
+        spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained and not (resumed or spec.init)
+    )
     if resumed:
         load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is cut up already
     elif spec.init:
@@ -86,24 +88,28 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     if state["sync_batch_norm"] and on_gpu:
         model = _synchronised(model)
     model = (channels_last(model) if spec.channels_last else model).train()
-    if spec.parallel != "fsdp" or world.size == 1:
+    if spec.settings.parallel != "fsdp" or world.size == 1:
         model = model.to(world.device)  # else part by part while it is cut up: the whole may not fit
     if spec.only:
         train_only(model, spec.only)
 
     # The order is what cutting up asks for: a copy to average, then the model, then what lists its parameters.
-    average = Average(model, spec.ema)
-    cut(average.module, world, spec.parallel)
-    network = wrap(model, world, spec.parallel, static_graph=spec.static_graph)
+    average = Average(model, spec.settings.ema)
+    cut(average.module, world, spec.settings.parallel)
+    network = wrap(model, world, spec.settings.parallel, static_graph=spec.settings.static_graph)
     average.follow(model)
     optimizer = create_optimizer(
-        model, spec.optimizer, weight_decay=spec.weight_decay, momentum=spec.momentum, clip=spec.clip
+        model,
+        spec.settings.optimizer,
+        weight_decay=spec.settings.weight_decay,
+        momentum=spec.settings.momentum,
+        clip=spec.settings.clip,
     )
     if resumed:
         load_state_of(average.module, None, resumed.ema, {})
         load_state_of(model, optimizer, resumed.model, as_here(optimizer, resumed.optimizer))
         lay_out(optimizer)
-    if spec.compile:
+    if spec.settings.compile:
         network = cast(nn.Module, torch.compile(network))
     return Trainee(model, network, optimizer, average, precision, layout, resumed.step if resumed else 0, state)
 
@@ -136,7 +142,7 @@ def _sync_batch_norm(spec: TrainSpec, model: nn.Module, world: World) -> bool:
     """Whether batch norm sees the images of all workers; decided once, and kept in the checkpoints."""
     if world.size == 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return False
-    share = spec.images_per_step // world.size // spec.accumulate
+    share = spec.images_per_step // world.size // spec.settings.accumulate
     if world.device.type != "cuda" and world.main:
         log.warning(
             "on CPUs batch norm sees only %d images, one worker's at a time: torch cannot synchronise it there",

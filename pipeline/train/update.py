@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.augment.on_device import augment
+from pipeline.cluster.world import World
 from pipeline.data import images
-from pipeline.train.dist import World, noise_seed
+from pipeline.train.dist import noise_seed
 from pipeline.train.loss import batch_loss, weigh
 from pipeline.train.mixup import mix
 from pipeline.train.optim import set_learning_rate
@@ -31,17 +32,21 @@ def update(trainee: Trainee, batch: Mapping[str, Any], rate: float, spec: TrainS
     pixels, targets, source = (
         batch[name].to(world.device, non_blocking=True) for name in ("images", "targets", "source")
     )
-    targets = weigh(targets, source, spec.pseudo_weight)
+    targets = weigh(targets, source, spec.settings.pseudo_weight)
     if spec.augment.on_device:
         pixels = augment(pixels, spec.augment, batch["operations"])
     inputs, targets = mix(
-        images.normalise(pixels, spec.view, trainee.precision), targets, mixup=spec.mixup, cutmix=spec.cutmix, seed=seed
+        images.normalise(pixels, spec.view, trainee.precision),
+        targets,
+        mixup=spec.settings.mixup,
+        cutmix=spec.settings.cutmix,
+        seed=seed,
     )
     loss = torch.zeros((), device=world.device)
-    for part in range(spec.accumulate):
+    for part in range(spec.settings.accumulate):
         # Every n-th image, so that labelled and pseudo-labelled ones go through the network together.
-        rows = slice(part, None, spec.accumulate)
-        last = part == spec.accumulate - 1
+        rows = slice(part, None, spec.settings.accumulate)
+        last = part == spec.settings.accumulate - 1
         with contextlib.nullcontext() if last else no_sync(trainee.network):
             with torch.autocast(world.device.type, trainee.precision, enabled=trainee.precision != torch.float32):
                 logits = trainee.network(inputs[rows].contiguous(memory_format=trainee.layout))
@@ -50,8 +55,8 @@ def update(trainee: Trainee, batch: Mapping[str, Any], rate: float, spec: TrainS
             # of the slices, the gradient of the global sum over the global number of images.
             (share * world.size).backward()
         loss += share.detach()
-    if spec.clip:
-        clip(trainee.model, spec.clip)
+    if spec.settings.clip:
+        clip(trainee.model, spec.settings.clip)
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.average.update(trainee.step)

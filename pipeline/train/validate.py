@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.train.dist import World
+from pipeline.cluster.world import World
 from pipeline.train.evaluate import Memory, accuracy
 from pipeline.train.parallel import whole
 from pipeline.train.spec import TrainSpec
@@ -16,9 +16,9 @@ from pipeline.train.start import Trainee
 
 def validate(trainee: Trainee, spec: TrainSpec, world: World, decoded: Memory) -> tuple[dict[str, Any], dict[str, Any]]:
     """(figures of the averaged weights, see `accuracy`; what the journal shows of them, and of the weights themselves
-    where `spec.evaluate_raw` asks for it). Every worker calls it."""
+    where `spec.settings.evaluate_raw` asks for it). Every worker calls it."""
 
-    at_once = -(-spec.images_per_step // world.size // spec.accumulate)
+    at_once = -(-spec.images_per_step // world.size // spec.settings.accumulate)
     # A GPU has memory for training on so many, and without gradients for twice as many at least.
     batch = min(spec.validation_batch, 2 * at_once) if world.device.type == "cuda" else spec.validation_batch
 
@@ -33,7 +33,7 @@ def validate(trainee: Trainee, spec: TrainSpec, world: World, decoded: Memory) -
     names = {"top1": "top1", "top5": "top5", "ece": "ece", "validation_loss": "loss"}
     found = measure(trainee.average.module)
     shown = {name: found[figure] for name, figure in names.items()} | {"bad": found["bad"]}
-    if spec.evaluate_raw:
+    if spec.settings.evaluate_raw:
         raw = measure(trainee.model)
         shown |= {f"raw_{name}": raw[figure] for name, figure in names.items()}
     return found, shown

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, precision_recall_fscore_support
 
-from pipeline.data import label_files
+from pipeline.data import confidence_bins, label_files
 from pipeline.labelling import calibration
 from pipeline.labelling.calibration import Answers
 
@@ -48,8 +48,8 @@ def test_the_best_temperature_is_that_of_the_logits(sharpness: float) -> None:
         expected = softmax(logits / t, axis=1).max(axis=1)
         np.testing.assert_allclose(calibration.confidence_at(found, t), expected, atol=0.03)
     assert log_loss(truth, softmax(logits, axis=1)) == pytest.approx(calibration.nll(found), rel=2e-3)
-    before = calibration.reliability(calibration.confidence_at(found, 1.0), found.correct).ece
-    after = calibration.reliability(calibration.confidence_at(found, temperature), found.correct).ece
+    before = confidence_bins.reliability(calibration.confidence_at(found, 1.0), found.correct).ece
+    after = confidence_bins.reliability(calibration.confidence_at(found, temperature), found.correct).ece
     assert after < 0.03 and (sharpness == 1.0 or after < before)
 
 
@@ -99,7 +99,7 @@ def test_probabilities_that_float16_loses_stay_finite() -> None:
 def test_reliability_against_scikit_learn(bins: int) -> None:
     found = stored(*drawn(2000, 4, 2.0))
     confidence = calibration.confidence_at(found, 1.0)
-    diagram = calibration.reliability(confidence, found.correct, bins)
+    diagram = confidence_bins.reliability(confidence, found.correct, bins)
     filled = diagram.count > 0
     accuracy, mean = calibration_curve(found.correct, confidence, n_bins=bins, strategy="uniform")
     np.testing.assert_allclose(diagram.accuracy[filled], accuracy)
@@ -114,8 +114,8 @@ def test_reliability_against_scikit_learn(bins: int) -> None:
 
 def test_bins_are_closed_on_the_right_and_hold_everything() -> None:
     confidence = np.array([0.0, 0.25, 0.5, 0.75, 1.0], np.float32)
-    assert calibration.reliability(confidence, np.ones(5, bool), 4).count.tolist() == [2, 1, 1, 1]
-    empty = calibration.reliability(confidence[:0], np.ones(0, bool), 4)
+    assert confidence_bins.reliability(confidence, np.ones(5, bool), 4).count.tolist() == [2, 1, 1, 1]
+    empty = confidence_bins.reliability(confidence[:0], np.ones(0, bool), 4)
     assert empty.count.tolist() == [0] * 4 and empty.ece == 0
 
 

@@ -19,10 +19,12 @@ from pipeline.cluster.inline import Inline
 from pipeline.config.settings import Data, Generation, Job, Select
 from pipeline.config.settings_train import Teacher
 from pipeline.data import label_files, shards
-from pipeline.labelling import calibration
+from pipeline.graph import stages_of
+from pipeline.labelling import audit, calibration
 from pipeline.plan.context import Context
-from pipeline.plan.graph import Done, Sources, stages_of
-from pipeline.stages import audit
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import Done
+from pipeline.selection.select import Settings, select_all
 from pipeline.tracking.journal import Journal
 
 NAMES = ["zero", "one", "two"]
@@ -127,8 +129,8 @@ def fake_run(
     storage.write_json(str(root / "data" / "classes.json"), list(names))
     for number, found in enumerate(pictures):
         write_tar(root / "data" / f"unlabelled-{number:03d}.tar", found, key)
-    sources = Sources(job, str(root / "data"))
     done: dict[str, Done] = {}
+    sources = Corpora(job, done)
     models = []
     for stage in stages_of(job)[:-1]:
         folder = str(root / "run" / f"{stage.name}-1a2b3c4d")
@@ -173,8 +175,8 @@ def fake_run(
         elif stage.kind == "select":
             labelled = done[f"gen{stage.generation}-label"].folder
             paths = [storage.join(labelled, n) for n in storage.listdir(labelled) if n.endswith(".parquet")]
-            settings = select.Settings(len(names), threshold=select.threshold, per_class=select.per_class)
-            summary = select.select_all(paths, settings, lambda f, groups: [f(g) for g in groups], folder)
+            settings = Settings(len(names), threshold=select.threshold, per_class=select.per_class)
+            summary = select_all(paths, settings, lambda f, groups: [f(g) for g in groups], folder)
             storage.write_json(storage.join(folder, "summary.json"), summary)
         elif stage.kind == "evaluate":
             storage.write_json(storage.join(folder, "evaluate.json"), {"images": 450, "models": models})
@@ -183,7 +185,7 @@ def fake_run(
     folder = storage.join(job.output, "report-5e6f7a8b")
     storage.make_folder(folder)
     needs = {name: done[name] for name in stage.needs}
-    return Context(job, stage, folder, "5e6f7a8b" * 8, needs, sources, Inline(), pytest.fail, "")
+    return Context(job, stage, stages_of(job), folder, "5e6f7a8b" * 8, needs, sources, Inline(), pytest.fail, "")
 
 
 def two_generations(root: Path, **more: Any) -> Context:

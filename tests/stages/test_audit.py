@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import runner, storage
+from pipeline import graph, storage
 from pipeline.config.load import load_job
 from pipeline.data import label_files
 from pipeline.errors import DataError
-from pipeline.labelling import calibration
-from pipeline.plan import graph
-from pipeline.stages import audit
+from pipeline.labelling import audit, calibration
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.inputs import training_of
 from tests import small
 from tests.data import tars
 from tests.small import World
@@ -77,7 +77,7 @@ def test_cluster_or_not_is_the_same(plain: World, tmp_path: Path, monkeypatch: p
     world = dataclasses.replace(plain, output=output)
     before = audit_of(world)
     shutil.rmtree(world.folder("gen1-audit"))
-    monkeypatch.setattr(audit, "SMALL_BYTES", 0)
+    monkeypatch.setattr("pipeline.stages.audit.SMALL_BYTES", 0)
     assert world.run().status == 0
     assert audit_of(world) == before
 
@@ -114,7 +114,7 @@ def test_labels_wait_for_the_audit_only_where_they_need_it(plain: World) -> None
 
 def test_another_threshold_redoes_the_audit_and_no_labels(plain: World) -> None:
     job = load_job(str(plain.job), [f"output={plain.output}", "select.threshold=0.5"])
-    states = {look.stage.name: look.done is not None for look in runner.look(job)}
+    states = {look.stage.name: look.done is not None for look in graph.look(job)}
     assert not states["gen1-audit"] and not states["gen1-select"] and states["gen1-label"]
 
 
@@ -192,16 +192,17 @@ def test_plan_shows_the_audit_and_its_shards(audited: World, tmp_path: Path) -> 
 
 def test_training_never_sees_them(audited: World, plain: World) -> None:
     from pipeline.cluster.inline import Inline
+    from pipeline.graph import stages_of
     from pipeline.loading.training_rows import load_rows
     from pipeline.plan.context import Context
-    from pipeline.plan.graph import Sources, stages_of
+    from pipeline.plan.corpora import Corpora
     from pipeline.stages import train
 
     settings = [f"output={audited.output}", "data.audit_only=checked-*.tar"]
     job = load_job(str(audited.job), settings)
-    done = {look.stage.name: look.done for look in runner.look(job)}
+    done = {look.stage.name: look.done for look in graph.look(job)}
     assert all(done.values())
-    sources = Sources(job, str(audited.shards))
+    sources = Corpora(job, {})
     assert not {shard.path for shard in sources["audit_only"].shards} & {
         shard.path for name in ("labelled", "unlabelled") for shard in sources[name].shards
     }
@@ -210,8 +211,8 @@ def test_training_never_sees_them(audited: World, plain: World) -> None:
         if stage.kind != "train":
             continue
         needs = {name: found for name in stage.needs if (found := done[name])}
-        context = Context(job, stage, "", "", needs, sources, Inline(), pytest.fail, "")
-        spec = train.make_spec(context, graph.training_of(job, stage))
+        context = Context(job, stage, stages_of(job), "", "", needs, sources, Inline(), pytest.fail, "")
+        spec = train.make_spec(context, training_of(job, stage))
         seen: set[int] = set()
         for source in spec.sources:
             for shard in source.shards:
@@ -277,8 +278,8 @@ def test_nothing_to_judge_is_one_sentence() -> None:
 def test_what_was_made_before_there_were_audits_stays(plain: World) -> None:
     """Without calibration and audit_only, nothing new is part of what labelling and selection depend on."""
     job = load_job(str(plain.job), [f"output={plain.output}"])
-    done = {look.stage.name: look.done for look in runner.look(job) if look.done}
-    sources = graph.Sources(job, str(plain.shards), write=False)
+    done = {look.stage.name: look.done for look in graph.look(job) if look.done}
+    sources = Corpora(job, {}, write=False)
     # Nor did a model's stage record how it looks at images.
     teacher = done["gen0-teacher"]
     done["gen0-teacher"] = dataclasses.replace(teacher, info={k: v for k, v in teacher.info.items() if k != "view"})

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import graph
 from pipeline.config.load import load_job
-from pipeline.plan import early_stop, graph
-from pipeline.plan.graph import Done
+from pipeline.plan import early_stop
+from pipeline.plan.stage import Done
 from tests import small
 from tests.small import World, command
 

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import weights
 from pipeline.loading.loader import TrainingShard
+from pipeline.plan.stage import WEIGHTS
 from pipeline.stages import evaluate
 from pipeline.train import checkpoint
 from pipeline.train.dist import World as Workers
@@ -80,7 +81,7 @@ def test_a_model_is_tested_at_its_own_size(world: World) -> None:
 
 def test_further_sizes_and_raw_weights(world: World) -> None:
     """Only the test and the report are done again, and the network is what it was: a local scope fits every size."""
-    before = (world.folder("gen0-teacher") / weights.WEIGHTS).read_bytes()
+    before = (world.folder("gen0-teacher") / WEIGHTS).read_bytes()
     own = evaluated(world)
     ran = world.run(*FURTHER)
     assert (ran.status, ran.err) == (0, ""), ran
@@ -94,7 +95,7 @@ def test_further_sizes_and_raw_weights(world: World) -> None:
         assert same(other, measured(world, other["size"]))
     assert same(found["raw"], measured(world, raw=True))
     assert len({found["raw"]["loss"], found["loss"], *(other["loss"] for other in found["sizes"])}) == 4
-    assert (world.folder("gen0-teacher") / weights.WEIGHTS).read_bytes() == before
+    assert (world.folder("gen0-teacher") / WEIGHTS).read_bytes() == before
     newest = max(world.output.glob("evaluate-*/done.json"), key=lambda path: path.stat().st_mtime_ns)
     metrics = json.loads(newest.read_text())["metrics"]
     assert metrics["gen0-teacher/top1_at_12"] == found["sizes"][0]["top1"]

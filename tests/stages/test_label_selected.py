@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import runner
+from pipeline import graph
 from pipeline.config.load import load_job
 from pipeline.data import label_files
-from pipeline.plan import graph
 from tests import small
 from tests.data import tars
 from tests.small import World
@@ -105,7 +104,7 @@ def test_a_shard_of_which_nothing_was_kept_is_not_read(world: World) -> None:
 def test_only_the_labels_and_what_follows_them_depend_on_it(world: World) -> None:
     def look(*settings: str) -> dict[str, bool]:
         job = load_job(str(world.job), [f"output={world.output}", "data.max_bad_shards=1", *settings])
-        return {look.stage.name: look.done is not None for look in runner.look(job)}
+        return {look.stage.name: look.done is not None for look in graph.look(job)}
 
     job = load_job(str(world.job), [f"output={world.output}"])
     needs = {stage.name: stage.needs for stage in graph.stages_of(job)}

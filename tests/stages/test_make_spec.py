@@ -13,24 +13,22 @@ from typing import Any
 
 import pytest
 
-from pipeline import views
+from pipeline import graph, views
+from pipeline.augment.noise import augment_of
 from pipeline.cluster.inline import Inline
 from pipeline.config.settings import Data, Generation, Job
-from pipeline.config.settings_train import Affine, Teacher, Train
+from pipeline.config.settings_train import Affine, Finetune, Teacher, Train
+from pipeline.data.images import View
 from pipeline.errors import ConfigError
-from pipeline.plan import graph
 from pipeline.plan.context import Context
-from pipeline.stages import index
-from pipeline.stages.train import augment_of, card_of, check_models, make_spec, source
-from pipeline.train.spec import TrainSpec
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import SHARDS, Done
+from pipeline.stages import finetune
+from pipeline.stages.train import check_models, make_spec
+from pipeline.train.spec import _source as source
+from pipeline.train.spec import view_of
+from pipeline.weights import card_of
 from tests.train.tiny import write_shard
-
-OTHER: dict[str, Any] = {
-    "pretrained": True, "optimizer": "lamb", "momentum": 0.5, "weight_decay": 0.5, "clip": 2.0, "accumulate": 3,
-    "rollbacks": 4, "rollback_factor": 0.25, "weights": "best", "pseudo_weight": 0.5, "ema": 0.5, "mixup": 0.3,
-    "cutmix": 0.7, "evaluate_raw": True, "keep": 7, "precision": "bfloat16", "compile": True, "parallel": "fsdp",
-    "static_graph": True,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -41,21 +39,37 @@ def context(tmp_path: Path) -> Context:
     for names in counts.values():
         for name, count in names.items():
             write_shard(tmp_path / name, count, seed=0)
-    (tmp_path / index.SHARDS).write_text(json.dumps(counts))
+    (tmp_path / SHARDS).write_text(json.dumps(counts))
     job = Job(name="job", output=str(tmp_path / "out"), data=Data(root=str(tmp_path)))
     [stage] = [stage for stage in graph.stages_of(job) if stage.kind == "train"]
-    done = {"index": graph.Done("index", str(tmp_path), "", "")}
-    sources = graph.Sources(job, str(tmp_path), write=False)
-    return Context(job, stage, str(tmp_path / "out"), "", done, sources, Inline(), pytest.fail, "")
+    done = {"index": Done("index", str(tmp_path), "", "")}
+    sources = Corpora(job, done, write=False)
+    return Context(
+        job, stage, graph.stages_of(job), str(tmp_path / "out"), "", done, sources, Inline(), pytest.fail, ""
+    )
 
 
-def test_settings_of_the_same_name_reach_the_loop(context: Context) -> None:
-    shared = {f.name for f in fields(TrainSpec)} & {f.name for f in fields(Train)}
-    meant_otherwise = {"model", "overrides", "init", "augment", "lr", "warmup", "evaluate_every", "checkpoint_every"}
-    assert shared - meant_otherwise == OTHER.keys()
-    usual, other = (make_spec(context, Teacher(model="m", batch=10, **changes)) for changes in ({}, OTHER))
-    for name, value in OTHER.items():
-        assert getattr(other, name) == value != getattr(usual, name)
+def test_the_loop_gets_the_settings_as_they_are(context: Context) -> None:
+    settings = Teacher(model="m", batch=10, clip=2.0)
+    assert make_spec(context, settings).settings is settings
+
+
+def test_a_fine_tune_is_a_training_without_noise(context: Context) -> None:
+    """Of its own settings all, of those before it what says how the work is carried out, and the model as it was left."""
+    noisy = Train(
+        model="m", mixup=0.5, dropout=0.5, clip=1.0, rollbacks=3, segments=3, window=2, precision="float32", keep=7
+    )
+    own = Finetune(resolution=64, duration="7st", batch=4, lr=0.5, lr_images=0, ema=0.5, label_smoothing=0.3)
+    card = card_of("m", {"dropout": 0.5}, ["a"], View(64, 1.0, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    found = finetune.training(own, noisy, card)
+    quiet = Train(model="m")
+    for item in fields(Finetune):
+        assert getattr(found, item.name) == (1.0 if item.name == "crop" else getattr(own, item.name))
+    assert [found.segments, found.window, found.precision, found.keep] == [3, 2, "float32", 7]
+    for name in ("mixup", "cutmix", "clip", "rollbacks", "dropout", "accumulate", "weights", "init"):
+        assert getattr(found, name) == getattr(quiet, name)
+    spec = dataclasses.replace(make_spec(context, found), only=("head",))
+    assert spec.overrides == card.overrides and spec.view == spec.augment.view == card.view()
 
 
 def test_an_epoch_is_one_pass_over_the_labelled_images(context: Context) -> None:
@@ -74,7 +88,7 @@ STUDENT: dict[str, Any] = {
 
 def student_context(context: Context, student: Train) -> Context:
     """Of generation 2, on one shard of 30 images of which 24 copies are selected; the one beside it gives none."""
-    root = Path(context.sources.root)
+    root = Path(context.corpora.root)
     for number in range(2):
         write_shard(root / f"unlabelled-{number}.tar", 30, seed=number)
     summary = {"shards": {"unlabelled-0.tar": 24}}
@@ -84,10 +98,10 @@ def student_context(context: Context, student: Train) -> Context:
         context.job, seed=7, teacher=Teacher(model="m", batch=10), generations=[Generation(student=student)] * 2
     )
     [stage] = [stage for stage in graph.stages_of(job) if stage.name == "gen2-student"]
-    here = graph.Done("", str(root), "", output="by this teacher")
+    here = Done("", str(root), "", output="by this teacher")
     done = {**context.needs, "gen2-label": here, "gen2-select": here, "gen1-student": here}
     return dataclasses.replace(
-        context, job=job, stage=stage, needs=done, sources=graph.Sources(job, str(root), write=False)
+        context, job=job, stage=stage, stages=graph.stages_of(job), needs=done, corpora=Corpora(job, done, write=False)
     )
 
 
@@ -120,7 +134,7 @@ def test_a_students_targets_are_as_its_settings_say(context: Context, labels: st
 def test_a_student_starts_from_its_teacher_by_option(context: Context, init: str, expected: str | None) -> None:
     settings = Train(**STUDENT, init=init)
     spec = make_spec(student_context(context, settings), settings)
-    assert spec.init == (expected and f"{context.sources.root}/{expected}")
+    assert spec.init == (expected and f"{context.corpora.root}/{expected}")
 
 
 def test_segments_are_as_many_as_asked_for_where_there_are_shards(context: Context) -> None:
@@ -135,7 +149,7 @@ def test_a_ratio_that_comes_to_no_image_is_refused_before_the_teacher_trains(con
     student = Train(**small, unlabelled_ratio=0.2)
     job = dataclasses.replace(context.job, teacher=Teacher(**small), generations=[Generation(student=student)])
     with pytest.raises(ConfigError, match=r"gen1-student: unlabelled_ratio 0\.2 × batch 2 is less than one"):
-        check_models(dataclasses.replace(context, job=job))
+        check_models(dataclasses.replace(context, job=job, stages=graph.stages_of(job)))
 
 
 def test_noise_that_a_later_student_cannot_have_is_refused_before_the_teacher_trains(context: Context) -> None:
@@ -143,7 +157,7 @@ def test_noise_that_a_later_student_cannot_have_is_refused_before_the_teacher_tr
     student = Train(**small, augment="rand-m9-x2")
     job = dataclasses.replace(context.job, teacher=Teacher(**small), generations=[Generation(student=student)])
     with pytest.raises(ConfigError, match=r"gen1-student: augment is 'rand-m9-x2'.*write e\.g\. rand-m9-n2-p1"):
-        check_models(dataclasses.replace(context, job=job))
+        check_models(dataclasses.replace(context, job=job, stages=graph.stages_of(job)))
 
 
 def test_the_training_view_is_what_the_settings_say() -> None:
@@ -164,7 +178,7 @@ def test_the_training_view_is_what_the_settings_say() -> None:
 
 def test_lanczos_is_for_the_test_view_alone() -> None:
     settings = Train(model="m", interpolation="lanczos")
-    assert (augment_of(settings).interpolation, card_of(settings, []).interpolation) == ("bicubic", "lanczos")
+    assert (augment_of(settings).interpolation, view_of(settings).interpolation) == ("bicubic", "lanczos")
 
 
 def test_a_device_carries_out_the_policy_where_there_is_one() -> None:

@@ -16,8 +16,9 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config.settings import Select
 from pipeline.data import label_files
-from pipeline.plan.context import Context, Result
-from pipeline.report import plots, samples, style
+from pipeline.plan.context import Context
+from pipeline.plan.stage import Result
+from pipeline.report import assemble, plots, samples, style
 from pipeline.stages import report
 from pipeline.tracking import journal
 from tests.stages.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
@@ -46,7 +47,7 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
     summary = storage.read_json(storage.join(context.folder, "summary.json"))
     assert list(summary) == ["job", "stages", "audits", "gain_points", "seconds", "report"]
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
-    assert list(summary["stages"][0]) == list(report.STAGE_KEYS)
+    assert list(summary["stages"][0]) == list(assemble.STAGE_KEYS)
     assert summary["gain_points"] == pytest.approx(8.89)
     assert summary["report"] == storage.join(context.folder, "index.html")
     with Path(context.folder, "speed_accuracy.csv").open() as file:
@@ -169,7 +170,7 @@ def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
         tmp_path, pictures=pictures, probs=probs, select=Select(threshold=0.5, per_class=30), top1=(0.8, 0.9)
     )
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
-    corpus = context.sources["unlabelled"].shards
+    corpus = context.corpora["unlabelled"].shards
     kept = storage.read_json(storage.join(select, "summary.json"))["kept_per_class"]
     found = samples.scan(label, select, corpus, samples.shown_classes(kept), lambda number: None)
 
@@ -198,7 +199,7 @@ def test_few_kept_images_stand_once(tmp_path: Path, kept: int, sides: tuple[int,
     probs = [[np.tile(np.array([0.9, 0.05, 0.05], np.float32), (kept, 1))]]
     context = fake_run(tmp_path, pictures=pictures, probs=probs, select=Select(threshold=0.5))
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
-    corpus = context.sources["unlabelled"].shards
+    corpus = context.corpora["unlabelled"].shards
     found = samples.scan(label, select, corpus, [0], lambda number: None)
     [row] = samples.contact_rows(found.kept, label, corpus, NAMES)
     assert not found.dropped.most

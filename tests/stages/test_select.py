@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.selection.bias import bias
 from pipeline.stages import select
-from pipeline.stages.select import bias
 from tests import small
 from tests.data import tars
 

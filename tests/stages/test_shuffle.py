@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.stages import shuffle
+from pipeline.plan.stage import CLASS_COUNTS
 from tests import small
 from tests.data import tars
 
@@ -23,11 +23,11 @@ def test_a_small_window_over_sorted_shards(tmp_path: Path) -> None:
     assert "sorted by class" not in small.command("plan", *narrow).out, "nobody knows yet"
     ran = small.command("run", *narrow)
     assert ran.status == 0 and SORTED in " ".join(ran.out.split())
-    rows = pq.read_table(world.folder("index") / shuffle.CLASSES).to_pylist()
+    rows = pq.read_table(world.folder("index") / CLASS_COUNTS).to_pylist()
     assert rows == [{"shard": label, "label": label, "images": 4} for label in range(3)]
     planned = " ".join(small.command("plan", *narrow).out.split())
     assert planned.count("the labelled shards are sorted by class") == 1
     assert "of about 1 classes (drawn at random: 3)" in planned and "raise `window` to" in planned
     assert "sorted by class" not in small.command("plan", *wide).out
-    (world.folder("index") / shuffle.CLASSES).unlink()  # as an earlier version left it
+    (world.folder("index") / CLASS_COUNTS).unlink()  # as an earlier version left it
     assert small.command("plan", *narrow).status == 0

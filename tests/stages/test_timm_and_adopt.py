@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from pipeline import weights
+from pipeline.plan.stage import CARD, WEIGHTS
 from tests import small
 from tests.small import World, command
 
@@ -76,8 +77,8 @@ def test_a_run_goes_on_from_another_runs_teacher(timm_teacher: World, tmp_path: 
     assert f"timm/test_resnet from {source}" in ran.out and "steps" not in ran.out.split("gen1-label")[0]
     adopted = world.folder("gen0-teacher")
     assert not (adopted / "checkpoints").exists() and not (adopted / "metrics.jsonl").exists()
-    assert (adopted / weights.WEIGHTS).read_bytes() == (source / weights.WEIGHTS).read_bytes()
-    assert (adopted / weights.CARD).read_text() == (source / weights.CARD).read_text()
+    assert (adopted / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    assert (adopted / CARD).read_text() == (source / CARD).read_text()
     assert world.folder("gen1-label").name == timm_teacher.folder("gen1-label").name
     assert "all is done" in world.run(*settings).out
 
@@ -96,7 +97,7 @@ def test_a_run_goes_on_from_another_runs_teacher(timm_teacher: World, tmp_path: 
 
 def test_bare_weights_are_what_the_teachers_settings_say(timm_teacher: World, tmp_path: Path) -> None:
     loose = tmp_path / "best.safetensors"
-    shutil.copy(timm_teacher.folder("gen0-teacher") / weights.WEIGHTS, loose)
+    shutil.copy(timm_teacher.folder("gen0-teacher") / WEIGHTS, loose)
     world = world_with(tmp_path, teacher=TIMM)
     ran = world.run(f"teacher.checkpoint={loose}")
     assert (ran.status, ran.err) == (0, ""), ran

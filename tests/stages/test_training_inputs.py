@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline import graph
 from pipeline.config.settings import Data, Generation, Job
 from pipeline.config.settings_train import Teacher, Train
-from pipeline.plan import graph
-from pipeline.plan.graph import Done
+from pipeline.plan.corpora import Corpora
+from pipeline.plan.stage import Done, fingerprint
 
 
 def inputs(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def inputs(folder: Path, **settings: Any) -> dict[str, Any]:
     job = Job(name="job", data=Data(root=str(folder)), teacher=Teacher(model="timm/test_resnet", **settings))
     [stage] = [stage for stage in graph.stages_of(job) if stage.kind == "train"]
     done = {"index": Done("index", "", "", "", info={"content": {"labelled": "abc"}})}
-    return graph.inputs_of(job, stage, done, graph.Sources(job, str(folder), write=False))
+    return graph.inputs_of(job, stage, done, Corpora(job, done, write=False))
 
 
 def test_how_often_a_run_is_validated_counts_where_the_best_weights_are_chosen(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_teacher_of_equal_weights_that_looks_at_images_otherwise_labels_anew(t
     teacher, student = Teacher(model="timm/test_resnet"), Train(model="timm/test_resnet")
     job = Job(name="job", data=Data(root=str(tmp_path)), teacher=teacher, generations=[Generation(student=student)])
     (tmp_path / "unlabelled-0.tar").write_bytes(bytes(1024))
-    sources = graph.Sources(job, str(tmp_path), write=False)
+    sources = Corpora(job, {}, write=False)
     content = {name: name for name in ("labelled", "validation", "test")}
 
     def labels(view: dict[str, Any]) -> list[str]:
@@ -54,7 +55,7 @@ def test_a_teacher_of_equal_weights_that_looks_at_images_otherwise_labels_anew(t
         }
         stages = [stage for stage in graph.stages_of(job) if stage.name in ("gen1-audit", "gen1-label")]
         assert len(stages) == 2
-        return [graph.fingerprint(stage.kind, graph.inputs_of(job, stage, done, sources)) for stage in stages]
+        return [fingerprint(stage.kind, graph.inputs_of(job, stage, done, sources)) for stage in stages]
 
     audit, label = labels({"size": 32, "crop": 1.0})
     assert [audit, label] == labels({"crop": 1.0, "size": 32})

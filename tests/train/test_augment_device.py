@@ -111,7 +111,8 @@ def test_a_run_trains_on_the_devices_views(tmp_path):
     """To the bit what it does on the loader's, where no operation moves pixels."""
     found = []
     for on_device in (False, True):
-        noise = Augment(8, policy=PAPER, ops=("Solarize", "Color", "Equalize"), on_device=on_device)
+        noise = {"augment": PAPER, "augment_ops": ["Solarize", "Color", "Equalize"]}
+        noise["augment_on"] = "device" if on_device else "loader"
         changes = {"steps": 3, "mixup": 0.2, "cutmix": 1.0, "workers": int(on_device)}
-        found.append(run(make_spec(tmp_path / "data", tmp_path / str(on_device), augment=noise, **changes)))
+        found.append(run(make_spec(tmp_path / "data", tmp_path / str(on_device), **noise, **changes)))
     assert found[0] == found[1]

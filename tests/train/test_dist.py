@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.cluster.world import join
 from pipeline.errors import ConfigError
-from pipeline.train.dist import join
 
 
 def test_more_processes_than_gpus_is_one_sentence(monkeypatch):

@@ -12,11 +12,11 @@ import torch
 import torch.multiprocessing
 
 from pipeline import weights
+from pipeline.cluster.world import World
 from pipeline.errors import ConfigError
 from pipeline.loading.loader import TrainingSource
 from pipeline.tracking import journal
 from pipeline.train import checkpoint
-from pipeline.train.dist import World
 from pipeline.train.loop import run
 from pipeline.train.start import _sync_batch_norm, _synchronised
 from tests.train.tiny import die_at, difference, make_spec, without_noise

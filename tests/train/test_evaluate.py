@@ -12,10 +12,9 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from pipeline.data import images, shards
+from pipeline.cluster.world import World
+from pipeline.data import confidence_bins, images, shards
 from pipeline.errors import DataError
-from pipeline.labelling import calibration
-from pipeline.train.dist import World
 from pipeline.train.evaluate import Memory, accuracy, read_index
 from pipeline.train.scores import Scores
 from tests.train.tiny import CLASSES, VIEW, write_shard
@@ -127,7 +126,7 @@ def test_calibration_error_is_that_of_the_audit():
     found = scores.figures()
     probabilities = logits.softmax(1).numpy()
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels.numpy()
-    assert found["ece"] == pytest.approx(calibration.reliability(confidence, correct).ece, abs=1e-12)
+    assert found["ece"] == pytest.approx(confidence_bins.reliability(confidence, correct).ece, abs=1e-12)
     assert 0.02 < found["ece"] < 0.5
     assert found["top1"] == correct.mean()
     assert found["per_class"]["images"][9] == found["per_class"]["right"][9] == 0
@@ -140,7 +139,7 @@ def test_confidence_on_a_border_falls_below_it():
     scores.add(torch.zeros(1, 3), torch.tensor([0]))
     scores.add(torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([0]))
     assert scores.figures()["ece"] == pytest.approx((1 - 1 / 3 + 0) / 2)
-    diagram = calibration.reliability(np.array([1 / 3, 1.0], np.float32), np.array([True, True]))
+    diagram = confidence_bins.reliability(np.array([1 / 3, 1.0], np.float32), np.array([True, True]))
     assert scores.figures()["ece"] == pytest.approx(diagram.ece, abs=1e-7)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.train.dist import World
+from pipeline.cluster.world import World
 from pipeline.train.feeding import SHARED_MEMORY, loading_processes
 from tests.train.tiny import CLASSES, SIZE, make_spec
 

@@ -19,14 +19,14 @@ from pipeline import weights
 from pipeline.augment.view import Augment
 from pipeline.data import images
 from pipeline.data.images import View
-from pipeline.ensemble import Ensemble
 from pipeline.errors import ConfigError
 from pipeline.loading.loader import SoftTargets, batches
 from pipeline.train import loop
 from pipeline.train.freeze import ROLES, roles_of, train_only
 from pipeline.train.loop import run
 from pipeline.train.optim import NORMS
-from tests.train.tiny import VIT, die_at, difference, make_spec, without_noise
+from pipeline.weights import Ensemble
+from tests.train.tiny import VIT, change, die_at, difference, make_spec, without_noise
 
 VIEW = View(16, crop=0.8)
 MODEL = "timm/test_resnet"
@@ -57,10 +57,10 @@ def spec_of(data, folder, before, **changes):
     """Eight steps at twice the resolution, on the labelled images alone."""
     plain = make_spec(data, folder)
     changes = {
-        "model": MODEL, "overrides": {}, "init": before, "only": ROLES, "sources": plain.sources[:1], "view": VIEW,
-        "augment": Augment(16, view=VIEW), "steps": 8, "checkpoint_every": 4, "lr": 0.1, "ema": 0.5, **changes,
+        "model": MODEL, "overrides": {}, "init": before, "only": ROLES, "sources": plain.sources[:1], "resolution": 16, "crop": 0.8,
+        "steps": 8, "checkpoint_every": 4, "lr": 0.1, "ema": 0.5, **changes,
     }  # fmt: skip
-    return dataclasses.replace(plain, **changes)
+    return change(plain, **changes)
 
 
 def final(folder):

@@ -166,7 +166,7 @@ def test_a_step_without_room_says_what_to_do_and_what_is_kept(data, tmp_path, mo
         f"step 4 does not fit into the memory of cpu, with 7 images at once; raise `accumulate` (now 2){again}, or lower "
         f"`batch` (the last good checkpoint is {tmp_path}/checkpoints/step-000002)"
     )
-    assert run(dataclasses.replace(spec, accumulate=3))["step"] == 4
+    assert run(tiny.change(spec, accumulate=3))["step"] == 4
 
 
 def test_an_update_that_is_not_finite_is_not_saved(data, tmp_path):

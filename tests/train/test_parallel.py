@@ -13,9 +13,9 @@ import torch.multiprocessing
 from torch import nn
 
 from pipeline import weights
+from pipeline.cluster.world import World
 from pipeline.errors import ConfigError
 from pipeline.train import checkpoint, parallel
-from pipeline.train.dist import World
 from pipeline.train.loop import run
 from pipeline.train.optim import create_optimizer, set_learning_rate
 from tests.train.test_resume import command, execute

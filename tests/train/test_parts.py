@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pipeline.train.dist import noise_seed
+from pipeline.train.divergence import finite
 from pipeline.train.ema import Average, decay_at
-from pipeline.train.health import finite
 from pipeline.train.loss import batch_loss, cross_entropy, weigh
 from pipeline.train.optim import OPTIMIZERS, as_here, create_optimizer, lay_out, learning_rate, set_learning_rate
 from pipeline.train.validate import better

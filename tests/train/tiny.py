@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from pipeline.augment.view import Augment
+from pipeline.config.settings_train import Train
 from pipeline.data import label_files
 from pipeline.data.images import View
-from pipeline.loading.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
+from pipeline.loading.loader import TrainingData, TrainingShard, TrainingSource, batches
 from pipeline.train import loop
-from pipeline.train.loop import TrainSpec
+from pipeline.train.spec import TrainSpec
 
 CLASSES, SIZE = 4, 8
 VIEW = View(SIZE, crop=1.0)
@@ -95,28 +95,41 @@ def make_spec(data: Path, folder: Path | str, **changes: Any) -> TrainSpec:
         (data / "shards.json").write_text(json.dumps(plain))
     stored = json.loads((data / "shards.json").read_text())
     shards = {name: tuple(TrainingShard(**shard) for shard in found) for name, found in stored.items()}
-    defaults: dict[str, Any] = {
-        "folder": str(folder),
+    settings: dict[str, Any] = {
         "model": "timm/vit_tiny_patch16_224",
-        "classes": CLASSES,
         "overrides": {**VIT, **NOISE},
+        "resolution": SIZE,
+        "crop": 1.0,
+        "augment": "rand-m5-n1-p1",
+        "crop_scale": [0.8, 1.0],
+        "flip": 0.0,
+        "label_smoothing": 0.1,
+        "ema": 0.9,
+    }
+    resolved: dict[str, Any] = {
+        "folder": str(folder),
+        "classes": CLASSES,
         "sources": (
             TrainingSource("labelled", shards["labelled"], per_step=5, segments=2),
             TrainingSource("pseudo", shards["pseudo"], per_step=8, segments=2),
         ),
-        "augment": Augment(SIZE, policy="rand-m5-n1-p1", scale=(0.8, 1.0), flip=0.0),
-        "view": VIEW,
         "validation": shards["validation"],
-        "soft": SoftTargets(smoothing=0.1),
         "steps": 20,
         "steps_per_epoch": 48 / 5,
         "lr": 0.05,
         "warmup": 4,
-        "ema": 0.9,
         "checkpoint_every": 10,
         "threads": 1,
     }
-    return TrainSpec(**{**defaults, **changes})
+    return change(TrainSpec(settings=Train(**settings), **resolved), **changes)
+
+
+def change(spec: TrainSpec, **changes: Any) -> TrainSpec:
+    """The spec with other fields, or other ones of its settings; a name that both have is that of the spec."""
+    own = {field.name for field in dataclasses.fields(TrainSpec)}
+    settings = {name: value for name, value in changes.items() if name not in own}
+    rest = {name: value for name, value in changes.items() if name in own}
+    return dataclasses.replace(spec, settings=dataclasses.replace(spec.settings, **settings), **rest)
 
 
 def without_noise(**changes: Any) -> dict[str, Any]:

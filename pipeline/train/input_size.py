@@ -1,4 +1,4 @@
-"""Whether a network takes images of a size: found out on a blank image, before time is spent on it."""
+"""Checks whether a network takes images of a size: on a blank image, before time is spent on it."""
 
 from __future__ import annotations
 

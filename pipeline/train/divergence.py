@@ -1,21 +1,16 @@
-"""Whether training can go on: finite losses, finite weights, no SIGTERM."""
+"""Finds out that training has diverged: losses or weights that are not finite."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.cluster.world import World
 from pipeline.train import checkpoint
-from pipeline.train.dist import World
 from pipeline.train.parallel import parts
 from pipeline.train.spec import TrainSpec
 
@@ -55,41 +50,20 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 def advice(spec: TrainSpec, step: float) -> str:
     """What to do about a rate that diverges, and what is left: the newest checkpoint up to `step`."""
     # A fine-tune has no such setting, and where it is set it was of no use.
-    lowers = "" if spec.only or spec.rollbacks else ", or let `rollbacks` lower it on the way"
+    lowers = "" if spec.only or spec.settings.rollbacks else ", or let `rollbacks` lower it on the way"
     return f"lower `lr`, lengthen `warmup`{lowers} ({_last_good(spec, step)})"
 
 
 def does_not_fit(spec: TrainSpec, step: int, world: World) -> str:
     """What to do about a device whose memory a step does not fit into."""
-    at_once = -(-spec.images_per_step // (world.size * spec.accumulate))
-    again = "" if spec.model.startswith("timm/") else ", set `overrides.checkpointing: true`"
+    at_once = -(-spec.images_per_step // (world.size * spec.settings.accumulate))
+    again = "" if spec.settings.model.startswith("timm/") else ", set `overrides.checkpointing: true`"
     return (
         f"step {step + 1} does not fit into the memory of {world.device}, with {at_once} images at once; raise `accumulate` "
-        f"(now {spec.accumulate}){again}, or lower `batch` ({_last_good(spec, step)})"
+        f"(now {spec.settings.accumulate}){again}, or lower `batch` ({_last_good(spec, step)})"
     )
 
 
 def _last_good(spec: TrainSpec, step: float) -> str:
     path = checkpoint.newest_path(spec.folder, step)
     return f"the last good checkpoint is {storage.redact(path)}" if path else "there is no checkpoint yet"
-
-
-@contextlib.contextmanager
-def termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets (not under Ray Train: outside the main thread no handler can be set)."""
-    stopping, owner = threading.Event(), os.getpid()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a process that has just been forked inherited this: end as if it had not
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        stopping.set()
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,108 @@
+"""Compares what a teacher said of images with their true classes: the figures of audit.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data import label_files
+from pipeline.data.confidence_bins import Reliability, reliability
+from pipeline.errors import DataError
+from pipeline.labelling import calibration
+from pipeline.labelling.calibration import Answers
+
+STEPS = 100  # of confidence, for accuracy against threshold
+
+
+def compare(
+    joined: dict[str, tuple[Answers, Counter[str]]],
+    classes: int,
+    threshold: float,
+    thresholds: Mapping[int, float],
+    *,
+    calibrate: bool,
+) -> dict[str, Any]:
+    """What audit.json holds, of the answers of each source and the statuses of its images without one.
+
+    `images`, `bad` (by reason), `accuracy`, `ece`, `nll`, the `temperature` that minimises it, and `calibrated_ece` and
+    `calibrated_nll` there; `reliability` and `calibrated_reliability` (per bin `count`, `confidence`, `accuracy`). Of the
+    confidences that label files will hold: how many images are `confident`, at or above `threshold` (`thresholds`:
+    {class: another one}), the share of wrong labels among them (`noise`), per class `kept`, `precision` and `recall`, and in steps of 0.01 the `steps` `count` and
+    `right`. `sources`: images, accuracy and ECE of each.
+    """
+    found = calibration.joined([answers for answers, _ in joined.values() if len(answers.truth)])
+    if not len(found.truth):
+        raise DataError("the audit has no image that could be labelled; look at the validation shards")
+    # As few digits as another machine would agree on: label files are made with it.
+    temperature = float(f"{calibration.best_temperature(found):.4g}")
+    raw, honest = (calibration.confidence_at(found, t) for t in (1.0, temperature))
+    before, after = (reliability(sure, found.correct) for sure in (raw, honest))
+    confidence = honest if calibrate else raw
+    least = [thresholds.get(number, threshold) for number in range(classes)]
+    kept = calibration.keep(found, confidence, least, classes)
+    steps = reliability(confidence, found.correct, STEPS)
+    bad = sum((bad for _, bad in joined.values()), Counter[str]())
+    return {
+        "images": len(found.truth),
+        "bad": dict(bad),
+        "accuracy": float(found.correct.mean()),
+        "ece": before.ece,
+        "nll": calibration.nll(found),
+        "temperature": temperature,
+        "calibrate": calibrate,
+        "calibrated_ece": after.ece,
+        "calibrated_nll": calibration.nll(found, temperature),
+        "exact": not found.unnamed,
+        "threshold": threshold,
+        "confident": int(kept.kept.sum()),
+        "noise": kept.noise,
+        "kept": kept.kept.tolist(),
+        "precision": kept.precision,
+        "recall": kept.recall,
+        "reliability": _plain(before),
+        "calibrated_reliability": _plain(after),
+        "steps": {"count": steps.count.tolist(), "right": np.rint(steps.count * steps.accuracy).astype(int).tolist()},
+        "sources": {source: _summary(answers) for source, (answers, _) in joined.items()},
+    }
+
+
+def _summary(found: Answers) -> dict[str, Any]:
+    if not len(found.truth):
+        return {"images": 0, "accuracy": None, "ece": None}
+    diagram = reliability(calibration.confidence_at(found, 1.0), found.correct)
+    return {"images": len(found.truth), "accuracy": float(found.correct.mean()), "ece": diagram.ece}
+
+
+def _plain(diagram: Reliability) -> dict[str, list[float]]:
+    return {name: column.tolist() for name, column in vars(diagram).items()}
+
+
+def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Counter[str]]:
+    """What was said of the images whose class is known, and the statuses of those of which nothing was; `files`: of each
+    shard its index file and its label file."""
+    parts, bad = [], Counter[str]()
+    for indexed, labelled in files:
+        known = label_files.read_labels(indexed, ["index", "label"])
+        columns = ["status", "confidence", "classes", "probs"]
+        rows = label_files.read_labels(labelled, columns).take(known["index"])  # row i is sample i
+        status = rows["status"].combine_chunks().cast(pa.string())
+        bad.update(status.filter(pc.not_equal(status, "ok")).to_pylist())
+        answered = rows["confidence"].is_valid()
+        rows, truth = rows.filter(answered), known["label"].filter(answered).to_numpy()
+        if len(rows):
+            said = _lists(rows, "classes"), _lists(rows, "probs"), rows["confidence"].to_numpy()
+            parts.append(calibration.answers(*said, truth, classes))
+    return calibration.joined(parts), bad
+
+
+def _lists(rows: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A column of equally long lists, [n, k]."""
+    column = rows[name].combine_chunks()
+    flat: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)

@@ -1,0 +1,148 @@
+"""Assembles the report of a finished job: numbers, pictures, the page and its tables."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.plan import early_stop
+from pipeline.plan.context import Context
+from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result
+from pipeline.report import accuracy, audit, generation, page, plots
+from pipeline.report.page import Page, Picture
+from pipeline.report.plots import Curve, Model
+from pipeline.tracking import journal
+from pipeline.tracking.journal import Journal
+
+STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second")
+ROLL = 400  # points of a learning curve; more are averaged in equal groups
+
+
+def assemble(context: Context) -> Result:
+    """Write everything into the folder of the report stage."""
+    evaluation = storage.read_json(storage.join(context.needs["evaluate"].folder, EVALUATION))
+    fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
+    models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
+    generations = max(model.generation for model in models)
+    audits = [audit.summary(context, number) for number in range(1, generations + 1)]
+    stop = early_stop.find(context.job, context.needs)
+    summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
+
+    # ---- pictures and facts -----------------------------------------------------------------------------------------
+    shards = len(context.corpora["unlabelled"].shards) if generations else 0
+    total = shards * generations + 1
+    with context.journal() as log:
+        sections = []
+        for number in range(1, generations + 1):
+            read = functools.partial(_progress, log, (number - 1) * shards, total)
+            sections.append(generation.section(context, models, number, audits[number - 1], read))
+        overview = _overview(models, evaluation["images"], context.needs)
+        overview += accuracy.pictures(models, rows, context.corpora.classes)
+        content = Page(
+            context.job.name,
+            evaluation["images"],
+            models,
+            overview,
+            sections,
+            _stages(context),
+            stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
+            command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, JOB))}",
+            further=accuracy.further(models, rows),
+        )
+
+        # ---- files --------------------------------------------------------------------------------------------------
+        pictures = [*overview, *(picture for section in sections for picture in section.pictures)]
+        files = {picture.name: picture.png for picture in pictures}
+        files |= {f"{SPEED_ACCURACY}.csv": _table(models), PAGE: page.render(content)}
+        files |= accuracy.tables(models, rows, context.corpora.classes)
+        for name, data in files.items():
+            storage.write_bytes(storage.join(context.folder, name), data)
+        storage.write_json(storage.join(context.folder, SUMMARY), summary)
+        log.log(total, total)
+    metrics = {"gain_points": summary["gain_points"], "top1": models[-1].top1, "top5": models[-1].top5}
+    metrics |= {
+        f"gen{one['generation']}_expected_noise": one["expected_noise"]
+        for one in audits
+        if one["expected_noise"] is not None
+    }
+    return Result({"line": summary["report"]}, metrics=metrics, artifacts=[SUMMARY, *files])
+
+
+def _progress(log: Journal, before: int, total: int, number: int) -> None:
+    log.log(before + number, total)
+
+
+def _summary(context: Context, models: Sequence[Model], audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "job": context.job.name,
+        "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
+        "audits": list(audits),
+        "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
+        "seconds": {stage.name: stage.info["seconds"] for stage in context.needs.values()},
+        "report": storage.redact(storage.join(context.folder, PAGE)),
+    }
+
+
+def _table(models: Sequence[Model]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Model)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(model) for model in models)
+    return out.getvalue().encode()
+
+
+def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -> list[Picture]:
+    pictures = [
+        Picture(
+            "accuracy_by_generation.png",
+            plots.accuracy_by_generation(models, images),
+            "Top-1 accuracy by generation",
+            f"Top-1 on the {images:,} test images; the whiskers are one standard error.",
+        ),
+        Picture(
+            "speed_accuracy.png",
+            plots.speed_accuracy(models),
+            "Accuracy over inference speed",
+            f"Up is more accurate, right is faster: inference in {models[0].dtype}, measured side by side.",
+        ),
+    ]
+    validation, loss = [], []
+    for model in models:
+        records = journal.read(needs[model.stage].folder)[0]
+        validation += _curve(model, records, "validation", "top1")
+        loss += _curve(model, records, "train", "loss")
+    if validation and loss:
+        caption = (
+            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students is "
+            "measured against pseudo-labels too."
+        )
+        png = plots.learning_curves(validation, loss)
+        pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
+    return pictures
+
+
+def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
+    """One curve, or none where nothing was recorded (a teacher that was not trained here)."""
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if record.get("kind") == kind and isinstance(record.get(name), (int, float))
+    ]
+    group = -(-len(points) // ROLL)
+    groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
+    steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
+    label = model.label.rpartition(", ")[2]  # "tuned": there is one, of the last student's colour, and little room
+    return [Curve(label, model.generation, steps, values)] if points else []
+
+
+def _stages(context: Context) -> list[tuple[str, str, str, str]]:
+    done = [
+        (stage.name, storage.name(stage.folder), stage.fingerprint, f"{stage.info['seconds']:,.1f}")
+        for stage in context.needs.values()
+    ]
+    return [*done, (context.stage.name, storage.name(context.folder), context.fingerprint, "")]

@@ -1,0 +1,112 @@
+"""Tries trained models on shards whose labels are known, and measures their speed: the workers of `evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.measure import alternate, device_name, if_it_fits
+from models.memory_format import channels_last
+from models.precision import has_bfloat16
+from pipeline import weights
+from pipeline.cluster.world import World, join
+from pipeline.errors import DataError
+from pipeline.loading.training_rows import TrainingShard
+from pipeline.train.evaluate import score
+from pipeline.train.input_size import check_further_sizes
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model at one image size on the shards of one source. `raw`: the weights to test in place of the model's."""
+
+    stage: str
+    folder: str
+    size: int
+    source: str = "test"
+    raw: str | None = None
+
+    def __str__(self) -> str:
+        on = "" if self.source == "test" else f" on {self.source}"
+        return f"{self.stage}{', raw weights,' if self.raw else ''} at {self.size} pixels{on}"
+
+
+def counting_worker(batch: int) -> Callable[[tuple[Trial, TrainingShard]], list[float]]:
+    """The function that shows a shard to a model, and gives `Scores.sums`."""
+    load = functools.lru_cache(maxsize=1)(_load)
+
+    def count(unit: tuple[Trial, TrainingShard]) -> list[float]:
+        trial, shard = unit
+        with join() as world:
+            alone = World(0, 1, world.device)
+            model, card = load(trial, alone.device)
+            view = dataclasses.replace(card.view(), size=trial.size)
+            images = max(1, int(batch * min(1.0, (card.size / trial.size) ** 2)))  # a larger size in no more memory
+            test = functools.partial(score, model, [shard], view, images, alone, classes=len(card.classes))
+            scores = if_it_fits(test, None, alone.device)
+        if scores is None:
+            raise DataError(f"evaluate.batch {batch} does not fit in memory; lower it")
+        sums: list[float] = scores.sums.tolist()
+        return sums
+
+    return count
+
+
+def _load(trial: Trial, device: torch.device) -> tuple[nn.Module, weights.Card]:
+    model, card = weights.load_model(trial.folder)
+    if trial.raw:
+        weights.load_state(model, weights.read_state(trial.raw), trial.raw)
+    model = channels_last(model.to(device))
+    if trial.size != card.size:
+        check_further_sizes(model, card.architecture, [trial.size])
+    return model, card
+
+
+def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
+    """The function that measures the models in some folders."""
+
+    def measure(folders: Sequence[str]) -> list[dict[str, Any]]:
+        """Inference images/s of each model at its own size: medians over alternating rounds."""
+        with join() as world:
+            device = world.device
+            dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+            models = {folder: weights.load_model(folder) for folder in folders}
+            steps = {folder: _step(*models[folder], batch, device, dtype) for folder in folders}
+            found = alternate(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
+        for folder, time in found.items():
+            if time == math.inf:
+                raise DataError(f"evaluate.batch {batch} does not fit in memory with {folder}; lower it")
+        facts = {"batch": batch, "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
+        return [
+            {
+                "parameters": weights.parameter_count(models[folder][0]),
+                "images_per_second": batch / found[folder],
+                **facts,
+            }
+            for folder in folders
+        ]
+
+    return measure
+
+
+def _step(
+    model: nn.Module, card: weights.Card, batch: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    """Inference of one batch."""
+    model = channels_last(model.to(device))
+    images = torch.randn(batch, 3, card.size, card.size, device=device).contiguous(memory_format=torch.channels_last)
+
+    def step() -> object:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(images)
+
+    return step
