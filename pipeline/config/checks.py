@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,18 @@ def check_checkpoint(job: Job, path: str) -> None:
         raise ConfigError(
             f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
         )
+
+
+def check_sets(job: Job, path: str) -> None:
+    """Sets of `evaluate` become folders and names of metrics."""
+    for name, pattern in job.evaluate.sets.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "test":
+            raise ConfigError(
+                f"{path}: evaluate.sets names a set '{name}'; use letters, digits, - and _, and another name than test, which "
+                "is data.test"
+            )
+        if not pattern:
+            raise ConfigError(f"{path}: evaluate.sets.{name} is empty; it takes the pattern of labelled shards")
 
 
 def check_workers(job: Job, path: str) -> None:

@@ -30,6 +30,18 @@ def read(path: Path) -> dict[str, Any]:
     return _read(path, [])
 
 
+def read_own(path: Path) -> dict[str, Any]:
+    """What the file itself says, without its bases; nothing of a job.yaml, which spells out every setting of a run."""
+    text = path.read_text(encoding="utf-8")
+    return {} if text.startswith(WRITTEN) else _without_bases(parse(text) or {})
+
+
+def _without_bases(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_bases(value) for key, value in tree.items() if key != "base"}
+    return [_without_bases(entry) for entry in tree] if isinstance(tree, list) else tree
+
+
 def parse(text: str) -> Any:
     """A YAML document. Raises yaml.YAMLError."""
     import yaml

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import checks, durations, job_file
+from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.settings import Generation, Job, Label, Select
 from pipeline.config.settings_train import Finetune, Train
@@ -79,6 +80,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     checks.check_names(job, path)
     checks.check_checkpoint(job, path)
     checks.check_workers(job, path)
+    checks.check_sets(job, path)
     checks.check_finetune(job, path)
     timed: list[tuple[str, Train | Finetune]] = [
         ("teacher", job.teacher),
@@ -101,10 +103,20 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         checks.check_training(generation.student, f"generations[{number}].student", path)
     if not measuring:
         checks.check_training(job.teacher, "teacher", path)
+    check_effect(job, _said(path, overrides), path)
     if job.data.root and not storage.is_url(job.data.root):
         job.data.root = os.path.expanduser(job.data.root)
     job.output = resolve_output(job.output)
     return job
+
+
+def _said(path: str, overrides: Sequence[str]) -> set[str]:
+    """Names of the settings that the job file itself or the command line has."""
+    said = names_in(job_file.read_own(Path(path)))
+    for item in overrides:
+        key, _, text = item.partition("=")
+        said |= names_in(job_file.parse(text), key.strip())
+    return said
 
 
 def resolve_output(output: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.augment import randaugment as module
+from pipeline.augment import randaugment
 from pipeline.augment.view import Affine, Augment, crop_box, matrix, seeded_view, train_view, undisturbed
 from pipeline.errors import ConfigError
 
@@ -100,12 +100,12 @@ def test_a_crop_that_cannot_fit_is_the_largest_within_the_ratio():
 
 def arguments(policy, ops=(), images=400):
     """{operation: absolute arguments} of what is drawn for some images, and how many operations each image gets."""
-    made, found, layers = module._make_policy(Augment(size=100, policy=policy, ops=ops)), {}, Counter()
+    made, found, layers = randaugment._make(Augment(size=100, policy=policy, ops=ops).operations), {}, Counter()
     for op in made.ops:
         op.aug_fn = lambda seen, *given, name=op.name, **_: [*seen, (name, *given)]
     with undisturbed():
         for seed in range(images):
-            module._seed(random.Random(seed))
+            randaugment._seed(random.Random(seed))
             drawn = made([])
             layers[len(drawn)] += 1
             for name, *given in drawn:
@@ -164,14 +164,16 @@ def test_two_layers_change_an_image_twice():
 @pytest.mark.parametrize("kind", ["", "-inc1", "-t3aw", "-tweights"])
 @pytest.mark.parametrize("magnitude", [0, 1, 10, 15, 30])
 def test_every_operation_works_at_every_magnitude(kind, magnitude):
-    policy = module._policy(Augment(size=8, policy=f"rand-m{magnitude}-mmax{magnitude or 10}-p1{kind}"))
+    policy = randaugment._randaugment(
+        Augment(size=8, policy=f"rand-m{magnitude}-mmax{magnitude or 10}-p1{kind}").operations
+    )
     with undisturbed():
         for op in policy.ops:
             assert op(picture()).size == (40, 30)
 
 
 def test_ops_restrict_the_policy():
-    policy = module._policy(Augment(size=8, policy=PAPER, ops=("Rotate", "ShearX")))
+    policy = randaugment._randaugment(Augment(size=8, policy=PAPER, ops=("Rotate", "ShearX")).operations)
     assert [op.name for op in policy.ops] == ["Rotate", "ShearX"]
 
 

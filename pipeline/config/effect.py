@@ -1,0 +1,93 @@
+"""Finds settings that have no effect where they stand: they are refused, or warned of where a shared base has them.
+
+They stay part of what fingerprints hash, so that folders keep their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline.config.settings import Job
+from pipeline.config.settings_train import Finetune, Train
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
+Idle = tuple[str, Any, Iterable[str], str]
+"""(where, the settings there, the names of those that have no effect, why)"""
+
+
+def check_effect(job: Job, said: Collection[str], path: str) -> None:
+    """ConfigError for a setting without effect that is not at its default and is among those `said` by the job file itself or
+    by the command line (dotted names); a warning for one that a base brings."""
+    idle = {
+        f"{where}.{name}": (getattr(settings, name), why)
+        for where, settings, names, why in _idle(job)
+        for name in names
+        if getattr(settings, name) != getattr(type(settings)(), name)
+    }
+    for name, (value, why) in idle.items():
+        found = f"{name} is {value!r}, which has no effect: {why}"
+        shared = re.sub(r"^generations\[\d+\]\.", "", name)
+        everywhere = all(f"generations[{number}].{shared}" in idle for number in range(len(job.generations)))
+        if name in said or (
+            shared in said and everywhere
+        ):  # what is said of all students counts if it is in vain for all
+            raise ConfigError(f"{path}: {found}; drop it")
+        if shared not in said:
+            log.warning("%s: %s (a base of the job sets it)", path, found)
+
+
+def _idle(job: Job) -> Iterator[Idle]:
+    if not job.measure.models:
+        yield "measure", job.measure, _others(job.measure, "models"), "measure.models names no model"
+        if not job.teacher.checkpoint:
+            yield from _idle_in_training("teacher", job.teacher)
+        yield "teacher", job.teacher, OF_STUDENTS, "a teacher has no pseudo-labels"
+    for number, generation in enumerate(job.generations):
+        where, student, select = f"generations[{number}]", generation.student, generation.select
+        yield from _idle_in_training(f"{where}.student", student)
+        if student.labels == "hard":
+            yield f"{where}.student", student, ["temperature"], "it is for soft labels, and these are hard"
+        if not select.per_class:
+            yield f"{where}.select", select, ["max_copies"], "without per_class nothing is copied"
+    if not job.finetune.resolution:
+        names = _others(job.finetune, "resolution")
+        yield "finetune", job.finetune, names, "without finetune.resolution there is no fine-tune"
+    else:
+        yield from _idle_in_optimizer("finetune", job.finetune)
+    if not job.prepare.dataset:
+        yield "prepare", job.prepare, ["labels_per_class"], "prepare.dataset names no data to write"
+    if not job.data.cache:
+        yield "data", job.data, ["cache_gb"], "without data.cache there are no copies"
+
+
+def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
+    yield from _idle_in_optimizer(where, settings)
+    if not settings.rollbacks:
+        yield where, settings, ["rollback_factor"], "with rollbacks 0 no run goes back"
+
+
+def _idle_in_optimizer(where: str, settings: Train | Finetune) -> Iterator[Idle]:
+    if settings.optimizer != "sgd":
+        yield where, settings, ["momentum"], f"only sgd has it, and the optimizer is {settings.optimizer}"
+
+
+def _others(settings: Any, *but: str) -> list[str]:
+    return [item.name for item in dataclasses.fields(settings) if item.name not in but]
+
+
+def names_in(tree: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all settings in a tree of plain data, as `generations[0].student.lr`."""
+    if isinstance(tree, Mapping):
+        return {
+            name for key, value in tree.items() for name in names_in(value, f"{prefix}.{key}" if prefix else str(key))
+        }
+    if isinstance(tree, list) and any(isinstance(entry, Mapping) for entry in tree):
+        return {name for number, entry in enumerate(tree) for name in names_in(entry, f"{prefix}[{number}]")}
+    return {prefix}
