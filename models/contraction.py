@@ -22,34 +22,13 @@ J = M·U context entries (U fast), Y and X the table's sides. Positions are row-
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.fourier import fourier
-
-
-class Order(Protocol):
-    def __call__(
-        self, q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int
-    ) -> Tensor: ...
-
-
-class DenseOrder(Protocol):
-    def __call__(
-        self,
-        q_BNHK: Tensor,
-        keys_BJK: Tensor | None,
-        v_BJV: Tensor,
-        table_YXKU: Tensor,
-        height: int,
-        width: int,
-        mask_NM: Tensor | None,
-        place_N: Tensor | None,
-    ) -> Tensor: ...
+from models.fourier import fourier, fourier_cost
+from models.order import Order, Workload, weighted
 
 
 def position_embeddings(
@@ -89,6 +68,11 @@ def lambda_first(
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
+def lambda_first_cost(w: Workload) -> float:
+    weights = (0.8, 500, 1300, 35e6) if w.training else (0.7, 175, 55, 9e6)
+    return weighted(weights, (w.batch * w.map * w.k * w.v, w.batch * w.lambdas, w.embeddings, 1))
+
+
 def conv(q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int) -> Tensor:
     """Position lambdas as a convolution of every value channel with the table as kernel. Returns y_BNHV."""
     rows, columns, k, u = table_YXKU.shape
@@ -96,6 +80,11 @@ def conv(q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Ten
     p = F.conv2d(maps, table_YXKU.permute(2, 3, 0, 1), padding=(rows // 2, columns // 2))  # [(B V), K, height, width]
     p_BNKV = p.view(-1, v_BJV.shape[2], k, height * width).permute(0, 3, 2, 1)
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
+
+
+def conv_cost(w: Workload) -> float:
+    weights = (7.7, 0, 190e6) if w.training else (0.33, 260, 15e6)
+    return weighted(weights, (w.batch * w.r * w.r * w.u * w.lambdas, w.batch * w.lambdas, 1))
 
 
 def query_first(
@@ -120,6 +109,11 @@ def query_first(
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
     return ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+
+
+def query_first_cost(w: Workload) -> float:
+    weights = (1.2, 72, 1100, 55e6) if w.training else (0.9, 54, 55, 9e6)
+    return weighted(weights, (w.batch * w.h * w.map * (w.k + w.v), w.batch * w.h * w.map, w.embeddings, 1))
 
 
 def apply_map(
@@ -176,10 +170,9 @@ class ApplyMap(torch.autograd.Function):
 
 
 ORDERS: dict[str, Order] = {
-    "lambda_first": lambda_first,
-    "query_first": query_first,
-    "conv": conv,
-    "fourier": fourier,
+    "lambda_first": Order(lambda_first, lambda_first_cost, dense=lambda_first, content_lambdas=True),
+    "query_first": Order(query_first, query_first_cost, dense=query_first),
+    "conv": Order(conv, conv_cost, content_lambdas=True),
+    "fourier": Order(fourier, fourier_cost),
 }
-DENSE: dict[str, DenseOrder] = {"lambda_first": lambda_first, "query_first": query_first}
-"""Those that take a mask and placed queries."""
+"""All orders by name. One more is its function, its cost and an entry here."""

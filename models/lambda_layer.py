@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.choose_order import EXPORT_BATCH, choose_order
+from models.choose_order import EXPORT_BATCH, choose_order, orders
 from models.content import KEY_NORMS, masked_content, normalise_keys
-from models.contraction import DENSE, ORDERS
+from models.contraction import ORDERS
+from models.order import Order, Workload
 from models.projection import CrossProjection, SelfProjection
 
 PAPER_SCOPE = 23
@@ -151,8 +152,7 @@ class LambdaLayer(nn.Module):
             visible = before if mask is None else mask & before
         y_BNHV = keys_BJK = None
         if keys_BMUK is not None and visible is not None:
-            as_lambdas = order not in ("query_first", "fourier")
-            y_BNHV = masked_content(q_BNHK, keys_BMUK, v_BJV, visible, self.key_norm, as_lambdas)
+            y_BNHV = masked_content(q_BNHK, keys_BMUK, v_BJV, visible, self.key_norm, order.content_lambdas)
         elif keys_BMUK is not None:
             keys_BJK = normalise_keys(keys_BMUK, self.key_norm).flatten(1, 2).to(v_BJV.dtype)
         if not self.position:
@@ -162,27 +162,31 @@ class LambdaLayer(nn.Module):
         if self.causal:  # what comes before is a matter of the offset alone, so every order can do it
             rows, columns, *_ = table.shape
             table = table.masked_fill(later_offsets(rows, columns, table.device)[:, :, None, None], 0)
-        if mask is None and grid == context_grid:
-            position = ORDERS[order](q_BNHK, keys_BJK, v_BJV, table, height, width)
-        else:
-            place = None if grid == context_grid else places(grid, context_grid, v_BJV.device)
-            position = DENSE[order](q_BNHK, keys_BJK, v_BJV, table, height, width, mask, place)
+        place = None if grid == context_grid else places(grid, context_grid, v_BJV.device)
+        position = order.apply(q_BNHK, keys_BJK, v_BJV, table, height, width, mask, place)
         return position if y_BNHV is None else position + y_BNHV
 
-    def _order(self, q_BNHK: Tensor, grid: torch.Size, dense: bool) -> str:
+    def _order(self, q_BNHK: Tensor, grid: torch.Size, dense: bool) -> Order:
         if self.order != "auto":
-            if dense and self.order not in DENSE:
+            if dense and not ORDERS[self.order].dense:
                 raise ValueError(
                     f"order {self.order!r} of a lambda layer takes no mask and no context of another size; "
-                    f"the orders that do are {', '.join(DENSE)}"
+                    f"the orders that do are {', '.join(orders(dense=True))}"
                 )
-            return self.order
-        # An export must hold for every batch, so it may not read this one.
-        batch = EXPORT_BATCH if torch.compiler.is_compiling() else q_BNHK.shape[0]
-        scope = max(self.embeddings().shape[:2]) if self.position else 1
-        return choose_order(
-            *grid, batch=batch, k=self.k, v=self.v, h=self.h, u=self.u, r=scope, training=self.training, dense=dense
+            return ORDERS[self.order]
+        workload = Workload(
+            height=grid[0],
+            width=grid[1],
+            # An export must hold for every batch, so it may not read this one.
+            batch=EXPORT_BATCH if torch.compiler.is_compiling() else q_BNHK.shape[0],
+            k=self.k,
+            v=self.v,
+            h=self.h,
+            u=self.u,
+            r=max(self.embeddings().shape[:2]) if self.position else 1,
+            training=self.training,
         )
+        return ORDERS[choose_order(workload, dense)]
 
     def _check_size(self, table_YXKU: Tensor, grid: torch.Size) -> None:
         largest = [(side + 1) // 2 for side in table_YXKU.shape[:2]]
