@@ -44,6 +44,11 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(1, (3, self.heads, self.depth)).unbind(1)
         return q, k, v
 
+    def pooled(self, y: Tensor) -> Tensor:
+        """y at the layer's stride."""
+        strided: Tensor = self.pool(y)
+        return strided
+
     def extra_repr(self) -> str:
         return f"heads={self.heads}, depth={self.depth}"
 
@@ -113,7 +118,7 @@ class GlobalAttention(SelfAttention):
             F.pad(v, (0, height + width)),
             scale=self.depth**-0.5,
         )[..., : self.depth]
-        return self.pool(y_BHND.transpose(1, 2).flatten(2).unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        return self.pooled(y_BHND.transpose(1, 2).flatten(2).unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
 
 class AxialAttention(SelfAttention):
@@ -137,15 +142,15 @@ class AxialAttention(SelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         z_BCXY = self.along_last_axis(self.to_qkv_height(x).mT, self.table_height)
-        return self.pool(self.along_last_axis(self.to_qkv_width(z_BCXY.mT), self.table_width))
+        return self.pooled(self.along_last_axis(self.to_qkv_width(z_BCXY.mT), self.table_width))
 
     def along_last_axis(self, qkv: Tensor, table_TD: Tensor) -> Tensor:
         """Attention within each row of the projections [B, 3 C, Y, X]; returns y_BCYX."""
         batch, _, height, width = qkv.shape
         q, k, v = (each.permute(0, 3, 1, 4, 2).flatten(0, 1) for each in self.split(qkv))  # [(B Y), H, X, D]
         bias = torch.einsum("bhid,ijd->bhij", q * self.depth**-0.5, offset_embeddings(table_TD, width))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return y.unflatten(0, (batch, height)).permute(0, 2, 4, 1, 3).flatten(1, 2)
+        y: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).unflatten(0, (batch, height))
+        return y.permute(0, 2, 4, 1, 3).flatten(1, 2)
 
 
 class LocalAttention(SelfAttention):
@@ -182,7 +187,7 @@ class LocalAttention(SelfAttention):
         y = torch.zeros_like(v)
         for weight, each in zip(weights.unbind(2), neighbours(v, self.window), strict=True):
             y = y + weight.unsqueeze(2) * each
-        return self.pool(y.flatten(1, 2))
+        return self.pooled(y.flatten(1, 2))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"
@@ -213,7 +218,7 @@ class LinearAttention(SelfAttention):
         q, k, v = (each.flatten(3) for each in self.split(self.to_qkv(x)))  # [B, H, D, N]
         context = k.softmax(3) @ v.mT  # [B, H, D of the keys, D of the values]
         y_BHDN = context.mT @ q.softmax(2)
-        return self.pool(y_BHDN.flatten(1, 2).unflatten(2, x.shape[2:]))
+        return self.pooled(y_BHDN.flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
 ATTENTION: dict[str, type[SelfAttention]] = {

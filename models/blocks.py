@@ -72,8 +72,9 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        squeezed = self.reduce(x.mean((2, 3), keepdim=True)).relu()
-        return x * self.expand(squeezed).sigmoid()
+        squeezed: Tensor = self.reduce(x.mean((2, 3), keepdim=True)).relu()
+        gates: Tensor = self.expand(squeezed).sigmoid()
+        return x * gates
 
 
 class StochasticDepth(nn.Module):

@@ -22,6 +22,8 @@ J = M·U context entries (U fast), Y and X the table's sides. Positions are row-
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,7 +110,8 @@ def query_first(
     # Compilers and exporters see plain products and derive their own backward.
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
-    return ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+    y_BNHV: Tensor = ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+    return y_BNHV
 
 
 def query_first_cost(w: Workload) -> float:
@@ -142,14 +145,16 @@ class ApplyMap(torch.autograd.Function):
     """`apply_map` with a backward that keeps its layout."""
 
     @staticmethod
-    def forward(ctx, q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ):  # type: ignore[no-untyped-def, override]
+    def forward(
+        ctx: Any, q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
+    ) -> Tensor:
         y_BNHV, a_NHBJ, q_NHBK = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
         ctx.save_for_backward(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK)
         return y_BNHV
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK = ctx.saved_tensors
         n, heads, batch, k = q_NHBK.shape
         dy_BQV = dy_BNHV.reshape(batch, n * heads, -1)

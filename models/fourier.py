@@ -15,6 +15,7 @@ of its context, C = (T P K) and E = (W P U) the two sides of a frequency's matri
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,10 @@ def fourier(
 ) -> Tensor:
     """Applies lambdas built by a transform along the rows. Returns y_BNHV; computes in at least single precision."""
     if v_BJV.dtype in (torch.bfloat16, torch.float16):
-        q, keys, v, table = (None if t is None else t.float() for t in (q_BNHK, keys_BJK, v_BJV, table_YXKU))
+        keys = None if keys_BJK is None else keys_BJK.float()
         with torch.autocast(v_BJV.device.type, enabled=False):
-            return fourier(q, keys, v, table, height, width).to(v_BJV.dtype)  # type: ignore[arg-type]
+            y_BNHV = fourier(q_BNHK.float(), keys, v_BJV.float(), table_YXKU.float(), height, width)
+        return y_BNHV.to(v_BJV.dtype)
     table_YXKU = centre(table_YXKU, height, width)
     half = table_YXKU.shape[0] // 2
     analysis, synthesis, of_table = transforms(height, half, table_YXKU)
@@ -46,7 +48,8 @@ def fourier(
         return _whole_batch(q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns)
     tensors = (q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis)
     if torch.is_grad_enabled():
-        return ApplyByImage.apply(*tensors, width, columns)
+        y: Tensor = ApplyByImage.apply(*tensors, width, columns)
+        return y
     return apply_by_image(*tensors, width, columns, keep=False)[0]
 
 
@@ -142,7 +145,7 @@ def _whole_batch(
         lambdas_FCR = matrix_FCE[:, :, times(of_matrix, 2 * u)] @ f_FER[:, times(context, 2 * u)]
         p_YTKR = (synthesis @ lambdas_FCR.reshape(2 * frequencies, -1)).view(height, columns, k, -1)
         parts.append(p_YTKR[:, : width - first])
-    p_BNKV = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
+    p_BNKV: Tensor = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
     return q_BNHK @ (p_BNKV if c_BKV is None else p_BNKV + c_BKV.unsqueeze(1))
 
 
@@ -205,7 +208,17 @@ class ApplyByImage(torch.autograd.Function):
     """`apply_by_image` with a backward that goes the same way, a tile of an image at a time."""
 
     @staticmethod
-    def forward(ctx, q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns):  # type: ignore[no-untyped-def, override]
+    def forward(
+        ctx: Any,
+        q_BNHK: Tensor,
+        c_BKV: Tensor | None,
+        v_BJV: Tensor,
+        matrix_FCE: Tensor,
+        analysis: Tensor,
+        synthesis: Tensor,
+        width: int,
+        columns: int,
+    ) -> Tensor:
         y_BNHV, kept, f_BFEV = apply_by_image(
             q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns, keep=True
         )
@@ -215,7 +228,7 @@ class ApplyByImage(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept = ctx.saved_tensors
         width, columns = ctx.width, ctx.columns
         batch, _, heads, k = q_BNHK.shape

@@ -130,7 +130,7 @@ class LambdaLayer(nn.Module):
         v_BJV = v.flatten(2).mT.unflatten(2, (self.u, self.v)).flatten(1, 2)
         keys_BMUK = keys.flatten(2).mT.unflatten(2, (self.u, self.k)) if self.content else None
         y_BNHV = self._apply_lambdas(q_BNHK, keys_BMUK, v_BJV, q.shape[2:], v.shape[2:], mask)
-        y = self.pool(y_BNHV.flatten(2).unflatten(1, q.shape[2:]).permute(0, 3, 1, 2))
+        y: Tensor = self.pool(y_BNHV.flatten(2).unflatten(1, q.shape[2:]).permute(0, 3, 1, 2))
         return y.squeeze(2) if self.dims == 1 else y
 
     def _apply_lambdas(
@@ -156,7 +156,10 @@ class LambdaLayer(nn.Module):
         elif keys_BMUK is not None:
             keys_BJK = normalise_keys(keys_BMUK, self.key_norm).flatten(1, 2).to(v_BJV.dtype)
         if not self.position:
-            return q_BNHK @ (keys_BJK.mT @ v_BJV).unsqueeze(1) if y_BNHV is None else y_BNHV  # type: ignore[union-attr]
+            if y_BNHV is not None:
+                return y_BNHV
+            assert keys_BJK is not None
+            return q_BNHK @ (keys_BJK.mT @ v_BJV).unsqueeze(1)
         table = self.embeddings().to(v_BJV.dtype)
         self._check_size(table, context_grid)
         if self.causal:  # what comes before is a matter of the offset alone, so every order can do it

@@ -21,10 +21,9 @@ class Stage(nn.Sequential):
     checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return super().forward(x)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self:
-            x = recomputed(block, x)
+            x = recomputed(block, x) if recompute else block(x)
         return x
 
 
@@ -96,11 +95,13 @@ class LambdaResNet(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, [b, num_features, height/s, width/s], s the total stride."""
-        return self.stages(self.stem(x))
+        features: Tensor = self.stages(self.stem(x))
+        return features
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Logits of a feature map: average over positions, dropout, classifier."""
-        return self.classifier(self.dropout(features.mean((2, 3))))
+        logits: Tensor = self.classifier(self.dropout(features.mean((2, 3))))
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -13,5 +13,5 @@ def channels_last(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
     return model

@@ -84,6 +84,7 @@ def folded(projection: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
         one = nn.Conv2d(projection.in_channels, projection.out_channels, 1).to(projection.weight)
         one.weight.copy_(projection.weight)
         one.weight[: len(scale)].mul_(scale[:, None, None, None])
-        nn.init.zeros_(one.bias)  # type: ignore[arg-type]
-        one.bias[: len(scale)].copy_(norm.bias - norm.running_mean * scale)  # type: ignore[index]
+        assert one.bias is not None
+        nn.init.zeros_(one.bias)
+        one.bias[: len(scale)].copy_(norm.bias - norm.running_mean * scale)
     return one

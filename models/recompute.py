@@ -16,13 +16,16 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     Result and gradients are those of block(x): random draws are repeated, and running statistics take in a batch
     once, in the first run.
     """
-    if torch.compiler.is_compiling():  # a compiled graph keeps buffers out of what it computes twice
-        return checkpoint(block, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _buffers_kept(block)
 
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    y: Tensor
+    if torch.compiler.is_compiling():  # a compiled graph keeps buffers out of what it computes twice
+        y = checkpoint(block, x, use_reentrant=False)
+    else:
+        y = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return y
 
 
 @contextmanager
