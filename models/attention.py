@@ -1,7 +1,7 @@
-"""The self-attention layers that LambdaNetworks compares with: global, axial, local and linear.
+"""Implements the self-attention layers that LambdaNetworks compares with: global, axial, local and linear.
 
 All have heads of D = dim/heads channels, one 1×1 convolution for queries, keys and values, no bias and no output
-projection (the bottleneck's 1×1 convolution is that one). Logits are scaled by D^-½, and relative logits follow
+projection (the bottleneck's 1×1 convolution does that). Logits are scaled by D^-½, and relative logits follow
 Bello et al. 2019 (arXiv 1904.09925): the offset (i, j) of a position from the query adds q·(e_i + f_j), with one
 table of e for the height and one of f for the width, shared by all heads.
 
@@ -20,7 +20,7 @@ REACH = 55
 
 
 class SelfAttention(nn.Module):
-    """What the four have in common: x [b, dim, height, width] of any size to y of the same shape.
+    """The common part of the four: it maps x [b, dim, height, width], of any size, to y of the same shape.
 
     Stride 2 is a 3×3 average pool of y, [b, dim, ⌈height/2⌉, ⌈width/2⌉]. In y's channels the head is the slow axis.
     Projections start as N(0, dim^-½) and tables as N(0, D^-½), as standard deviations. Raises ValueError for sizes
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def pooled(self, y: Tensor) -> Tensor:
-        """y at the layer's stride."""
+        """Pools y if the layer has stride 2."""
         strided: Tensor = self.pool(y)
         return strided
 
@@ -61,7 +61,7 @@ def check_arguments(dim: int, *, heads: int) -> None:
     if dim % heads:
         allowed = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
         raise ValueError(
-            f"heads={heads} do not divide the width {dim} of an attention layer; numbers that do are {allowed}"
+            f"heads={heads} does not divide the width {dim} of an attention layer; numbers that do are {allowed}"
         )
 
 
@@ -75,7 +75,7 @@ def project(dim: int) -> nn.Conv2d:
 
 
 def offset_embeddings(table_TD: Tensor, side: int) -> Tensor:
-    """The embedding of the offset from i to j on an axis of `side`, e_IJD; farther ones take the outermost entry."""
+    """The embedding of the offset from i to j on an axis of `side`, e_IJD; farther offsets take the outermost entry."""
     reach = len(table_TD) // 2
     index = torch.arange(side, device=table_TD.device)
     return table_TD[(index - index.unsqueeze(1)).clamp(-reach, reach) + reach]
@@ -87,8 +87,8 @@ class GlobalAttention(SelfAttention):
         y_n = concat over heads Σ_m softmax_m(q_n·(k_m + e_(row m − row n) + f_(column m − column n)) / √D) v_m
 
     The tables hold offsets up to `reach`; farther ones share the outermost entry (Shaw et al. 2018), so any image
-    size runs. With n = height·width positions time is Θ(b n² dim) and space Θ(b heads n²), the maps. The fused
-    kernel of scaled_dot_product_attention, where it is used, keeps none, and space falls to
+    size works. With n = height·width positions time is Θ(b n² dim) and space, for the maps, Θ(b heads n²). If torch
+    uses its fused kernel for scaled_dot_product_attention, no map is kept and space falls to
     Θ(b n (dim + heads (height + width))).
     """
 
@@ -105,9 +105,9 @@ class GlobalAttention(SelfAttention):
         q_BHDYX, k_BHDYX, v_BHDYX = self.split(self.to_qkv(x))
         rows = torch.einsum("bhdyx,yjd->bhyxj", q_BHDYX, offset_embeddings(self.table_height, height))
         columns = torch.einsum("bhdyx,xjd->bhyxj", q_BHDYX, offset_embeddings(self.table_width, width))
-        # Relative logits as more channels: the query brings its logit for each row and column, the key picks its own
-        # with a one-hot. An additive mask of N × N with a gradient would keep the maps that the fused kernel avoids.
-        # The kernel wants one depth for all three, hence the zeros of v.
+        # Relative logits are extra channels: the query holds its logit for each row and column, the key selects its own
+        # with a one-hot. An additive N × N mask with a gradient would keep the maps that the fused kernel avoids.
+        # The kernel needs the same depth for all three, so v is padded with zeros.
         q, k, v = (each.flatten(3).mT for each in (q_BHDYX, k_BHDYX, v_BHDYX))  # [B, H, N, D]
         own_row = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
         own_column = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
@@ -159,10 +159,11 @@ class LocalAttention(SelfAttention):
 
         y_n = concat over heads Σ_m softmax_m(q_n·(k_m + e_(row m − row n) + f_(column m − column n)) / √D) v_m
 
-    over the m in the window of n. Relative embeddings are whole vectors per axis, added; Ramachandran gives each axis
-    half the channels, which is this with zeros in the other half. With m = window² time is Θ(b n m dim) and space
-    Θ(b heads n m), one shifted view of keys and values after another: at 56×56, 64 wide, that trains 3 times and
-    infers 10 times faster than gathering the windows, in a fifth of the memory (one CPU core).
+    over the m in the window of n. Each axis has whole vectors as relative embeddings, which are added; Ramachandran
+    gives each axis half the channels, which equals zeros in the other half here. With m = window² time is
+    Θ(b n m dim) and space Θ(b heads n m). The code goes through shifted views of keys and values one by one: at 56×56,
+    64 wide, this is 3 times faster in training and 10 times in inference than gathering the windows, in a fifth of the
+    memory (one CPU core).
     """
 
     def __init__(self, dim: int, *, heads: int = 8, stride: int = 1, window: int = 7) -> None:
@@ -194,19 +195,19 @@ class LocalAttention(SelfAttention):
 
 
 def neighbours(x: Tensor, window: int) -> list[Tensor]:
-    """For each offset of a window, row-major, what lies there from every position of x […, Y, X]: views of x padded
-    with zeros."""
+    """Views of the zero-padded x […, Y, X], one for each offset of a window, row-major: the neighbour at that offset of
+    every position."""
     height, width = x.shape[-2:]
     padded = F.pad(x, (window // 2,) * 4)
     return [padded[..., i : i + height, j : j + width] for i in range(window) for j in range(window)]
 
 
 class LinearAttention(SelfAttention):
-    """Efficient attention (Shen et al. 2018, arXiv 1812.01243): a D × D summary of the context per head, no map.
+    """Efficient attention (Shen et al. 2018, arXiv 1812.01243): each head keeps a D × D summary of the context, no map.
 
         y_n = concat over heads Gᵀ softmax over channels of q_n,   G = Σ_m (softmax over positions of k)_m v_mᵀ
 
-    Content only; no logit is scaled. Time is Θ(b n dim²/heads) and space Θ(b dim²/heads).
+    It uses content only and scales no logits. Time is Θ(b n dim²/heads) and space Θ(b dim²/heads).
     """
 
     def __init__(self, dim: int, *, heads: int = 8, stride: int = 1) -> None:

@@ -265,7 +265,7 @@ def test_memory_format_and_autocast_do_not_change_the_result():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"h": 5}, ["h=5", "32"]),
+    ({"h": 5}, ["h=5", "32", "1, 2, 4, 8, 16, 32"]),
     ({"r": 8}, ["odd", "8"]),
     ({"order": "fastest"}, ["'fastest'", "query_first"]),
     ({"key_norm": "l1"}, ["'l1'", "softmax"]),
@@ -275,7 +275,7 @@ def test_memory_format_and_autocast_do_not_change_the_result():
     ({"r": None}, ["r=None", "size"]),
     ({"size": 7}, ["r=23", "size=7"]),
     ({"r": None, "size": (0, 4)}, ["(0, 4)"]),
-    ({"content": False, "position": False}, ["neither"]),
+    ({"content": False, "position": False}, ["both false"]),
     ({"causal": True, "dim_context": 8}, ["causal", "mask"]),
 ])  # fmt: skip
 def test_bad_arguments_say_what_is_allowed(arguments, words):
