@@ -1,4 +1,4 @@
-"""LambdaNetworks in plain torch: the layer and the family. Copy the folder elsewhere and it works."""
+"""Provides LambdaNetworks in plain torch: the layer and the family of networks. A copy of the folder works anywhere."""
 
 from models.architecture import Architecture as Architecture
 from models.family import create_model as create_model

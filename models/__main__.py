@@ -1,4 +1,7 @@
-"""`python -m models`: the members, with what one image costs at the resolution they are meant for (1,000 classes)."""
+"""Lists all architectures with the cost of one image: `python -m models`.
+
+Every network has 1,000 classes and reads images at the resolution that it is meant for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a LambdaResNet looks like, as data: stages, blocks, and what the blocks hold."""
+"""Describes a LambdaResNet as data: its stages, their blocks, and the layers in the blocks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ LambdaBlocks = str | tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a network looks like. Stages are numbered from 2 as in the paper (c2, c3, …); all but c2 stride by 2.
+    """The shape of a network. Stages are numbered from 2 as in the paper (c2, c3, …); all but c2 have stride 2.
 
-    Raises ValueError where the fields do not fit together.
+    Raises ValueError if the fields do not fit together.
     """
 
     depths: tuple[int, ...]
     """Blocks of each stage."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Bottleneck width of each stage; its blocks put out `expansion` times that."""
+    """Bottleneck width of each stage; its blocks output `expansion` times as many channels."""
     lambdas: Mapping[int, LambdaBlocks] = field(default_factory=dict)
-    """Which blocks of a stage hold a lambda layer in place of the 3×3: "all", "rest" (all but the first, which
-    strides), or numbers counted from 1."""
+    """The blocks of each stage that hold a lambda layer instead of the 3×3: "all", "rest" (all but the first, which
+    has the stride), or numbers counted from 1."""
     layer: str = "lambda"
-    """What those blocks hold: "lambda", or a kind of self-attention of models.attention to compare with."""
+    """The kind of layer in those blocks: "lambda", or for comparison a self-attention of models.attention."""
     se: tuple[int, ...] = ()
-    """Stages whose convolutional blocks squeeze and excite; lambda blocks never do."""
+    """Stages whose convolutional blocks use squeeze-and-excite; lambda blocks never do."""
     stem: str = "d"
     stem_width: int = 64
     shortcut: str = "pool"
@@ -42,25 +42,25 @@ class Architecture:
     u: int = 1
     """Intra-depth."""
     r: int | None = None
-    """Scope; unset means the paper's, 23, or 7 where u > 1."""
+    """Scope; None means the paper's, which is 23, or 7 if u > 1."""
     content: bool = True
     """Whether lambda layers have content lambdas."""
     position: bool = True
-    """Whether they have position lambdas."""
+    """Whether lambda layers have position lambdas."""
     key_norm: str = "softmax"
-    """How their keys are normalised over the context: "softmax", "l2" or "none"."""
+    """How lambda layers normalise keys over the context: "softmax", "l2" or "none"."""
     share_embeddings: bool = False
     """One table of position embeddings for each stage; the stage's first lambda layer owns it."""
     order: str = "auto"
     """Contraction order of the lambda layers, see models.contraction."""
     heads: int = 8
-    """Heads of self-attention, where `layer` names one."""
+    """Heads of self-attention, if `layer` names one."""
     dropout: float = 0.0
-    """Before the classifier."""
+    """Dropout rate before the classifier."""
     stochastic_depth: float = 0.0
-    """Drop rate of the last block; that of the i-th of n blocks is i/n of it."""
+    """Drop rate of the last block; the i-th of n blocks has i/n of that rate."""
     checkpointing: bool = False
-    """Training keeps the input of each block only and computes the block a second time for its gradients."""
+    """Whether training keeps only the input of each block and computes the block again for its gradients."""
     in_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Architecture:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         for name, allowed in (("stem", STEMS), ("shortcut", SHORTCUTS), ("layer", ("lambda", *ATTENTION))):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
+                raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in ("dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 0 and below 1, not {getattr(self, name)}")
@@ -84,13 +84,15 @@ class Architecture:
         self._check_layers()
 
     def _check_layers(self) -> None:
-        """What the blocks named by `lambdas` hold."""
+        """Checks the layers of the blocks that `lambdas` names."""
         if self.layer != "lambda" and not (self.content and self.position):
-            raise ValueError(f"content and position are switches of lambda layers; leave them out with {self.layer}")
+            raise ValueError(
+                f"only lambda layers have the switches content and position; leave them out with {self.layer}"
+            )
         if self.share_embeddings and (self.layer != "lambda" or not self.position):
             raise ValueError(
-                "share_embeddings shares the position embeddings of lambda layers, and there are none with "
-                f"layer {self.layer!r} and position {self.position}; leave it out"
+                "share_embeddings shares the position embeddings of lambda layers, but with layer "
+                f"{self.layer!r} and position {self.position} there are none; leave it out"
             )
         for stage, blocks in self.lambdas.items():
             depth, width = self.depths[stage - 2], self.widths[stage - 2]

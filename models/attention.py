@@ -1,7 +1,7 @@
-"""The self-attention layers that LambdaNetworks compares with: global, axial, local and linear.
+"""Implements the self-attention layers that LambdaNetworks compares with: global, axial, local and linear.
 
 All have heads of D = dim/heads channels, one 1×1 convolution for queries, keys and values, no bias and no output
-projection (the bottleneck's 1×1 convolution is that one). Logits are scaled by D^-½, and relative logits follow
+projection (the bottleneck's 1×1 convolution does that). Logits are scaled by D^-½, and relative logits follow
 Bello et al. 2019 (arXiv 1904.09925): the offset (i, j) of a position from the query adds q·(e_i + f_j), with one
 table of e for the height and one of f for the width, shared by all heads.
 
@@ -20,7 +20,7 @@ REACH = 55
 
 
 class SelfAttention(nn.Module):
-    """What the four have in common: x [b, dim, height, width] of any size to y of the same shape.
+    """The common part of the four: it maps x [b, dim, height, width], of any size, to y of the same shape.
 
     Stride 2 is a 3×3 average pool of y, [b, dim, ⌈height/2⌉, ⌈width/2⌉]. In y's channels the head is the slow axis.
     Projections start as N(0, dim^-½) and tables as N(0, D^-½), as standard deviations. Raises ValueError for sizes
@@ -44,6 +44,11 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(1, (3, self.heads, self.depth)).unbind(1)
         return q, k, v
 
+    def pooled(self, y: Tensor) -> Tensor:
+        """Pools y if the layer has stride 2."""
+        strided: Tensor = self.pool(y)
+        return strided
+
     def extra_repr(self) -> str:
         return f"heads={self.heads}, depth={self.depth}"
 
@@ -56,7 +61,7 @@ def check_arguments(dim: int, *, heads: int) -> None:
     if dim % heads:
         allowed = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
         raise ValueError(
-            f"heads={heads} do not divide the width {dim} of an attention layer; numbers that do are {allowed}"
+            f"heads={heads} does not divide the width {dim} of an attention layer; numbers that do are {allowed}"
         )
 
 
@@ -70,7 +75,7 @@ def project(dim: int) -> nn.Conv2d:
 
 
 def offset_embeddings(table_TD: Tensor, side: int) -> Tensor:
-    """The embedding of the offset from i to j on an axis of `side`, e_IJD; farther ones take the outermost entry."""
+    """The embedding of the offset from i to j on an axis of `side`, e_IJD; farther offsets take the outermost entry."""
     reach = len(table_TD) // 2
     index = torch.arange(side, device=table_TD.device)
     return table_TD[(index - index.unsqueeze(1)).clamp(-reach, reach) + reach]
@@ -82,8 +87,8 @@ class GlobalAttention(SelfAttention):
         y_n = concat over heads Σ_m softmax_m(q_n·(k_m + e_(row m − row n) + f_(column m − column n)) / √D) v_m
 
     The tables hold offsets up to `reach`; farther ones share the outermost entry (Shaw et al. 2018), so any image
-    size runs. With n = height·width positions time is Θ(b n² dim) and space Θ(b heads n²), the maps. The fused
-    kernel of scaled_dot_product_attention, where it is used, keeps none, and space falls to
+    size works. With n = height·width positions time is Θ(b n² dim) and space, for the maps, Θ(b heads n²). If torch
+    uses its fused kernel for scaled_dot_product_attention, no map is kept and space falls to
     Θ(b n (dim + heads (height + width))).
     """
 
@@ -100,9 +105,9 @@ class GlobalAttention(SelfAttention):
         q_BHDYX, k_BHDYX, v_BHDYX = self.split(self.to_qkv(x))
         rows = torch.einsum("bhdyx,yjd->bhyxj", q_BHDYX, offset_embeddings(self.table_height, height))
         columns = torch.einsum("bhdyx,xjd->bhyxj", q_BHDYX, offset_embeddings(self.table_width, width))
-        # Relative logits as more channels: the query brings its logit for each row and column, the key picks its own
-        # with a one-hot. An additive mask of N × N with a gradient would keep the maps that the fused kernel avoids.
-        # The kernel wants one depth for all three, hence the zeros of v.
+        # Relative logits are extra channels: the query holds its logit for each row and column, the key selects its own
+        # with a one-hot. An additive N × N mask with a gradient would keep the maps that the fused kernel avoids.
+        # The kernel needs the same depth for all three, so v is padded with zeros.
         q, k, v = (each.flatten(3).mT for each in (q_BHDYX, k_BHDYX, v_BHDYX))  # [B, H, N, D]
         own_row = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
         own_column = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
@@ -113,7 +118,7 @@ class GlobalAttention(SelfAttention):
             F.pad(v, (0, height + width)),
             scale=self.depth**-0.5,
         )[..., : self.depth]
-        return self.pool(y_BHND.transpose(1, 2).flatten(2).unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        return self.pooled(y_BHND.transpose(1, 2).flatten(2).unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
 
 class AxialAttention(SelfAttention):
@@ -137,15 +142,15 @@ class AxialAttention(SelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         z_BCXY = self.along_last_axis(self.to_qkv_height(x).mT, self.table_height)
-        return self.pool(self.along_last_axis(self.to_qkv_width(z_BCXY.mT), self.table_width))
+        return self.pooled(self.along_last_axis(self.to_qkv_width(z_BCXY.mT), self.table_width))
 
     def along_last_axis(self, qkv: Tensor, table_TD: Tensor) -> Tensor:
         """Attention within each row of the projections [B, 3 C, Y, X]; returns y_BCYX."""
         batch, _, height, width = qkv.shape
         q, k, v = (each.permute(0, 3, 1, 4, 2).flatten(0, 1) for each in self.split(qkv))  # [(B Y), H, X, D]
         bias = torch.einsum("bhid,ijd->bhij", q * self.depth**-0.5, offset_embeddings(table_TD, width))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return y.unflatten(0, (batch, height)).permute(0, 2, 4, 1, 3).flatten(1, 2)
+        y: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).unflatten(0, (batch, height))
+        return y.permute(0, 2, 4, 1, 3).flatten(1, 2)
 
 
 class LocalAttention(SelfAttention):
@@ -154,10 +159,11 @@ class LocalAttention(SelfAttention):
 
         y_n = concat over heads Σ_m softmax_m(q_n·(k_m + e_(row m − row n) + f_(column m − column n)) / √D) v_m
 
-    over the m in the window of n. Relative embeddings are whole vectors per axis, added; Ramachandran gives each axis
-    half the channels, which is this with zeros in the other half. With m = window² time is Θ(b n m dim) and space
-    Θ(b heads n m), one shifted view of keys and values after another: at 56×56, 64 wide, that trains 3 times and
-    infers 10 times faster than gathering the windows, in a fifth of the memory (one CPU core).
+    over the m in the window of n. Each axis has whole vectors as relative embeddings, which are added; Ramachandran
+    gives each axis half the channels, which equals zeros in the other half here. With m = window² time is
+    Θ(b n m dim) and space Θ(b heads n m). The code goes through shifted views of keys and values one by one: at 56×56,
+    64 wide, this is 3 times faster in training and 10 times in inference than gathering the windows, in a fifth of the
+    memory (one CPU core).
     """
 
     def __init__(self, dim: int, *, heads: int = 8, stride: int = 1, window: int = 7) -> None:
@@ -182,26 +188,26 @@ class LocalAttention(SelfAttention):
         y = torch.zeros_like(v)
         for weight, each in zip(weights.unbind(2), neighbours(v, self.window), strict=True):
             y = y + weight.unsqueeze(2) * each
-        return self.pool(y.flatten(1, 2))
+        return self.pooled(y.flatten(1, 2))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"
 
 
 def neighbours(x: Tensor, window: int) -> list[Tensor]:
-    """For each offset of a window, row-major, what lies there from every position of x […, Y, X]: views of x padded
-    with zeros."""
+    """Views of the zero-padded x […, Y, X], one for each offset of a window, row-major: the neighbour at that offset of
+    every position."""
     height, width = x.shape[-2:]
     padded = F.pad(x, (window // 2,) * 4)
     return [padded[..., i : i + height, j : j + width] for i in range(window) for j in range(window)]
 
 
 class LinearAttention(SelfAttention):
-    """Efficient attention (Shen et al. 2018, arXiv 1812.01243): a D × D summary of the context per head, no map.
+    """Efficient attention (Shen et al. 2018, arXiv 1812.01243): each head keeps a D × D summary of the context, no map.
 
         y_n = concat over heads Gᵀ softmax over channels of q_n,   G = Σ_m (softmax over positions of k)_m v_mᵀ
 
-    Content only; no logit is scaled. Time is Θ(b n dim²/heads) and space Θ(b dim²/heads).
+    It uses content only and scales no logits. Time is Θ(b n dim²/heads) and space Θ(b dim²/heads).
     """
 
     def __init__(self, dim: int, *, heads: int = 8, stride: int = 1) -> None:
@@ -213,7 +219,7 @@ class LinearAttention(SelfAttention):
         q, k, v = (each.flatten(3) for each in self.split(self.to_qkv(x)))  # [B, H, D, N]
         context = k.softmax(3) @ v.mT  # [B, H, D of the keys, D of the values]
         y_BHDN = context.mT @ q.softmax(2)
-        return self.pool(y_BHDN.flatten(1, 2).unflatten(2, x.shape[2:]))
+        return self.pooled(y_BHDN.flatten(1, 2).unflatten(2, x.shape[2:]))
 
 
 ATTENTION: dict[str, type[SelfAttention]] = {

@@ -1,4 +1,4 @@
-"""What ResNets are made of: stems, the bottleneck, squeeze-and-excite, stochastic depth."""
+"""Builds the parts of ResNets: stems, shortcuts, the bottleneck, squeeze-and-excite, stochastic depth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def vanilla_stem(channels: int, out: int) -> nn.Sequential:
 
 
 def resnet_d_stem(channels: int, out: int) -> nn.Sequential:
-    """Three 3×3 convolutions, and a fourth of stride 2 for the max pool; a stride of 4 in all (ResNet-RS)."""
+    """Three 3×3 convolutions and, instead of the max pool, a fourth of stride 2; a stride of 4 in all (ResNet-RS)."""
     return nn.Sequential(
         conv_bn(channels, out // 2, 3, stride=2),
         conv_bn(out // 2, out // 2, 3),
@@ -37,7 +37,7 @@ def small_stem(channels: int, out: int) -> nn.Sequential:
 
 
 def half_stem(channels: int, out: int) -> nn.Sequential:
-    """One 3×3 convolution of stride 2: the small stem at a quarter of the cost of all that follows."""
+    """One 3×3 convolution of stride 2: as the small stem, but all later layers cost a quarter."""
     return conv_bn(channels, out, 3, stride=2)
 
 
@@ -46,7 +46,7 @@ STEM_STRIDES = {"vanilla": 4, "d": 4, "small": 1, "half": 2}
 
 
 def conv_shortcut(channels: int, out: int, stride: int) -> nn.Module:
-    """1×1 convolution with the stride; the identity where shapes agree."""
+    """1×1 convolution with the stride; the identity if the shapes agree."""
     if stride == 1 and channels == out:
         return nn.Identity()
     return conv_bn(channels, out, 1, stride=stride, act=False)
@@ -72,14 +72,15 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        squeezed = self.reduce(x.mean((2, 3), keepdim=True)).relu()
-        return x * self.expand(squeezed).sigmoid()
+        squeezed: Tensor = self.reduce(x.mean((2, 3), keepdim=True)).relu()
+        gates: Tensor = self.expand(squeezed).sigmoid()
+        return x * gates
 
 
 class StochasticDepth(nn.Module):
-    """In training drops the whole branch of an example with probability `rate` and rescales the survivors.
+    """Drops, in training, the whole branch of an example with probability `rate` and rescales the other examples.
 
-    The mask of each example is drawn from torch's global generator of the device.
+    It draws the mask from torch's global generator of the device.
     """
 
     def __init__(self, rate: float) -> None:
@@ -97,9 +98,9 @@ class StochasticDepth(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(shortcut(x) + drop(se(conv1×1(relu(bn(mix(conv1×1(x)))))))), the last batch norm starting at zero.
+    """relu(shortcut(x) + drop(se(conv1×1(relu(bn(mix(conv1×1(x)))))))). The last batch norm starts at scale zero.
 
-    `mix` looks across positions at `width` channels and has the stride: a 3×3 convolution or a lambda layer.
+    `mix`, a 3×3 convolution or a lambda layer, combines positions at `width` channels and has the stride.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The content side of a lambda layer: keys normalised over the context, and content lambdas under a mask.
+"""Normalises the keys of a lambda layer over the context, and applies its content lambdas under a mask.
 
 Shape suffixes as in models.contraction.
 """
@@ -12,7 +12,7 @@ KEY_NORMS = ("softmax", "l2", "none")
 
 
 def normalise_keys(keys_BMUK: Tensor, norm: str) -> Tensor:
-    """Every key channel normalised over the context positions: by softmax, to unit L2 norm, or not at all."""
+    """Normalises every key channel over the context positions: by softmax, to unit L2 norm, or not at all."""
     if norm == "softmax":
         return keys_BMUK.softmax(1)
     if norm == "l2":
@@ -23,11 +23,12 @@ def normalise_keys(keys_BMUK: Tensor, norm: str) -> Tensor:
 def masked_content(
     q_BNHK: Tensor, keys_BMUK: Tensor, v_BJV: Tensor, mask_NM: Tensor, norm: str, lambdas: bool
 ) -> Tensor:
-    """What content lambdas do to the queries when query n sees only mask_n of the context (appendix B.2). y_BNHV.
+    """Applies content lambdas when query n sees only mask_n of the context (appendix B.2). Returns y_BNHV.
 
-    Keys are normalised over what a query sees: one exponential per key and one sum per query, no map per image. A
-    query whose keys all lie more than 87 below the largest of the image cannot be told from one that sees nothing; both
-    give zero. `lambdas` builds the lambdas, n·k·v, on the way; else a query-context map, h·n·j.
+    Keys are normalised over what a query sees, with one exponential per key, one sum per query and no map per image.
+    If all keys that a query sees lie more than 87 below the largest key of the image, it looks like a query that sees
+    nothing: both give zero. With `lambdas` the lambdas are built on the way, n·k·v numbers; otherwise a query-context
+    map, h·n·j.
     """
     u = keys_BMUK.shape[2]
     if norm == "softmax":

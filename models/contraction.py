@@ -1,8 +1,8 @@
-"""One function, four contraction orders: applying lambdas whose position part comes from a relative table.
+"""Applies lambdas in four contraction orders, which all compute one function with a table of relative positions.
 
     y_n = Σ_j (k_j + e_nj) v_jᵀ applied to q_n,   e_nj = table[offset of j from n], 0 outside the scope
 
-The orders agree to rounding, gradients included; they differ in what they build on the way (per example):
+The orders agree to rounding, gradients included. They differ in what they build on the way (per example):
 
     order          multiply-adds                built on the way
     lambda_first   n·j·k·v                      the lambdas, n·k·v, and the embeddings, n·k·j (once a batch)
@@ -11,9 +11,9 @@ The orders agree to rounding, gradients included; they differ in what they build
     fourier        n·k·v·2·F·(1 + 2·c·u/side)   the lambdas and their row transform; F ≈ (side + r/2)/2
                                                 frequencies, c ≤ r + 7 (models.fourier)
 
-Every order takes (q, keys, v, table, height, width): normalised keys or None, without content lambda; a table of any odd
-sides, offsets beyond it count as zero. lambda_first and query_first also take a mask_NM of the context each query sees, and
-`place`, N indices: where on the context's grid each query stands, if not at its own position.
+Every order takes (q, keys, v, table, height, width). The keys are normalised, or None if there is no content lambda.
+The table may have any odd sides; offsets beyond it count as zero. lambda_first and query_first also take mask_NM, which
+says what each query sees of the context, and place_N, the index of the context position at which each query stands.
 
 Shape suffixes: B batch, H heads, N queries, M context positions, K key depth, V value depth, U intra-depth,
 J = M·U context entries (U fast), Y and X the table's sides. Positions are row-major over
@@ -22,40 +22,21 @@ J = M·U context entries (U fast), Y and X the table's sides. Positions are row-
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.fourier import fourier
-
-
-class Order(Protocol):
-    def __call__(
-        self, q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int
-    ) -> Tensor: ...
-
-
-class DenseOrder(Protocol):
-    def __call__(
-        self,
-        q_BNHK: Tensor,
-        keys_BJK: Tensor | None,
-        v_BJV: Tensor,
-        table_YXKU: Tensor,
-        height: int,
-        width: int,
-        mask_NM: Tensor | None,
-        place_N: Tensor | None,
-    ) -> Tensor: ...
+from models.fourier import fourier, fourier_cost
+from models.order import Order, Workload, weighted
 
 
 def position_embeddings(
     table_YXKU: Tensor, height: int, width: int, mask_NM: Tensor | None = None, place_N: Tensor | None = None
 ) -> Tensor:
-    """All relative embeddings of a height × width context, e_NKJ, its entries in *reverse* order, the last first.
+    """All relative embeddings of a height × width context, e_NKJ, with its entries in *reverse* order, the last first.
 
     The table is cut or zero-padded to the 2·side − 1 offsets that occur and flipped; the embeddings of the query at
     (y, x) are then the window that starts at (y, x): the n·k·j numbers are written once and never flipped.
@@ -89,13 +70,23 @@ def lambda_first(
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
+def lambda_first_cost(w: Workload) -> float:
+    weights = (0.8, 500, 1300, 35e6) if w.training else (0.7, 175, 55, 9e6)
+    return weighted(weights, (w.batch * w.map * w.k * w.v, w.batch * w.lambdas, w.embeddings, 1))
+
+
 def conv(q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int) -> Tensor:
-    """Position lambdas as a convolution of every value channel with the table as kernel. Returns y_BNHV."""
+    """Builds position lambdas as a convolution of every value channel with the table as kernel. Returns y_BNHV."""
     rows, columns, k, u = table_YXKU.shape
     maps = v_BJV.unflatten(1, (height, width, u)).permute(0, 4, 3, 1, 2).reshape(-1, u, height, width)
     p = F.conv2d(maps, table_YXKU.permute(2, 3, 0, 1), padding=(rows // 2, columns // 2))  # [(B V), K, height, width]
     p_BNKV = p.view(-1, v_BJV.shape[2], k, height * width).permute(0, 3, 2, 1)
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
+
+
+def conv_cost(w: Workload) -> float:
+    weights = (7.7, 0, 190e6) if w.training else (0.33, 260, 15e6)
+    return weighted(weights, (w.batch * w.r * w.r * w.u * w.lambdas, w.batch * w.lambdas, 1))
 
 
 def query_first(
@@ -108,27 +99,33 @@ def query_first(
     mask_NM: Tensor | None = None,
     place_N: Tensor | None = None,
 ) -> Tensor:
-    """Meets queries and embeddings first, as attention does; no position lambda is built. Returns y_BNHV."""
+    """Multiplies queries and embeddings first, as attention does, and builds no position lambda. Returns y_BNHV."""
     e_NKJ = position_embeddings(table_YXKU, height, width, mask_NM, place_N)
     v_BJV, keys_BJK = v_BJV.flip(1), None if keys_BJK is None else keys_BJK.flip(1)
     n, heads = q_BNHK.shape[1:3]
     j, v = v_BJV.shape[1:]
     c_BKV = None
-    if keys_BJK is not None and heads * n * j > (j + heads * n) * v:  # on small maps keys are cheaper met in the map
+    if keys_BJK is not None and heads * n * j > (j + heads * n) * v:  # on small maps keys are cheaper in the map
         c_BKV, keys_BJK = keys_BJK.mT @ v_BJV, None
     # Compilers and exporters see plain products and derive their own backward.
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
-    return ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+    y_BNHV: Tensor = ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+    return y_BNHV
+
+
+def query_first_cost(w: Workload) -> float:
+    weights = (1.2, 72, 1100, 55e6) if w.training else (0.9, 54, 55, 9e6)
+    return weighted(weights, (w.batch * w.h * w.map * (w.k + w.v), w.batch * w.h * w.map, w.embeddings, 1))
 
 
 def apply_map(
     q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y_BNHV, and the map and the queries in the layout [N, H, B, …].
+    """Returns y_BNHV, and the map and the queries in the layout [N, H, B, …].
 
-    In that layout the map is written by a product per query and read by one per image, each on plain strides:
-    with any other, the largest tensor of all is transposed between the two.
+    In that layout one product per query writes the map and one per image reads it, both with plain strides. Any other
+    layout transposes the map, the largest tensor of all, between the two.
     """
     batch, n, heads, k = q_BNHK.shape
     q_NHBK = q_BNHK.permute(1, 2, 0, 3).contiguous()
@@ -148,14 +145,16 @@ class ApplyMap(torch.autograd.Function):
     """`apply_map` with a backward that keeps its layout."""
 
     @staticmethod
-    def forward(ctx, q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ):  # type: ignore[no-untyped-def, override]
+    def forward(
+        ctx: Any, q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
+    ) -> Tensor:
         y_BNHV, a_NHBJ, q_NHBK = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
         ctx.save_for_backward(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK)
         return y_BNHV
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK = ctx.saved_tensors
         n, heads, batch, k = q_NHBK.shape
         dy_BQV = dy_BNHV.reshape(batch, n * heads, -1)
@@ -176,10 +175,9 @@ class ApplyMap(torch.autograd.Function):
 
 
 ORDERS: dict[str, Order] = {
-    "lambda_first": lambda_first,
-    "query_first": query_first,
-    "conv": conv,
-    "fourier": fourier,
+    "lambda_first": Order(lambda_first, lambda_first_cost, dense=lambda_first, content_lambdas=True),
+    "query_first": Order(query_first, query_first_cost, dense=query_first),
+    "conv": Order(conv, conv_cost, content_lambdas=True),
+    "fourier": Order(fourier, fourier_cost),
 }
-DENSE: dict[str, DenseOrder] = {"lambda_first": lambda_first, "query_first": query_first}
-"""Those that take a mask and placed queries."""
+"""All orders by name. One more is its function, its cost and an entry here."""

@@ -1,4 +1,4 @@
-"""What a network costs on paper: parameters, FLOPs and activations, in the conventions of the papers' tables."""
+"""Counts what a network costs on paper, by the conventions of the papers: parameters, FLOPs and activations."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from models.lambda_layer import LambdaLayer
 
 
 class Cost(NamedTuple):
-    """Of one image through a network."""
+    """The cost of one image through a network."""
 
     parameters: int
     """Trained parameters."""
     flops: int
-    """Two per multiply-add of convolutions, linear, lambda and attention layers: the convention that reproduces the
-    tables of LambdaNetworks and ResNet-RS.
+    """Two per multiply-add of convolutions, linear, lambda and attention layers. This convention reproduces the tables
+    of LambdaNetworks and ResNet-RS.
 
-    A lambda layer costs what the paper's equations do, not what the chosen contraction order spends: per position the
-    position lambda min(r, side)²·k·u·v, its share of the content lambda k·u·v, and the application of each h·k·v, all
-    at the resolution before the pool of a stride. Self-attention costs its logits, the relative ones among them, and
-    the weighted sum; linear attention its summary of the context and the application."""
+    A lambda layer counts as the paper's equations do, whatever the chosen contraction order: per position
+    min(r, side)²·k·u·v for the position lambda, k·u·v for its share of the content lambda, and h·k·v to apply each, all
+    at the resolution before the pool of a stride. Self-attention counts its logits, relative ones included, and the
+    weighted sum; linear attention counts its summary of the context and the application."""
     activations: int
     """Numbers in the outputs of convolutions, as Radosavovic et al. (2020) count them, and of lambda and attention
-    layers, before the pool of a stride. The 1×1 convolutions inside those layers, their projections, count as well;
-    what else they build on the way does not."""
+    layers, before the pool of a stride. The projections inside those layers, 1×1 convolutions, count as well; nothing
+    else that they build on the way does."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -48,7 +48,7 @@ def activations(model: nn.Module, size: int, channels: int = 3) -> int:
 
 
 def costs(model: nn.Module, size: int, channels: int = 3) -> Cost:
-    """All three for one image of size × size. Runs one forward pass; a model on the meta device is enough."""
+    """All three numbers for one image of size × size. Runs one forward pass; the model may be on the meta device."""
     macs = numbers = 0
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,14 +78,14 @@ def costs(model: nn.Module, size: int, channels: int = 3) -> Cost:
 
 
 def _lambda_macs(layer: LambdaLayer, height: int, width: int) -> int:
-    """Multiply-adds of the layer's equations on a height × width map, projections left out."""
+    """Multiply-adds of the layer's equations on a height × width map, without projections."""
     scope = height * width if layer.r is None else min(layer.r, height) * min(layer.r, width)
     per_position = layer.content * (layer.u + layer.h) + layer.position * (layer.u * scope + layer.h)
     return height * width * layer.k * layer.v * per_position
 
 
 def _attention_macs(layer: SelfAttention, height: int, width: int) -> int:
-    """The same of a self-attention layer: what every query meets, per channel."""
+    """The same for a self-attention layer: the keys and values that every query meets, per channel."""
     match layer:
         case GlobalAttention():
             met = 2 * height * width + height + width
@@ -99,7 +99,7 @@ def _attention_macs(layer: SelfAttention, height: int, width: int) -> int:
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Leaves out what changes no shape: on the meta device that is most of the time."""
+    """Skips operations that change no shape: on the meta device they take most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (F.batch_norm, F.relu, torch.relu):

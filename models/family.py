@@ -1,4 +1,4 @@
-"""The architectures, as data, and the one function that builds them."""
+"""Lists the architectures of the family as data, and builds networks from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAMBDAS_IN_C4: dict[int, tuple[int, ...]] = {
     350: every(10, 60),
     420: every(10, 80),
 }
-"""LambdaNetworks, table 18; the count from 1 is ours, the table does not say."""
+"""LambdaNetworks, table 18. We count blocks from 1; the table does not say where it starts."""
 
 TRAINED_AT: dict[int, tuple[int, ...]] = {
     50: (128, 160),
@@ -47,7 +47,7 @@ TRAINED_AT: dict[int, tuple[int, ...]] = {
 """Pixels per side at which the paper trains lambda_resnet_<depth> (LambdaNetworks, table 19)."""
 
 HYBRIDS = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
-"""c2 to c5, convolution or lambda: the 90-epoch study, on the vanilla ResNet-50."""
+"""Convolution or lambda in each of c2 to c5: the 90-epoch study on the vanilla ResNet-50."""
 
 SMALL: dict[str, dict[str, Any]] = {
     "lambda_resnet_tiny": {"depths": (1, 1, 1), "widths": (16, 32, 64)},
@@ -56,9 +56,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "lambda_resnet_cifar_14": {"depths": (1, 1, 2), "widths": (64, 128, 256), "expansion": 1, "k": 16},
     "lambda_resnet_cifar_26": {"depths": (2, 2, 4), "widths": (64, 128, 256), "expansion": 1, "k": 16},
 }
-"""Three stages, for images of 8 to 64 pixels, which they halve first. A lambda layer runs before its stride, so c3's first block,
-which would see the map of c2, stays a convolution; its other blocks and all of c4 are lambda. The last two are wide rather than
-deep and do not expand: a CPU computes a given number of products fastest in a few large convolutions of small maps."""
+"""Three stages, for images of 8 to 64 pixels, which the stem halves.
+
+A lambda layer runs before its stride, so the first block of c3 would see the map of c2 and stays a convolution; the
+other blocks of c3 and all of c4 are lambda. The last two members are wide rather than deep and do not expand: a CPU
+computes a given number of products fastest in a few large convolutions of small maps.
+"""
 
 
 def _architectures() -> dict[str, Architecture]:
@@ -97,9 +100,9 @@ def list_models() -> list[str]:
 
 
 def resolution(name: str) -> int:
-    """Pixels per side that a member is meant for.
+    """Pixels per side of the images that a member is meant for.
 
-    The largest that the paper trains it at; 224 where its tables do not list it, and 32 for the small ones.
+    This is the largest size that the paper trains it at, 224 if its tables do not list it, and 32 for the small ones.
     """
     if name in SMALL:
         return 32
@@ -118,10 +121,10 @@ def create_model(
 def create_model(
     name: str, num_classes: int = 1000, *, features_only: bool = False, **overrides: Any
 ) -> LambdaResNet | FeaturePyramid:
-    """A freshly initialised network; `overrides` replace fields of its Architecture: u=4, dropout=0.2, ….
+    """Builds a freshly initialised network; `overrides` replace fields of its Architecture: u=4, dropout=0.2, ….
 
-    With `features_only` it has no classifier and gives the feature maps of its stages, see FeaturePyramid. Raises
-    ValueError for an unknown name, naming the nearest, and for overrides that do not exist or do not fit.
+    With `features_only` it has no classifier and returns the feature maps of its stages, see FeaturePyramid. Raises
+    ValueError for an unknown name, with the nearest names, and for overrides that do not exist or do not fit.
     """
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0)
@@ -134,7 +137,7 @@ def create_model(
 
 
 def _checked(base: Architecture, key: str, value: Any) -> Any:
-    """`value` as the field `key` holds it; lists, as YAML gives them, become tuples."""
+    """Checks `value` for the field `key` and returns it; lists, which YAML gives, become tuples."""
     known = [f.name for f in fields(base)]
     if key not in known:
         raise ValueError(f"there is no model setting {key!r}; the settings are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function at inference, with fewer passes over memory."""
+"""Folds batch norms into the convolutions before them, so that inference passes over memory fewer times."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def fold_batch_norms(model: Module) -> Module:
-    """A copy of `model`, in eval mode, that gives the same outputs to rounding.
+    """Returns a copy of `model`, in eval mode, that gives the same outputs to rounding.
 
-    Every BatchNorm2d that follows a Conv2d in an nn.Sequential becomes part of the convolution, which gets a bias, and an
-    identity takes its place; modules with a method `fold()` fold what they hold themselves. The copy is for inference
-    only: its weights have the running statistics in them, and no longer fit `model`'s names.
+    Every BatchNorm2d that follows a Conv2d in an nn.Sequential becomes part of the convolution, which gets a bias; an
+    identity replaces it. Modules with a method `fold()` fold their own norms. The copy is for inference only: its
+    weights contain the running statistics, and its parameter names differ from those of `model`.
     """
     folded = copy.deepcopy(model).eval()
     for module in folded.modules():

@@ -1,12 +1,12 @@
-"""The contraction order `fourier`: position lambdas by a Fourier transform along the rows, as matrix products only.
+"""Applies position lambdas by a Fourier transform along the rows, in matrix products only: the order `fourier`.
 
 The position lambdas are a correlation of the values with the table. A transform along the height turns it into one
 one-dimensional correlation along the width per frequency, and that is a product with a Toeplitz matrix: transform,
-product per frequency, and transform back are all dense, well-shaped matrix products, forward and backward, where a
-convolution with one input channel has a slow backward and a two-dimensional FFT moves more memory than it computes on.
-The side is so short that a transform as a product costs less than a fast one, and any length will do: side + scope//2
-keeps the circular correlation from wrapping. Along the width the map is cut into tiles of T columns that each see
-T + r − 1 of the context; the Toeplitz matrix is the same for every tile.
+product per frequency, and transform back are all dense, well-shaped matrix products, forward and backward. A
+convolution with one input channel has a slow backward instead, and a two-dimensional FFT spends more time on memory
+traffic than on arithmetic. The side is so short that a transform as a product costs less than a fast one, and it may
+have any length: side + scope//2 keeps the circular correlation from wrapping. Along the width the map is cut into tiles
+of T columns that each see T + r − 1 columns of the context; the Toeplitz matrix is the same for every tile.
 
 Shape suffixes as in models.contraction, and: F frequencies, P planes (real, imaginary), T columns of a tile, W columns
 of its context, C = (T P K) and E = (W P U) the two sides of a frequency's matrix.
@@ -15,37 +15,54 @@ of its context, C = (T P K) and E = (W P U) the two sides of a frequency's matri
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.order import Workload, weighted
+
 TILE = 8
-"""Columns of a tile, about: more waste less context, fewer make thin products. 4 to 14 measured alike at sides of 28 and 56."""
+"""The approximate number of columns of a tile. Wider tiles waste less context, narrower ones make thin products; widths
+of 4 to 14 measured alike at sides of 28 and 56."""
 
 
 def fourier(
     q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int
 ) -> Tensor:
-    """Applies lambdas built by a transform along the rows. Returns y_BNHV; computes in at least single precision."""
+    """Builds lambdas by a transform along the rows and applies them, in at least single precision. Returns y_BNHV."""
     if v_BJV.dtype in (torch.bfloat16, torch.float16):
-        q, keys, v, table = (None if t is None else t.float() for t in (q_BNHK, keys_BJK, v_BJV, table_YXKU))
+        keys = None if keys_BJK is None else keys_BJK.float()
         with torch.autocast(v_BJV.device.type, enabled=False):
-            return fourier(q, keys, v, table, height, width).to(v_BJV.dtype)  # type: ignore[arg-type]
+            y_BNHV = fourier(q_BNHK.float(), keys, v_BJV.float(), table_YXKU.float(), height, width)
+        return y_BNHV.to(v_BJV.dtype)
     table_YXKU = centre(table_YXKU, height, width)
     half = table_YXKU.shape[0] // 2
     analysis, synthesis, of_table = transforms(height, half, table_YXKU)
     columns = tile_width(width)
     matrix_FCE = toeplitz(table_YXKU, of_table, columns)
     c_BKV = None if keys_BJK is None else keys_BJK.mT @ v_BJV
-    # Compilers and exporters see plain products over the whole batch, accelerators want few and large ones.
+    # Compilers and exporters see plain products over the whole batch; accelerators prefer few large ones.
     if torch.compiler.is_compiling() or v_BJV.device.type != "cpu":
         return _whole_batch(q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns)
     tensors = (q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis)
     if torch.is_grad_enabled():
-        return ApplyByImage.apply(*tensors, width, columns)
+        y: Tensor = ApplyByImage.apply(*tensors, width, columns)
+        return y
     return apply_by_image(*tensors, width, columns, keep=False)[0]
+
+
+def fourier_cost(w: Workload) -> float:
+    frequencies = (w.height + min(w.r // 2, w.height - 1)) // 2 + 1
+    tile = tile_width(w.width)
+    count = -(-w.width // tile)
+    context = min(w.width, tile + min(w.r, 2 * w.width - 1) - 1)
+    products = 4 * frequencies * count * tile * context * w.u * w.k * w.v
+    transforms = (2 * frequencies + 1) * w.lambdas
+    weights = (2.8, 6.7, 13e6, 0) if w.training else (1.75, 1.75, 3.2e6, 27e6)
+    return weighted(weights, (w.batch * products, w.batch * transforms, w.batch * count, 1))
 
 
 def tile_width(width: int) -> int:
@@ -63,9 +80,9 @@ def centre(table_YXKU: Tensor, height: int, width: int) -> Tensor:
 
 
 def transforms(height: int, half: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The Fourier transform of `height` rows, its inverse, and that of the 2·half + 1 offsets of a table, as matrices.
+    """The Fourier transform of `height` rows, its inverse, and the transform of a table's 2·half + 1 offsets.
 
-    [(F P), height], [height, (F P)] and [F, P, 2·half + 1], of the length height + half, real numbers.
+    They are real matrices for the length height + half: [(F P), height], [height, (F P)] and [F, P, 2·half + 1].
     """
     length = height + half
     device = like.device
@@ -73,9 +90,9 @@ def transforms(height: int, half: int, like: Tensor) -> tuple[Tensor, Tensor, Te
     by_row = f[:, None] * torch.arange(height, dtype=torch.float64, device=device)
     by_offset = f[:, None] * torch.arange(-half, half + 1, dtype=torch.float64, device=device)
     analysis = torch.stack([by_row.cos(), -by_row.sin()], 1)
-    twice = torch.full_like(f, 2 / length)  # a frequency stands for its conjugate too, but for the first and,
+    twice = torch.full_like(f, 2 / length)  # a frequency also stands for its conjugate, except the first
     twice[0] = 1 / length
-    if length % 2 == 0:  # in even lengths, the last
+    if length % 2 == 0:  # and, in even lengths, the last
         twice[-1] = 1 / length
     synthesis = (analysis * twice[:, None, None]).flatten(0, 1).T.contiguous()
     of_table = torch.stack([by_offset.cos(), by_offset.sin()], 1)  # conjugate: a correlation, not a convolution
@@ -83,7 +100,7 @@ def transforms(height: int, half: int, like: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def toeplitz(table_YXKU: Tensor, of_table: Tensor, columns: int) -> Tensor:
-    """Per frequency the matrix from the context of a tile to its lambdas, [F, (P T K), (W P U)], W = T + X − 1."""
+    """One matrix per frequency from the context of a tile to its lambdas, [F, (P T K), (W P U)], W = T + X − 1."""
     scope, k = table_YXKU.shape[1:3]
     t_FPXKU = torch.tensordot(of_table, table_YXKU, 1)
     real, imaginary = t_FPXKU.unbind(1)
@@ -94,7 +111,7 @@ def toeplitz(table_YXKU: Tensor, of_table: Tensor, columns: int) -> Tensor:
 
 
 def tiles(width: int, columns: int, half: int) -> list[tuple[int, slice, slice]]:
-    """First column of every tile, the columns of the map in its context, and those of its matrix."""
+    """The first column of every tile, the columns of the map in its context, and the columns of its matrix."""
     found = []
     for first in range(0, width, columns):
         start, stop = max(0, first - half), min(width, first + columns + half)
@@ -116,7 +133,7 @@ def _whole_batch(
     width: int,
     columns: int,
 ) -> Tensor:
-    """Plain differentiable operations, every product over the whole batch."""
+    """Applies the lambdas with plain differentiable operations, every product over the whole batch."""
     v, k = v_BJV.shape[2], q_BNHK.shape[3]
     frequencies, height = len(matrix_FCE), len(synthesis)
     u = v_BJV.shape[1] // (height * width)
@@ -129,12 +146,12 @@ def _whole_batch(
         lambdas_FCR = matrix_FCE[:, :, times(of_matrix, 2 * u)] @ f_FER[:, times(context, 2 * u)]
         p_YTKR = (synthesis @ lambdas_FCR.reshape(2 * frequencies, -1)).view(height, columns, k, -1)
         parts.append(p_YTKR[:, : width - first])
-    p_BNKV = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
+    p_BNKV: Tensor = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
     return q_BNHK @ (p_BNKV if c_BKV is None else p_BNKV + c_BKV.unsqueeze(1))
 
 
 def _transformed(v_BJV: Tensor, analysis: Tensor, width: int) -> Tensor:
-    """The values' transform along the rows, [B, F, (W P U), V]."""
+    """The transform of the values along the rows, [B, F, (W P U), V]."""
     height = analysis.shape[1]
     batch, j, v = v_BJV.shape
     u = j // (height * width)
@@ -153,9 +170,9 @@ def apply_by_image(
     columns: int,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """y_BNHV, the lambdas of every tile and image if they are to be kept, and the transformed values.
+    """Returns y_BNHV, the lambdas of every tile and image if `keep` is set, and the transformed values.
 
-    A tile of an image at a time: what is in the making stays in a core's cache, and no result is transposed.
+    It works on one tile of one image at a time: intermediate results stay in a core's cache, and none is transposed.
     """
     batch, n, heads, k = q_BNHK.shape
     v = v_BJV.shape[2]
@@ -167,7 +184,7 @@ def apply_by_image(
     all_tiles = tiles(width, columns, half)
     new = q_BNHK.new_empty
     y_BYXHV, q_BYXHK = new(batch, height, width, heads, v), q_BNHK.unflatten(1, (height, width))
-    # A tensor a tile: allocators give back the largest blocks at once, and fresh memory costs more than arithmetic.
+    # One tensor per tile: allocators return the largest blocks at once, and fresh memory costs more than arithmetic.
     kept = [new(batch, height * columns, k, v) for _ in all_tiles] if keep else []
     p_NKV = new(height * columns, k, v)
     lambdas_FCV, q_YTHK = new(frequencies, 2 * columns * k, v), q_BNHK.new_zeros(height, columns, heads, k)
@@ -189,10 +206,20 @@ def apply_by_image(
 
 
 class ApplyByImage(torch.autograd.Function):
-    """`apply_by_image` with a backward that goes the same way, a tile of an image at a time."""
+    """`apply_by_image` with a backward that also works on one tile of one image at a time."""
 
     @staticmethod
-    def forward(ctx, q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns):  # type: ignore[no-untyped-def, override]
+    def forward(
+        ctx: Any,
+        q_BNHK: Tensor,
+        c_BKV: Tensor | None,
+        v_BJV: Tensor,
+        matrix_FCE: Tensor,
+        analysis: Tensor,
+        synthesis: Tensor,
+        width: int,
+        columns: int,
+    ) -> Tensor:
         y_BNHV, kept, f_BFEV = apply_by_image(
             q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns, keep=True
         )
@@ -202,7 +229,7 @@ class ApplyByImage(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BNHV):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept = ctx.saved_tensors
         width, columns = ctx.width, ctx.columns
         batch, _, heads, k = q_BNHK.shape
@@ -221,7 +248,7 @@ class ApplyByImage(torch.autograd.Function):
             dmatrix, df_FEV = torch.zeros_like(matrix), new(frequencies, matrix.shape[2], v)
             inside = slice(first, min(width, first + columns))
             there = inside.stop - first
-            if there < columns:  # beyond the last column nothing is asked
+            if there < columns:  # there are no queries beyond the last column
                 q_YTHK.zero_()
                 dy_YTHV.zero_()
             for image in range(batch):

@@ -1,4 +1,4 @@
-"""The lambda layer of LambdaNetworks (arXiv 2102.08602): long range without attention maps."""
+"""Implements the lambda layer of LambdaNetworks (arXiv 2102.08602): long range without attention maps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.choose_order import EXPORT_BATCH, choose_order
+from models.choose_order import EXPORT_BATCH, choose_order, orders
 from models.content import KEY_NORMS, masked_content, normalise_keys
-from models.contraction import DENSE, ORDERS
+from models.contraction import ORDERS
+from models.order import Order, Workload
 from models.projection import CrossProjection, SelfProjection
 
 PAPER_SCOPE = 23
@@ -23,20 +24,22 @@ class LambdaLayer(nn.Module):
         λᵖ_n = Σ_m Σ_u e_nmu v_muᵀ             position lambda, one per query; e_nm = table[m − n]
         y_n = concat over heads (λᶜ + λᵖ_n)ᵀ q_n^head
 
-    x is [b, dim, height, width], or [b, dim, length] with `dims=1`; y has its shape, in channels-last memory; stride 2
-    is an average pool of y over 3 × 3, [b, dim, ⌈height/2⌉, ⌈width/2⌉]. In y's channels the head is the slow axis,
-    v = dim/h the fast one. All h queries of a position share its lambda, so with n queries and m context positions time is
-    Θ(b n m k u dim/h) and space Θ(n m k u + b n k dim/h); in a scope of r, Θ(b n r² k u dim/h) and
-    Θ(r² k u + b n k dim/h) (table 2 of the paper). `order` is "auto" (models.choose_order) or one of models.contraction.
+    x is [b, dim, height, width], or [b, dim, length] with `dims=1`. y has the same shape, in channels-last memory;
+    stride 2 pools it by a 3 × 3 average to [b, dim, ⌈height/2⌉, ⌈width/2⌉]. In the channels of y the head is the slow
+    axis and v = dim/h the fast one. All h queries of a position share its lambda, so with n queries and m context
+    positions time is Θ(b n m k u dim/h) and space Θ(n m k u + b n k dim/h); with a scope of r they are
+    Θ(b n r² k u dim/h) and Θ(r² k u + b n k dim/h) (table 2 of the paper). `order` is "auto" (models.choose_order) or
+    the name of an order in models.contraction.
 
-    Scope. An odd r is local: e is zero outside r × r, and inputs have any size. r=None is global, for inputs up to
-    `size` (a side, or height and width; a length); `resize_table` interpolates to another.
-    Context. With `dim_context` the layer takes a separate one, [b, dim_context, …], of any size: queries stand on its
-    grid at row ⌊(y + ½)·context height/height⌋, columns alike. An equal grid is the self case.
+    Scope. An odd r is local: e is zero outside r × r, and inputs may have any size. r=None is global, for inputs up to
+    `size` (a side, or height and width; a length); `resize_table` interpolates the table to another size.
+    Context. With `dim_context` the layer takes a separate context, [b, dim_context, …], of any size: a query stands on
+    its grid at row ⌊(y + ½)·context height/height⌋, and likewise for columns. An equal grid works as without one.
     Masks. `mask`, bool [n, m], says which positions a query sees, for all images (appendix B.2): keys are normalised
-    over those, and a query that sees nothing gives zero. `causal`: itself and what comes before it, row by row.
+    over these positions, and a query that sees nothing gives zero. With `causal` a query sees itself and what comes
+    before it, row by row.
     Variants. `content` and `position` switch a lambda off; `key_norm` is "softmax", "l2" or "none"; `embeddings_of` is
-    another layer whose table serves this one too, and stays in that layer's parameters alone.
+    another layer whose table this one uses too; the table remains a parameter of that layer only.
 
     Initialisation is the paper's: W_K, W_V ~ N(0, dim^-½), W_Q ~ N(0, (k·dim)^-½), e ~ N(0, 1), as standard
     deviations; no projection has a bias. Raises ValueError for arguments or inputs that do not fit together.
@@ -69,10 +72,12 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"a lambda layer has stride 1 or 2 and 1 or 2 dims, not stride={stride}, dims={dims}")
         if (r is None) != (size is not None):
             raise ValueError(
-                f"a lambda layer is local, with r, or global, with r=None and size: not r={r}, size={size}"
+                f"a lambda layer is either local, with r, or global, with r=None and size, not r={r}, size={size}"
             )
         if causal and dim_context is not None:
-            raise ValueError("a causal lambda layer attends to its own input, so it has no dim_context; pass a mask")
+            raise ValueError(
+                "a causal lambda layer attends to its own input and takes no dim_context; pass a mask instead"
+            )
         self.k, self.v, self.h, self.u, self.r, self.order = k, dim // h, h, u, r, order
         self.dims, self.key_norm, self.causal = dims, key_norm, causal
         self.content, self.position = content, position
@@ -100,7 +105,7 @@ class LambdaLayer(nn.Module):
             nn.init.normal_(self.table)
 
     def embeddings(self) -> Tensor:
-        """The table of relative embeddings, [rows, columns, k, u]: its own, or that of the layer it shares with."""
+        """The table of relative embeddings, [rows, columns, k, u]: its own, or the one that it shares."""
         table = self._owner[0].embeddings() if self._owner else self.table
         if table is None:
             raise ValueError("this lambda layer has no position embeddings: it was built with position=False")
@@ -110,7 +115,7 @@ class LambdaLayer(nn.Module):
     def resize_table(self, size: int | tuple[int, int]) -> None:
         """Interpolates the table of a global layer (bicubic) for inputs of another size."""
         if self.r is not None or self.table is None:
-            raise ValueError("only the table of a global lambda layer is resized; a local one fits every size")
+            raise ValueError("only a global lambda layer with its own table can resize it; a local one fits every size")
         table = self.table.flatten(2).permute(2, 0, 1).unsqueeze(0)
         resized = F.interpolate(table, table_sides(None, size, self.dims), mode="bicubic", align_corners=True)
         self.table = nn.Parameter(resized[0].permute(1, 2, 0).unflatten(2, (self.k, self.u)).contiguous())
@@ -120,7 +125,7 @@ class LambdaLayer(nn.Module):
             x, context = x.unsqueeze(2), None if context is None else context.unsqueeze(2)
         if (context is None) == isinstance(self.project, CrossProjection):
             raise ValueError(
-                "this lambda layer was built without dim_context, it takes no context"
+                "this lambda layer was built without dim_context and takes no context; call it without one"
                 if context is not None
                 else "this lambda layer was built with dim_context; pass the context as its second argument"
             )
@@ -129,7 +134,7 @@ class LambdaLayer(nn.Module):
         v_BJV = v.flatten(2).mT.unflatten(2, (self.u, self.v)).flatten(1, 2)
         keys_BMUK = keys.flatten(2).mT.unflatten(2, (self.u, self.k)) if self.content else None
         y_BNHV = self._apply_lambdas(q_BNHK, keys_BMUK, v_BJV, q.shape[2:], v.shape[2:], mask)
-        y = self.pool(y_BNHV.flatten(2).unflatten(1, q.shape[2:]).permute(0, 3, 1, 2))
+        y: Tensor = self.pool(y_BNHV.flatten(2).unflatten(1, q.shape[2:]).permute(0, 3, 1, 2))
         return y.squeeze(2) if self.dims == 1 else y
 
     def _apply_lambdas(
@@ -151,38 +156,44 @@ class LambdaLayer(nn.Module):
             visible = before if mask is None else mask & before
         y_BNHV = keys_BJK = None
         if keys_BMUK is not None and visible is not None:
-            as_lambdas = order not in ("query_first", "fourier")
-            y_BNHV = masked_content(q_BNHK, keys_BMUK, v_BJV, visible, self.key_norm, as_lambdas)
+            y_BNHV = masked_content(q_BNHK, keys_BMUK, v_BJV, visible, self.key_norm, order.content_lambdas)
         elif keys_BMUK is not None:
             keys_BJK = normalise_keys(keys_BMUK, self.key_norm).flatten(1, 2).to(v_BJV.dtype)
         if not self.position:
-            return q_BNHK @ (keys_BJK.mT @ v_BJV).unsqueeze(1) if y_BNHV is None else y_BNHV  # type: ignore[union-attr]
+            if y_BNHV is not None:
+                return y_BNHV
+            assert keys_BJK is not None
+            return q_BNHK @ (keys_BJK.mT @ v_BJV).unsqueeze(1)
         table = self.embeddings().to(v_BJV.dtype)
         self._check_size(table, context_grid)
-        if self.causal:  # what comes before is a matter of the offset alone, so every order can do it
+        if self.causal:  # the offset alone says what comes before, so every order can do this
             rows, columns, *_ = table.shape
             table = table.masked_fill(later_offsets(rows, columns, table.device)[:, :, None, None], 0)
-        if mask is None and grid == context_grid:
-            position = ORDERS[order](q_BNHK, keys_BJK, v_BJV, table, height, width)
-        else:
-            place = None if grid == context_grid else places(grid, context_grid, v_BJV.device)
-            position = DENSE[order](q_BNHK, keys_BJK, v_BJV, table, height, width, mask, place)
+        place = None if grid == context_grid else places(grid, context_grid, v_BJV.device)
+        position = order.apply(q_BNHK, keys_BJK, v_BJV, table, height, width, mask, place)
         return position if y_BNHV is None else position + y_BNHV
 
-    def _order(self, q_BNHK: Tensor, grid: torch.Size, dense: bool) -> str:
+    def _order(self, q_BNHK: Tensor, grid: torch.Size, dense: bool) -> Order:
         if self.order != "auto":
-            if dense and self.order not in DENSE:
+            if dense and not ORDERS[self.order].dense:
                 raise ValueError(
                     f"order {self.order!r} of a lambda layer takes no mask and no context of another size; "
-                    f"the orders that do are {', '.join(DENSE)}"
+                    f"the orders that do are {', '.join(orders(dense=True))}"
                 )
-            return self.order
-        # An export must hold for every batch, so it may not read this one.
-        batch = EXPORT_BATCH if torch.compiler.is_compiling() else q_BNHK.shape[0]
-        scope = max(self.embeddings().shape[:2]) if self.position else 1
-        return choose_order(
-            *grid, batch=batch, k=self.k, v=self.v, h=self.h, u=self.u, r=scope, training=self.training, dense=dense
+            return ORDERS[self.order]
+        workload = Workload(
+            height=grid[0],
+            width=grid[1],
+            # An export must hold for every batch, so it may not read this one.
+            batch=EXPORT_BATCH if torch.compiler.is_compiling() else q_BNHK.shape[0],
+            k=self.k,
+            v=self.v,
+            h=self.h,
+            u=self.u,
+            r=max(self.embeddings().shape[:2]) if self.position else 1,
+            training=self.training,
         )
+        return ORDERS[choose_order(workload, dense)]
 
     def _check_size(self, table_YXKU: Tensor, grid: torch.Size) -> None:
         largest = [(side + 1) // 2 for side in table_YXKU.shape[:2]]
@@ -205,21 +216,23 @@ def table_sides(r: int | None, size: int | tuple[int, int] | None, dims: int) ->
     if size is not None:
         height, width = size if isinstance(size, tuple) else (size if dims == 2 else 1, size)
         if height < 1 or width < 1 or (dims == 1 and height > 1):
-            raise ValueError(f"size of a global lambda layer is a side, (height, width) or a length, not {size}")
+            raise ValueError(
+                f"size of a global lambda layer is a side, (height, width) or a length, at least 1, not {size}"
+            )
         return 2 * height - 1, 2 * width - 1
     assert r is not None
     return (r, r) if dims == 2 else (1, r)
 
 
 def later_offsets(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Which entries of a table are offsets to positions after the query, row by row; bool [rows, columns]."""
+    """Marks the entries of a table that belong to positions after the query, row by row; bool [rows, columns]."""
     y = torch.arange(rows, device=device)[:, None] - rows // 2
     x = torch.arange(columns, device=device) - columns // 2
     return (y > 0) | ((y == 0) & (x > 0))
 
 
 def places(grid: torch.Size, context_grid: torch.Size, device: torch.device) -> Tensor:
-    """Where on the context's grid every query stands, as an index of its positions, [N]."""
+    """The index of the context position at which every query stands, [N]."""
     y, x = (
         (2 * torch.arange(side, device=device) + 1) * context // (2 * side)
         for side, context in zip(grid, context_grid, strict=True)
@@ -231,7 +244,7 @@ def check_mask(mask: Tensor, n: int, m: int) -> None:
     if mask.shape != (n, m) or mask.dtype != torch.bool:
         dtype = str(mask.dtype).removeprefix("torch.")
         raise ValueError(
-            f"the mask of a lambda layer is bool of shape [{n}, {m}], queries and context positions, "
+            f"the mask of a lambda layer is bool of shape [{n}, {m}] (queries, context positions), "
             f"not {dtype} of shape {list(mask.shape)}"
         )
 
@@ -248,16 +261,19 @@ def check_arguments(
     content: bool = True,
     position: bool = True,
 ) -> None:
-    """Raises a ValueError of one sentence unless a lambda layer of this width can be built."""
+    """Raises a ValueError of one sentence if no lambda layer can be built with these arguments."""
     for name, value in {"dim": dim, "k": k, "h": h, "u": u, "r": r}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} of a lambda layer is at least 1, not {value}")
     if dim % h:
-        raise ValueError(f"h={h} heads do not divide the width {dim} of a lambda layer")
+        divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
+        raise ValueError(f"h={h} does not divide the width {dim} of a lambda layer; numbers that do are {divisors}")
     if r is not None and r % 2 == 0:
-        raise ValueError(f"the scope r of a lambda layer is odd, so that it has a centre, not {r}")
+        raise ValueError(f"the scope r of a lambda layer is odd, because it needs a centre, not {r}")
     for name, chosen, allowed in (("order", order, ("auto", *ORDERS)), ("key_norm", key_norm, KEY_NORMS)):
         if chosen not in allowed:
-            raise ValueError(f"{name} {chosen!r} of a lambda layer is none of {', '.join(allowed)}")
+            raise ValueError(f"{name} of a lambda layer is one of {', '.join(allowed)}, not {chosen!r}")
     if not content and not position:
-        raise ValueError("a lambda layer has content lambdas, position lambdas or both; it was told neither")
+        raise ValueError(
+            "a lambda layer has content lambdas, position lambdas or both, but content and position are both false"
+        )

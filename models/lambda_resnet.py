@@ -1,4 +1,4 @@
-"""The LambdaResNet builder: an Architecture (data) becomes a network. Without lambda blocks: ResNet."""
+"""Builds networks from an Architecture: a LambdaResNet, or a ResNet if it names no lambda blocks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from models.lambda_layer import LambdaLayer
 from models.recompute import recomputed
 
 OWN_START = (LambdaLayer, SelfAttention, SqueezeExcite)
-"""Layers that initialise their own convolutions."""
+"""The layers that initialise their own convolutions."""
 
 
 class Stage(nn.Sequential):
-    """Blocks one after the other; with `checkpointing`, training computes them a second time for their gradients."""
+    """Blocks in a row; with `checkpointing`, training computes each a second time for its gradients."""
 
     checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return super().forward(x)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self:
-            x = recomputed(block, x)
+            x = recomputed(block, x) if recompute else block(x)
         return x
 
 
 class Backbone(nn.Module):
-    """Stem and stages: what a classifier and a feature pyramid have in common, under the same parameter names."""
+    """The stem and the stages, which a classifier and a feature pyramid share under the same parameter names."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class Backbone(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def reset_parameters(self) -> None:
-        """Convolutions start as He's, other layers as they say. On the meta device there is nothing to fill."""
+        """Initialises convolutions as He et al. do; other layers initialise themselves. Skips the meta device."""
         own = {m for layer in self.modules() if isinstance(layer, OWN_START) for m in layer.modules()}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module not in own and not module.weight.is_meta:
@@ -57,10 +56,10 @@ class Backbone(nn.Module):
 
 
 class FeaturePyramid(Backbone):
-    """The feature maps that detectors and segmenters read: images [b, in_channels, height, width] to one map a stage.
+    """The feature maps that detectors and segmenters read: images [b, in_channels, height, width] to one map per stage.
 
-    For the ImageNet members c2 to c5, of strides 4 to 32. Takes the weights of the classifier of the same
-    architecture, less `classifier.*`.
+    ImageNet members give c2 to c5, of strides 4 to 32. It takes the weights of the classifier of the same architecture,
+    without `classifier.*`.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -96,11 +95,13 @@ class LambdaResNet(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, [b, num_features, height/s, width/s], s the total stride."""
-        return self.stages(self.stem(x))
+        features: Tensor = self.stages(self.stem(x))
+        return features
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Logits of a feature map: average over positions, dropout, classifier."""
-        return self.classifier(self.dropout(features.mean((2, 3))))
+        logits: Tensor = self.classifier(self.dropout(features.mean((2, 3))))
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -109,8 +110,8 @@ class LambdaResNet(Backbone):
         """Names of the parameters that fine-tuning at another resolution trains (Touvron et al., 2019).
 
         "head" is the classifier, "last_norm" the batch norm at the end of the last block's branch. The running
-        statistics of all other norms are part of the frozen network: in training mode they would go on changing, so
-        keep the network in eval mode but for the module of "last_norm", whose statistics are what the resolution shifts.
+        statistics of all other norms belong to the frozen network, and would go on changing in training mode. So keep
+        the network in eval mode, except for the module of "last_norm", because the resolution shifts its statistics.
         """
         norm = f"stages.{len(self.stages) - 1}.{self.architecture.depths[-1] - 1}.expand.1"
         return {
@@ -120,7 +121,7 @@ class LambdaResNet(Backbone):
 
 
 def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage:
-    """The blocks of c`stage`, fed `channels`; `first` is the number of its first one in the network."""
+    """The blocks of c`stage` for an input of `channels`; its first block is number `first` of the network."""
     width, blocks = a.widths[stage - 2], []
     out = width * a.expansion
     owner: LambdaLayer | None = None
@@ -145,7 +146,7 @@ def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage
 
 
 def _lambda_or_attention(a: Architecture, width: int, stride: int, owner: LambdaLayer | None) -> nn.Module:
-    """What looks across positions in a block named by `lambdas`; `owner` lends its table of embeddings."""
+    """The layer of a block that `lambdas` names; `owner`, if any, lends its table of embeddings."""
     if a.layer != "lambda":
         return ATTENTION[a.layer](width, heads=a.heads, stride=stride)
     return LambdaLayer(

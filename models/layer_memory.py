@@ -1,4 +1,4 @@
-"""What a layer's attention maps or position embeddings take, on paper: the memory column of LambdaNetworks, table 4."""
+"""Computes the memory of attention maps or position embeddings on paper, as table 4 of LambdaNetworks does."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class StageLayers:
 def stage_layers(architecture: Architecture, size: int) -> list[StageLayers]:
     """The stages of a network that hold lambda layers, for images of size × size.
 
-    As in the paper, every layer counts at the side of its stage's output, also the first, which runs before its
-    stride at twice that side; counting those as they run, table 4's 120 GB would be 160.
+    As in the paper, every layer counts at the side of its stage's output. The first layer of a stage really runs before
+    its stride, at twice that side; counted so, the 120 GB of table 4 would be 160.
     """
     a = architecture
     with torch.device("meta"):
@@ -43,7 +43,7 @@ def stage_layers(architecture: Architecture, size: int) -> list[StageLayers]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the formulas below read: n positions of `side` squared, and a layer's own sizes."""
+    """What the formulas below read: the side of a map with n = side² positions, and the sizes of a layer."""
 
     side: int
     width: int
@@ -65,7 +65,7 @@ NUMBERS: dict[str, Callable[[Sizes], int]] = {
     "lambda": lambda s: s.k * s.n * s.n,
     "lambda_convolution": lambda s: s.k * s.n * s.window**2,
 }
-"""Numbers that one layer keeps; those of lambda layers are embeddings, the same for every image of a batch."""
+"""Numbers that one layer keeps. Lambda layers keep embeddings, which all images of a batch share."""
 
 
 def layer_memory(
@@ -79,15 +79,15 @@ def layer_memory(
     shared: bool = False,
     bytes_per_number: int = 4,
 ) -> int:
-    """Bytes of the attention maps, or of the position embeddings, of all layers of a network (table 4 and its notes).
+    """Bytes of all attention maps, or of all position embeddings, of a network (table 4 and its notes).
 
-    `layer` is a key of NUMBERS: `heads` belong to attention, `k` to lambda layers, `window` to the local two. With
-    `shared` the lambda layers of a stage have one set of embeddings between them. Local attention and the lambda
-    convolution follow the space column, Θ(b l h n m) and Θ(l k n m) with m = window²; the paper prints no figure
-    for them, and a convolution does not lay its embeddings out, so it keeps k·m numbers in fact. The lambdas
-    themselves, about as large as the other activations, are left out, as in the paper.
+    `layer` is a key of NUMBERS. Attention uses `heads`, lambda layers use `k`, and the two local kinds use `window`.
+    With `shared` the lambda layers of a stage share one set of embeddings. Local attention and the lambda convolution
+    follow the space column, Θ(b l h n m) and Θ(l k n m) with m = window²; the paper prints no figure for them, and a
+    convolution really keeps only k·m numbers, because it does not lay its embeddings out. As in the paper, the lambdas
+    themselves are left out; they are about as large as the other activations.
 
-    Raises ValueError for an unknown layer, a size below 1 and attention maps that should be shared.
+    Raises ValueError for an unknown layer, a size below 1, and `shared` with attention maps.
     """
     if layer not in NUMBERS:
         raise ValueError(f"there is no analytic memory of layer {layer!r}; the layers are {', '.join(NUMBERS)}")

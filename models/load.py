@@ -1,4 +1,4 @@
-"""Loading weights, with errors that name what does not fit."""
+"""Loads weights into a model, with errors that name what does not fit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SHOWN = 5
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copies `state` into `model`, or raises a ValueError and changes nothing.
 
-    The error lists the names that the state lacks, those that the model lacks, and those of another shape, with
-    the expected and the found one.
+    The error lists the names that are missing in the state, those that are unknown to the model, and those whose shape
+    differs, with the expected and the found shape.
     """
     expected = model.state_dict()
     problems = []

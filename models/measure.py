@@ -1,6 +1,6 @@
-"""How fast and how big: times taken in turns, peak memory, and the batch up to which a bigger one pays.
+"""Measures times taken in turns, peak memory, and the largest batch that is still worth its size.
 
-Out of memory is a result here, not a failure: an infinite time, a batch of 0.
+Running out of memory is a result here, not a failure: an infinite time, or a batch of 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Device = torch.device | str
 Step = Callable[[], object]
 T = TypeVar("T")
 
-PAYS = 1.05  # a doubled batch is kept if it raises the rate by this factor
+PAYS = 1.05  # a doubled batch is kept if the rate grows by at least this factor
 MEMORY_EVENT = "[memory]"  # the profiler's name of an allocation (bytes > 0) or a release (bytes < 0)
 
 
@@ -28,9 +28,9 @@ def alternate(
 ) -> dict[str, float]:
     """Median seconds per call of each candidate over `rounds` rounds in which all take turns.
 
-    A turn lasts about `seconds` and at least one call. Taking turns spreads a busy or slow phase of the machine over all
-    candidates. Each is called before the first round: what is compiled, chosen or cached at first use does not count.
-    A candidate that runs out of memory takes no further turns and gets infinity; other errors are the caller's.
+    A turn lasts about `seconds` and at least one call. Turns spread a busy or slow phase of the machine over all
+    candidates. Each candidate is called before the first round, so compiling, choosing and caching at first use do not
+    count. A candidate that runs out of memory takes no further turns and gets infinity; other errors are raised.
     """
     calls = {name: _calls_in(seconds, call, device) for name, call in candidates.items()}
     times: dict[str, list[float]] = {name: [] if calls[name] else [math.inf] for name in candidates}
@@ -42,8 +42,8 @@ def alternate(
 
 
 def _calls_in(seconds: float, call: Step, device: Device) -> int:
-    """How many calls fill a turn, after warming up; 0 where memory runs out."""
-    # On a GPU clocks rise during the first calls, and CUDA graphs are recorded in the second and third.
+    """The number of calls that fill a turn, found after a warm-up; 0 if memory runs out."""
+    # On a GPU, clocks rise during the first calls, and the second and third record CUDA graphs.
     for _ in range(3 if _is_cuda(device) else 1):
         if _turn(call, 1, device) == math.inf:
             return 0
@@ -52,7 +52,7 @@ def _calls_in(seconds: float, call: Step, device: Device) -> int:
 
 
 def _turn(call: Step, calls: int, device: Device) -> float:
-    """Seconds per call; infinity where memory runs out."""
+    """Seconds per call; infinity if memory runs out."""
 
     def turn() -> float:
         wait(device)
@@ -66,10 +66,10 @@ def _turn(call: Step, calls: int, device: Device) -> float:
 
 
 def peak_bytes(fn: Step, device: Device = "cpu") -> int:
-    """Most bytes allocated at a time during `fn()`, above what was allocated before it.
+    """The most bytes allocated at a time during `fn()`, beyond those allocated before it.
 
-    Counts what torch's allocators give out; scratch space that libraries take elsewhere is not seen. On a CPU nothing
-    is subtracted for what was there before and is released meanwhile.
+    This counts what torch's allocators give out, not scratch space that libraries take elsewhere. On a CPU, memory that
+    was allocated before and is released during the call is not subtracted.
     """
     if _is_cuda(device):
         wait(device)
@@ -78,7 +78,7 @@ def peak_bytes(fn: Step, device: Device = "cpu") -> int:
         fn()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes lines of its own at every start
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints lines at every start
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         fn()
     assert profiler.profiler is not None
@@ -91,9 +91,9 @@ def peak_bytes(fn: Step, device: Device = "cpu") -> int:
 
 
 def best_batch(rate: Callable[[int], float], *, first: int = 1, most: float = 1024) -> int:
-    """The batch found by doubling `first` until it exceeds `most`, no longer pays or no longer fits; 0 if none fits.
+    """Doubles the batch from `first` while it fits, pays and stays within `most`; returns the last one, 0 if none fits.
 
-    `rate(batch)` is in images per second, 0 where the batch does not fit: see `rate_at`.
+    `rate(batch)` is in images per second, 0 if the batch does not fit: see `rate_at`.
     """
     best, fastest, batch = 0, 0.0, first
     while batch <= most:
@@ -105,8 +105,10 @@ def best_batch(rate: Callable[[int], float], *, first: int = 1, most: float = 10
 
 
 def rate_at(make: Callable[[int], Step], batch: int, *, seconds: float = 0.2, device: Device = "cpu") -> float:
-    """Images per second of `make(batch)()`, 0 where it does not fit: the fastest of three turns of `seconds` in all, for
-    others' work only ever makes a turn slower."""
+    """Images per second of `make(batch)()`, 0 if it does not fit.
+
+    It takes the fastest of three turns of `seconds` in all, because other work on the machine only makes turns slower.
+    """
 
     def fastest() -> float:
         call = make(batch)
@@ -117,21 +119,21 @@ def rate_at(make: Callable[[int], Step], batch: int, *, seconds: float = 0.2, de
 
 
 def most_that_fits(make: Callable[[int], Step], memory: int, *, first: int = 1, device: Device = "cpu") -> int:
-    """The batch up to which `memory` bytes surely suffice, by the peak of batch `first`; 0 if that itself does not fit.
+    """A batch that is sure to fit in `memory` bytes, by the peak of batch `first`; 0 if `first` itself does not fit.
 
-    For the CPU, where the system may kill a process that asks for too much where a GPU raises an error.
+    This is for the CPU: the system may kill a process that asks for too much memory, while a GPU raises an error.
     """
 
     def peak() -> float:
         call = make(first)
-        call()  # what is made once and stays is no part of the peak
+        call()  # what the first call makes and keeps does not count as peak
         return max(1, peak_bytes(call, device))
 
     return int(first * memory / if_it_fits(peak, math.inf, device))
 
 
 def if_it_fits(work: Callable[[], T], otherwise: T, device: Device = "cpu") -> T:
-    """`work()`, or `otherwise` where memory runs out, on whichever device and in whichever library."""
+    """Returns `work()`, or `otherwise` if memory runs out, on any device and in any library."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
@@ -144,13 +146,13 @@ def if_it_fits(work: Callable[[], T], otherwise: T, device: Device = "cpu") -> T
 
 
 def wait(device: Device) -> None:
-    """Until the device has done all that it was told."""
+    """Waits until the device has finished all its work."""
     if _is_cuda(device):
         torch.cuda.synchronize(device)
 
 
 def device_name(device: Device) -> str:
-    """What figures of speed belong to: the GPU's name, or the CPU and its number of threads."""
+    """Names the device that speeds were measured on: the GPU, or the CPU with its number of threads."""
     return torch.cuda.get_device_name(device) if _is_cuda(device) else f"CPU, {torch.get_num_threads()} threads"
 
 

@@ -1,4 +1,4 @@
-"""Measures image classifiers side by side: inference, training and latency, each in rounds in which all take turns."""
+"""Measures image classifiers side by side: inference, training and latency, in rounds where all take turns."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ CLASSES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How to measure. Always in channels-last memory; a `dtype` other than float32 by autocast."""
+    """How to measure. Memory is always channels-last; a `dtype` other than float32 uses autocast."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     compile: str | None = None
     """None for eager, or a mode of torch.compile; "reduce-overhead" adds CUDA graphs."""
     batch: int | None = None
-    """Images in a batch; None: for each model and use what `best_batch` finds."""
+    """Images in a batch; with None, `best_batch` finds one for each model and use."""
     most: int = 256
-    """Largest batch that is looked at."""
+    """The largest batch to try."""
     rounds: int = 7
     seconds: float = 0.5
-    """Of a turn; at least one step."""
+    """Length of a turn, which takes at least one step."""
     memory: int | None = None
-    """Bytes that a step may take, see `most_that_fits`; None: as many as there are."""
+    """Bytes that a step may take, see `most_that_fits`; None sets no limit."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What inference or training takes at a batch. `images_per_second` and `peak_bytes` (in eager mode, above weights
-    and optimiser state) are None where `batch` images do not fit."""
+    """The speed and memory of inference or training at a batch.
+
+    `images_per_second` and `peak_bytes` (in eager mode, beyond weights and optimiser state) are None if `batch` images
+    do not fit.
+    """
 
     batch: int
     images_per_second: float | None = None
@@ -47,7 +50,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Figures:
-    """A model's figures; `latency` is seconds for one image from call to result, None where it does not fit."""
+    """The figures of a model; `latency` is the seconds from call to result for one image, None if it does not fit."""
 
     inference: Use
     training: Use
@@ -59,10 +62,10 @@ def measure_models(
     setup: Setup,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Figures]:
-    """The figures of every (classifier of 1,000 classes, image size).
+    """Measures every (classifier of 1,000 classes, image size).
 
-    A training step is forward, cross-entropy, backward and SGD with momentum, at learning rate 0, so that numbers
-    stay sound however long it runs. Batches are looked for in eager mode. All models share the device throughout.
+    A training step is forward, cross-entropy, backward and SGD with momentum. Its learning rate is 0, so that numbers
+    stay finite however long it runs. Batches are found in eager mode. All models stay on the device throughout.
     """
     steps, done = 2 * len(models) + 3, 0
 
@@ -72,7 +75,7 @@ def measure_models(
         progress(done, steps)
 
     if setup.compile:
-        # Models of one class share its cache of compiled code, and each is compiled for three steps.
+        # Models of one class share a cache of compiled code, and each model is compiled for three steps.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(models))
     subjects = {name: _Subject(model, size, setup) for name, (model, size) in models.items()}
     inference = _measure_use(subjects, setup, False, tick)
@@ -86,7 +89,7 @@ def measure_models(
 def _measure_use(
     subjects: Mapping[str, _Subject], setup: Setup, training: bool, tick: Callable[[], None]
 ) -> dict[str, Use]:
-    """One use of all models: each one's batch and memory, then all take turns."""
+    """Measures one use of all models: first the batch and memory of each, then all take turns."""
     uses, steps = {}, {}
     for name, subject in subjects.items():
         use = uses[name] = subject.trial(training)
@@ -102,7 +105,7 @@ def _measure_use(
 
 
 class _Subject:
-    """A model on the device, and its steps."""
+    """A model on the device, with its steps."""
 
     def __init__(self, model: nn.Module, size: int, setup: Setup) -> None:
         self.setup, self.size = setup, size
@@ -111,7 +114,7 @@ class _Subject:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=0.9)
 
     def trial(self, training: bool) -> Use:
-        """The batch, and the peak memory at it."""
+        """Finds the batch and the peak memory at that batch."""
         setup, device = self.setup, self.setup.device
 
         def make(batch: int) -> Step:
@@ -122,7 +125,7 @@ class _Subject:
 
         def peak() -> int:
             step = make(batch)
-            step()  # the optimiser's state is made in the first one
+            step()  # the first step makes the optimiser's state
             return peak_bytes(step, device)
 
         first = 2 if training else 1  # batch norm cannot train on one value
@@ -134,7 +137,7 @@ class _Subject:
         return Use(batch, None, if_it_fits(peak, None, device))
 
     def step(self, batch: int, training: bool, model: Callable[..., torch.Tensor]) -> Step:
-        """A step of `model`, the eager or the compiled one, on `batch` random images. Sets the mode that it needs."""
+        """Returns a step of `model`, eager or compiled, on `batch` random images, and sets the mode that it needs."""
         setup, optimizer = self.setup, self.optimizer
         self.model.train(training)
         images = torch.randn(batch, 3, self.size, self.size, device=setup.device)
@@ -151,12 +154,12 @@ class _Subject:
                 loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
-            optimizer.zero_grad()  # a model that waits for its turn holds no gradients
+            optimizer.zero_grad()  # so that a model holds no gradients while it waits for its turn
 
         return train if training else infer
 
     def one_image(self) -> Step:
-        """Inference of one image, waited for."""
+        """Returns a step that infers one image and waits for the result."""
         step, device = self.step(1, False, self.compiled), self.setup.device
 
         def infer_and_wait() -> None:

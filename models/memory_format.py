@@ -1,4 +1,4 @@
-"""The order of a network's weights in memory."""
+"""Lays the weights of a network's convolutions out in channels-last memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """`model`, its 2-d convolutions' weights in channels-last order, which their kernels are fastest with.
+    """Puts the weights of 2-d convolutions in channels-last order, which is fastest, and returns the same model.
 
-    torch's own `model.to(memory_format=…)` fails where there is a 3-d convolution, such as in timm's lambda layer.
+    torch's own `model.to(memory_format=…)` fails if there is a 3-d convolution, as in timm's lambda layer.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
     return model

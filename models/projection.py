@@ -1,4 +1,7 @@
-"""How a lambda layer gets its queries, values and keys: 1×1 convolutions without bias, batch norm on queries and values."""
+"""Projects inputs to the queries, values and keys of a lambda layer.
+
+The projections are 1×1 convolutions without bias, with batch norm on queries and values.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 class SelfProjection(nn.Module):
-    """[b, dim, …] to queries [b, h·k, …], values [b, u·v, …] and unnormalised keys [b, u·k, …], in one product."""
+    """Maps [b, dim, …] to queries [b, h·k, …], values [b, u·v, …] and raw keys [b, u·k, …], in one product."""
 
     def __init__(self, dim: int, queries: int, values: int, keys: int) -> None:
         super().__init__()
@@ -18,7 +21,7 @@ class SelfProjection(nn.Module):
     def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, Tensor, Tensor]:
         queries, values, keys = self.sizes
         qv, k = self.to_qvk(x).split([queries + values, keys], dim=1)
-        # Batch norm is many times slower on a slice of channels than on the copy of one.
+        # Batch norm is many times slower on a slice of channels than on a copy of the slice.
         q, v = self.norm_qv(contiguous(qv)).split([queries, values], dim=1)
         return q, v, k
 
@@ -28,13 +31,13 @@ class SelfProjection(nn.Module):
             self.norm_qv.reset_parameters()
 
     def fold(self) -> None:
-        """The norm, as it is in eval mode, becomes part of the convolution."""
+        """Makes the norm, as it is in eval mode, part of the convolution."""
         self.to_qvk = folded(self.to_qvk, self.norm_qv)
         self.norm_qv = nn.Identity()
 
 
 class CrossProjection(nn.Module):
-    """As SelfProjection, with values and keys from a context [b, dim_context, …]."""
+    """Does the same with values and keys from a context [b, dim_context, …]."""
 
     def __init__(self, dim: int, dim_context: int, queries: int, values: int, keys: int) -> None:
         super().__init__()
@@ -56,18 +59,18 @@ class CrossProjection(nn.Module):
                 norm.reset_parameters()
 
     def fold(self) -> None:
-        """The norms, as they are in eval mode, become part of the convolutions."""
+        """Makes the norms, as they are in eval mode, part of the convolutions."""
         self.to_q, self.to_vk = folded(self.to_q, self.norm_q), folded(self.to_vk, self.norm_v)
         self.norm_q, self.norm_v = nn.Identity(), nn.Identity()
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """x without gaps, in channels-last memory, as everything in the layer is."""
+    """x without gaps in channels-last memory, the layout of everything in the layer."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def reset(projection: nn.Conv2d, queries: int, query_scale: float) -> None:
-    """N(0, fan-in^-½), the first `queries` rows scaled, as standard deviations."""
+    """Fills the weight from N(0, fan-in^-½), a standard deviation, and scales the first `queries` rows."""
     std = projection.in_channels**-0.5
     nn.init.normal_(projection.weight, std=std)
     with torch.no_grad():
@@ -75,7 +78,7 @@ def reset(projection: nn.Conv2d, queries: int, query_scale: float) -> None:
 
 
 def folded(projection: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution with bias that does what this one and then a batch norm of its first channels do in eval mode."""
+    """Merges a convolution and a batch norm of its first channels, as it is in eval mode, into one with bias."""
     if not isinstance(norm, nn.BatchNorm2d):
         return projection
     assert norm.running_mean is not None and norm.running_var is not None
@@ -84,6 +87,7 @@ def folded(projection: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
         one = nn.Conv2d(projection.in_channels, projection.out_channels, 1).to(projection.weight)
         one.weight.copy_(projection.weight)
         one.weight[: len(scale)].mul_(scale[:, None, None, None])
-        nn.init.zeros_(one.bias)  # type: ignore[arg-type]
-        one.bias[: len(scale)].copy_(norm.bias - norm.running_mean * scale)  # type: ignore[index]
+        assert one.bias is not None
+        nn.init.zeros_(one.bias)
+        one.bias[: len(scale)].copy_(norm.bias - norm.running_mean * scale)
     return one

@@ -1,4 +1,4 @@
-"""Gradient checkpointing of blocks that hold batch norms."""
+"""Checkpoints blocks that hold batch norms: the backward pass computes them a second time."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), of which only x is kept: the backward pass runs the block a second time (Chen et al., 2016).
+    """Computes block(x) and keeps only x: the backward pass runs the block a second time (Chen et al., 2016).
 
-    Result and gradients are those of block(x): random draws are repeated, and running statistics take in a batch
-    once, in the first run.
+    Result and gradients are those of block(x): the second run repeats the random draws, and running statistics include
+    a batch once, in the first run.
     """
-    if torch.compiler.is_compiling():  # a compiled graph keeps buffers out of what it computes twice
-        return checkpoint(block, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _buffers_kept(block)
 
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    y: Tensor
+    if torch.compiler.is_compiling():  # a compiled graph keeps buffers out of what it computes twice
+        y = checkpoint(block, x, use_reentrant=False)
+    else:
+        y = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return y
 
 
 @contextmanager
 def _buffers_kept(block: nn.Module) -> Iterator[None]:
-    """Lets the block write to copies of its buffers. (A norm without statistics would save other tensors than in the
-    first run, which torch refuses.)"""
+    """Lets the block write to copies of its buffers.
+
+    Norms cannot simply skip their statistics: they would save other tensors than in the first run, which torch rejects.
+    """
     kept = [
         (module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)
     ]

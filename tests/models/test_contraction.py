@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import fourier
-from models.contraction import DENSE, ORDERS, position_embeddings
+from models.contraction import ORDERS, position_embeddings
 
 SHAPES = [  # batch, height, width, u, rows and columns of the table
     (2, 4, 4, 1, 7, 7),
@@ -57,11 +57,11 @@ def test_orders_agree_to_rounding_forward_and_backward(shape, keys):
     tensors = inputs(shape, keys)
     expected = with_gradients(written_out(tensors, *shape[1:3]), tensors)
     for name, order in ORDERS.items():
-        found = with_gradients(order(*tensors, *shape[1:3]), tensors)
+        found = with_gradients(order.apply(*tensors, *shape[1:3]), tensors)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
         with torch.inference_mode():
-            torch.testing.assert_close(order(*tensors, *shape[1:3]), expected[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(order.apply(*tensors, *shape[1:3]), expected[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[6]])
@@ -87,7 +87,7 @@ def test_compiled_orders_agree(name, shape):
     tensors = inputs(shape)
     expected = with_gradients(written_out(tensors, *shape[1:3]), tensors)
     torch._dynamo.reset()
-    found = with_gradients(torch.compile(ORDERS[name], fullgraph=True)(*tensors, *shape[1:3]), tensors)
+    found = with_gradients(torch.compile(ORDERS[name].apply, fullgraph=True)(*tensors, *shape[1:3]), tensors)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -106,8 +106,8 @@ def test_masks_and_placed_queries_agree():
                 e[n, :, m] = table[dy, dx]
     expected = torch.einsum("bnhk,nkj,bjv->bnhv", q[:, :5], e.flatten(2), v)
     expected = with_gradients(expected, [q, v])
-    for order in DENSE.values():
-        y = order(q[:, :5], None, v, table, height, width, mask, place)
+    for order in [order for order in ORDERS.values() if order.dense]:
+        y = order.apply(q[:, :5], None, v, table, height, width, mask, place)
         for a, b in zip(with_gradients(y, [q, v]), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 

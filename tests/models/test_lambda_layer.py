@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from models import LambdaLayer
+from models.choose_order import orders
 from models.contraction import ORDERS
+
+ANY = ("auto", *ORDERS)
+DENSE = ("auto", *orders(dense=True))
 
 
 def paper(
@@ -65,7 +69,7 @@ def split_cross(weights: list[torch.Tensor], layer: LambdaLayer) -> tuple[torch.
     return weights[0], *weights[1].split([layer.u * layer.v, layer.u * layer.k])
 
 
-def check(layer: LambdaLayer, *inputs: torch.Tensor | None, orders: tuple[str, ...] = ("auto", *ORDERS)) -> None:
+def check(layer: LambdaLayer, *inputs: torch.Tensor | None, orders: tuple[str, ...] = ANY) -> None:
     """The layer in every order against `paper`, its value and its gradients."""
     layer = layer.double()
     layer.order = "auto"
@@ -100,7 +104,7 @@ def test_key_norms(key_norm):
     torch.manual_seed(1)
     check(LambdaLayer(8, k=3, h=2, r=3, key_norm=key_norm), images(2, 8, 3, 4))
     layer = LambdaLayer(8, k=3, h=2, r=3, key_norm=key_norm)
-    check(layer, images(2, 8, 3, 4), None, torch.rand(12, 12) < 0.5, orders=("lambda_first", "query_first"))
+    check(layer, images(2, 8, 3, 4), None, torch.rand(12, 12) < 0.5, orders=DENSE)
 
 
 @pytest.mark.parametrize("switches", [{"content": False}, {"position": False}])
@@ -108,7 +112,7 @@ def test_content_and_position_switch_off(switches):
     torch.manual_seed(1)
     layer = LambdaLayer(8, k=3, h=2, u=2, r=3, **switches)
     check(layer, images(2, 8, 3, 4))
-    check(layer, images(2, 8, 3, 4), None, torch.rand(12, 12) < 0.5, orders=("auto", "lambda_first", "query_first"))
+    check(layer, images(2, 8, 3, 4), None, torch.rand(12, 12) < 0.5, orders=DENSE)
     assert (layer.table is None) == (not layer.position)
 
 
@@ -118,7 +122,7 @@ def test_masked_contexts(u):
     mask = torch.rand(12, 12) < 0.5
     mask[3] = False  # sees nothing: zero
     layer, x = LambdaLayer(8, k=3, h=2, u=u, r=5), images(2, 8, 3, 4)
-    check(layer, x, None, mask, orders=("auto", "lambda_first", "query_first"))
+    check(layer, x, None, mask, orders=DENSE)
     assert not layer(x, mask=mask).flatten(2)[:, :, 3].any()
 
 
@@ -131,7 +135,7 @@ def test_causal_layers_see_only_what_came_before_in_every_order(u):
     changed = x.clone()
     changed[:, :, 2] += 1
     torch.testing.assert_close(layer(changed)[:, :, :2], layer(x)[:, :, :2])
-    check(layer.train(), x, None, torch.rand(12, 12) < 0.7, orders=("auto", "lambda_first", "query_first"))
+    check(layer.train(), x, None, torch.rand(12, 12) < 0.7, orders=DENSE)
 
 
 def test_sequences():
@@ -147,10 +151,9 @@ def test_sequences():
 def test_separate_contexts(grid):
     torch.manual_seed(4)
     layer = LambdaLayer(8, dim_context=6, k=3, h=2, u=2, r=5)
-    dense = ("auto", "lambda_first", "query_first")
     x, context = images(2, 8, 3, 4), images(2, 6, *grid)
-    check(layer, x, context, orders=("auto", *ORDERS) if grid == (3, 4) else dense)
-    check(layer, x, context, torch.rand(12, grid[0] * grid[1]) < 0.5, orders=dense)
+    check(layer, x, context, orders=ANY if grid == (3, 4) else DENSE)
+    check(layer, x, context, torch.rand(12, grid[0] * grid[1]) < 0.5, orders=DENSE)
 
 
 def test_global_layers_take_what_their_table_reaches_and_resize():
@@ -262,7 +265,7 @@ def test_memory_format_and_autocast_do_not_change_the_result():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"h": 5}, ["h=5", "32"]),
+    ({"h": 5}, ["h=5", "32", "1, 2, 4, 8, 16, 32"]),
     ({"r": 8}, ["odd", "8"]),
     ({"order": "fastest"}, ["'fastest'", "query_first"]),
     ({"key_norm": "l1"}, ["'l1'", "softmax"]),
@@ -272,7 +275,7 @@ def test_memory_format_and_autocast_do_not_change_the_result():
     ({"r": None}, ["r=None", "size"]),
     ({"size": 7}, ["r=23", "size=7"]),
     ({"r": None, "size": (0, 4)}, ["(0, 4)"]),
-    ({"content": False, "position": False}, ["neither"]),
+    ({"content": False, "position": False}, ["both false"]),
     ({"causal": True, "dim_context": 8}, ["causal", "mask"]),
 ])  # fmt: skip
 def test_bad_arguments_say_what_is_allowed(arguments, words):
