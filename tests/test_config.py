@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config import durations, fields, job_file, settings, settings_train
 from pipeline.config.load import RAY_CACHE, load_job, resolve_output
@@ -206,3 +207,66 @@ def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:
 @pytest.mark.parametrize(("text", "expected"), [("30ep", 300), ("2000st", 2000), ("1.5ep", 15), ("0st", 0)])
 def test_durations(text: str, expected: int) -> None:
     assert durations.steps(text, steps_per_epoch=10.0) == expected
+
+
+IDLE = """
+name: idle
+prepare: {dataset: digits}
+teacher: {model: m, optimizer: adamw}
+student: {model: m, labels: hard}
+generations: [{}, {}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("teacher.unlabelled_ratio=2", "a teacher has no pseudo-labels"),
+        ("teacher.labels=hard", "a teacher has no pseudo-labels"),
+        ("teacher.momentum=0.5", "only sgd has it, and the optimizer is adamw"),
+        ("teacher.rollback_factor=0.1", "no run goes back"),
+        ("student.temperature=2.0", "these are hard"),
+        ("generations[1].student.temperature=2.0", "these are hard"),
+        ("select.max_copies=3", "nothing is copied"),
+        ("finetune.lr=0.5", "there is no fine-tune"),
+        ("finetune={resolution: 256, optimizer: lamb, momentum: 0.1}", "only sgd has it, and the optimizer is lamb"),
+        ("measure.batch=4", "names no model"),
+        ("data.cache_gb=5", "there are no copies"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(tmp_path: Path, setting: str, why: str) -> None:
+    path = tmp_path / "idle.yaml"
+    path.write_text(IDLE)
+    with pytest.raises(ConfigError, match=f"which has no effect: .*{why}; drop it"):
+        load_job(str(path), [setting])
+
+
+def test_a_setting_that_has_an_effect_somewhere_is_taken(tmp_path: Path) -> None:
+    """What is said of all students is for those that it is for; defaults may be spelled out anywhere."""
+    path = tmp_path / "idle.yaml"
+    path.write_text(IDLE)
+    loaded = load_job(str(path), ["student.temperature=2.0", "generations[1].student.labels=soft"])
+    assert loaded.generations[1].student.temperature == 2.0
+    load_job(
+        str(path), ["teacher.momentum=0.9", "teacher.labels=soft", "finetune.lr=0.01", "prepare.labels_per_class=7"]
+    )
+
+
+def test_a_base_is_only_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "recipe.yaml").write_text("momentum: 0.5\noptimizer: sgd\n")
+    path = tmp_path / "job.yaml"
+    path.write_text(IDLE.replace("model: m, optimizer", "base: recipe, model: m, optimizer"))
+    loaded = load_job(str(path))
+    assert loaded.teacher.momentum == 0.5
+    assert "teacher.momentum is 0.5, which has no effect" in caplog.text and "a base of the job sets it" in caplog.text
+    # job.yaml of the run spells it out, and can be run again.
+    written = tmp_path / "written.yaml"
+    written.write_text(job_file.WRITTEN + yaml.safe_dump(settings.to_plain(loaded)))
+    assert load_job(str(written)) == loaded
+    with pytest.raises(ConfigError, match=r"teacher\.rollback_factor is 0\.1"):
+        load_job(str(written), ["teacher.rollback_factor=0.1"])
+
+
+def test_settings_without_effect_stay_part_of_a_folders_name(tmp_path: Path) -> None:
+    changed = settings_train.Train(model="m", optimizer="adamw", momentum=0.5)
+    assert fields.identity_of(changed)["momentum"] == 0.5
