@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.braces import expand
 from pipeline.errors import DataError
+from pipeline.storage.range_requests import stamp_of
 
 MAGIC = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{[^{}]*\}")
@@ -246,6 +247,4 @@ def entry_at(path: str) -> Entry:
 
 
 def _entry(info: dict[str, Any]) -> Entry:
-    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "created")  # every driver has its own
-    stamp = next((info[key] for key in keys if info.get(key)), "")
-    return Entry(int(info.get("size") or 0), str(stamp).strip('"'), info.get("type") == "directory")
+    return Entry(int(info.get("size") or 0), stamp_of(info), info.get("type") == "directory")
