@@ -38,7 +38,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.selection.radix import Settings
 from pipeline.selection.select import select_all
 from pipeline.selection.sort_keys import tie_hash
@@ -163,7 +163,7 @@ def write_file(folder: str, classes: int, number: int, n: int) -> None:
     ).cast(label_files.SCHEMA)
     table = table.append_column("file", pa.array(np.full(n, number, np.int32)))
     table = table.append_column("tie", pa.array(tie_hash(shard, index.astype(np.int64))))
-    label_files.write_table(f"{folder}/{number:05d}.parquet", table, {"format": label_files.FORMAT, "shard": shard})
+    parquet_files.write_table(f"{folder}/{number:05d}.parquet", table, {"format": label_files.FORMAT, "shard": shard})
 
 
 def processes() -> ProcessPoolExecutor:

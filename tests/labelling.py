@@ -10,7 +10,7 @@ import torch
 from pipeline import storage, weights
 from pipeline.cluster.inline import Inline
 from pipeline.config.load import load_job
-from pipeline.data import label_files
+from pipeline.data import parquet_files
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import WEIGHTS, Done, Result, Stage
@@ -55,7 +55,7 @@ def rows(output: str) -> dict[str, list]:
     """{label file: its rows} of what the stage left."""
     folder = files(output)
     names = [name for name in storage.walk(folder) if name.endswith(".parquet")]
-    return {name: label_files.read_labels(storage.join(folder, name)).to_pylist() for name in names}
+    return {name: parquet_files.read_table(storage.join(folder, name)).to_pylist() for name in names}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.storage.lock import lock
 from tests import small, tiny
 from tests.data import tars
@@ -344,7 +344,7 @@ def test_a_step_that_needs_more_pseudo_labelled_images_than_were_selected(world:
 def rewritten(path: Path, **changes: object) -> bytes:
     """The label file as it was; it says other things of itself now."""
     before = path.read_bytes()
-    table, metadata = label_files.read_labels(str(path)), label_files.read_metadata(str(path))
+    table, metadata = parquet_files.read_table(str(path)), parquet_files.read_metadata(str(path))
     path.unlink()
     label_files.write_labels(str(path), table, metadata | changes)
     return before

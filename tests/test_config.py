@@ -150,6 +150,68 @@ def test_numbers_are_those_of_yaml_1_2() -> None:
     assert job_file.parse("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("010", "10"),
+        ("-007", "-7"),
+        ("+08", "+8"),
+        ("0_1", "1"),
+        ("00", "0"),
+        ("00.5", "0.5"),
+        ("-01.50", "-1.50"),
+        ("01e3", "1e3"),
+        ("00e3", "0e3"),
+    ],
+)
+def test_a_number_with_a_leading_zero_is_refused(tmp_path: Path, job: str, written: str, meant: str) -> None:
+    """It would be octal to YAML 1.1, decimal to YAML 1.2, and text to whoever meant a name."""
+    sentence = f"{written} is a number with a leading zero (write {meant}, or '{written}' in quotes for text)"
+    path = tmp_path / "zero.yaml"
+    path.write_text(f"{JOB}seed: 1\nsummary: [1, {{lr: {written}}}]\n")
+    line = path.read_text().count("\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(path))
+    assert str(caught.value).startswith(f"{path} is not YAML: {sentence} in ") and f"line {line}," in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load_job(job, [f"seed={written}"])
+    assert f"cannot set 'seed' to '{written}': {sentence} in " in str(caught.value)
+    path.write_text(JOB.replace("name: tiny", f"name: '{written}'"))
+    assert load_job(str(path)).name == written
+    assert load_job(job, [f"name='{written}'"]).name == written
+    assert job_file.parse(f'"{written}"') == written
+
+
+def test_a_zero_that_leads_nothing_is_a_number() -> None:
+    written = "[0, -0, 0.5, 0e3, 0., 10, 1_000, -0.05, 100.0]"
+    assert job_file.parse(written) == [0, 0, 0.5, 0.0, 0.0, 10, 1000, -0.05, 100.0]
+    written = "[0x10, 0o17, 0-1, 00:30, 01.02.2026, 08-15, 0.0.0.0, 0a, _0, 01x]"
+    assert job_file.parse(written) == written[1:-1].split(", ")
+
+
+def test_what_is_written_is_read_as_it_was() -> None:
+    text = [
+        "010",
+        "008",
+        "-09_1",
+        "1e3",
+        "1:30",
+        "2026-01-02",
+        "0",
+        "12",
+        ".inf",
+        "true",
+        "null",
+        "~",
+        "",
+        "a: b",
+        "0x10",
+    ]
+    plain = {"text": text, "numbers": [0, -7, 10**20, 0.5, 1e-7, 1e20, float("inf")], "rest": [True, None], "008": 1}
+    found = job_file.parse(job_file.dump(plain))
+    assert found == plain and [type(one) for one in found["numbers"]] == [type(one) for one in plain["numbers"]]
+
+
 def test_a_relative_output_inside_rays_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "session" / RAY_CACHE / "_ray_pkg_1"
     cache.mkdir(parents=True)

@@ -1,7 +1,8 @@
-"""Job files as YAML: their bases, and two things that YAML 1.1 would let pass.
+"""Job files as YAML: their bases, and three things that YAML 1.1 would let pass.
 
 `base:` inside any mapping names files, from conf/ or beside the job, that are merged below it. A key that is there twice is
-an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63.
+an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63. A number with a leading zero is an error too:
+010 would be 8, 10 or text, depending on who reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 WRITTEN = "# Every setting of a run, those of its bases included; written by noisy-lambda.\n"  # how job.yaml begins
+LEADING_ZERO = "leading zero"
 NUMBERS = {
+    LEADING_ZERO: (r"[-+]?0[0-9_]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", "-+0"),
     "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
     "float": (
         r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
@@ -49,6 +52,17 @@ def parse(text: str) -> Any:
     return yaml.load(text, _loader())
 
 
+def dump(plain: Mapping[str, Any]) -> str:
+    """The YAML of plain data; text that `parse` would take for a number is quoted."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    _add_numbers(Dumper)
+    return yaml.dump(dict(plain), Dumper=Dumper, sort_keys=False)
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`: mappings are merged, everything else is replaced."""
     merged = dict(below)
@@ -70,8 +84,7 @@ def _loader() -> Any:
         first: [(tag, pattern) for tag, pattern in known if tag not in other]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    for name, (pattern, first) in NUMBERS.items():
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), list(first))
+    _add_numbers(Loader)
 
     def mapping(loader: Any, node: Any) -> Any:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -81,7 +94,27 @@ def _loader() -> Any:
         return loader.construct_yaml_map(node)
 
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    Loader.add_constructor(_tag(LEADING_ZERO), _refuse_leading_zero)
     return Loader
+
+
+def _refuse_leading_zero(_: Any, node: Any) -> None:
+    import yaml
+
+    sign = node.value[0] if node.value[0] in "-+" else ""
+    rest = node.value[len(sign) :].lstrip("0_")
+    meant = sign + (rest if rest[:1].isdigit() else f"0{rest}")
+    found = f"{node.value} is a number with a leading zero (write {meant}, or '{node.value}' in quotes for text)"
+    raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+
+
+def _add_numbers(reader: Any) -> None:
+    for name, (pattern, first) in NUMBERS.items():
+        reader.add_implicit_resolver(_tag(name), re.compile(f"^(?:{pattern})$"), list(first))
+
+
+def _tag(name: str) -> str:
+    return f"tag:yaml.org,2002:{name}"
 
 
 def _read(path: Path, trail: list[Path]) -> dict[str, Any]:

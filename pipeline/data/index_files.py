@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data import images, label_files, shards
+from pipeline.data import images, label_files, parquet_files, shards
 from pipeline.data.shards import Sample, Shard
 from pipeline.errors import DataError
 from pipeline.storage.node_cache import Cache
@@ -66,8 +65,7 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
             "label": pa.array(found, pa.int32()),
             "image_hash": pa.array(hashes, pa.uint64()),
         })  # fmt: skip
-        with storage.writing(rows_path(folder, source, shard.name)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        parquet_files.write_table(rows_path(folder, source, shard.name), table)
         digest = hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(found, "<i4").tobytes()).hexdigest()
         return Indexed(np.bincount(np.asarray(found, np.int64), minlength=classes), digest, bad)
 
@@ -119,7 +117,7 @@ def _label_in_json(shard: Shard, sample: Sample, where: str, cache: Cache | None
 def image_hashes(folder: str, shards: Iterable[tuple[str, str]]) -> np.ndarray:
     """Sorted hashes uint64 of all good images of some (source, shard name)s that are indexed in `folder`."""
     found = [
-        label_files.read_labels(rows_path(folder, source, name), ["image_hash"])["image_hash"].to_numpy()
+        parquet_files.read_table(rows_path(folder, source, name), ["image_hash"])["image_hash"].to_numpy()
         for source, name in shards
     ]
     return np.unique(np.concatenate(found).astype(np.uint64))

@@ -4,7 +4,7 @@ A row per sample, in shard order, none left out; row i is sample i. `label`, `co
 `probs` are null where `status` is not `ok`. `classes` and `probs` start with the most probable class (so
 `classes[0]` is `label`) and hold all classes up to 128 of them, otherwise the top 32; the rest of the mass
 is spread evenly over the others. What is true of the whole file is JSON under one key of the file's
-metadata (`read_metadata`).
+metadata (`parquet_files.read_metadata`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.data import parquet_files
+from pipeline.data.parquet_files import Metadata
 from pipeline.errors import DataError
 
-Metadata = Mapping[str, Any]
-METADATA_KEY = b"noisy_lambda"
 FORMAT = 1
 DENSE_CLASSES = 128
 TOP_CLASSES = 32
@@ -165,59 +164,7 @@ def write_labels(path: str, table: pa.Table, metadata: Metadata | Callable[[], M
     def complete() -> Metadata:
         return {"format": FORMAT, **(metadata() if callable(metadata) else metadata)}
 
-    write_table(path, table.cast(SCHEMA), complete)
-
-
-def write_table(path: str, table: pa.Table, metadata: Metadata | Callable[[], Metadata], **options: Any) -> None:
-    """Write any Parquet file of ours in one step, `metadata` as JSON under its one key; called once the rows are
-    written, where it is a function. `options` are pyarrow's ParquetWriter's."""
-    table = table.replace_schema_metadata(None)
-    with (
-        storage.writing(path) as temporary,
-        pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer,
-    ):
-        writer.write_table(table)
-        text = json.dumps(metadata() if callable(metadata) else metadata, sort_keys=True, allow_nan=False)
-        writer.add_key_value_metadata({METADATA_KEY.decode(): text})
-
-
-def read_labels(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a label or selection file; DataError where it is not a whole Parquet file."""
-    return _open(path, lambda file: file.read(columns=None if columns is None else list(columns)))
-
-
-def read_metadata(path: str) -> dict[str, Any]:
-    """What the file says of itself; DataError where it is not one of ours. Reads the footer only."""
-    return _metadata(path, _open(path, lambda file: file.metadata.metadata))
-
-
-def read_with_metadata(path: str, columns: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
-    """`read_labels` and `read_metadata` in one opening of the file."""
-    table, found = _open(path, lambda file: (file.read(columns=list(columns)), file.metadata.metadata))
-    return table, _metadata(path, found)
-
-
-def _open(path: str, use: Any) -> Any:
-    try:
-        with storage.open_read(path) as source, pq.ParquetFile(source) as file:
-            return use(file)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {storage.redact(path)}; run the stage that writes it again") from error
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{storage.redact(path)} is not a readable Parquet file ({error}); delete it and run again"
-        ) from error
-
-
-def _metadata(path: str, of_file: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    text = (of_file or {}).get(METADATA_KEY)
-    if text is None:
-        raise DataError(
-            f"{storage.redact(path)} was not written by this pipeline (no '{METADATA_KEY.decode()}' in its "
-            "metadata); delete it and run again"
-        )
-    found: dict[str, Any] = json.loads(text)
-    return found
+    parquet_files.write_table(path, table.cast(SCHEMA), complete)
 
 
 def check_labels(metadata: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:

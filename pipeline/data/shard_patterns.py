@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.data.braces import expand
 from pipeline.errors import DataError
+from pipeline.storage.range_requests import stamp_of
 
 MAGIC = re.compile(r"[*?\[]")
-BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+BRACES = re.compile(r"\{[^{}]*\}")
 LIST_SUFFIX = ".txt"
 HTTP_THREADS = 32
-MAX_EXPANSION = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -139,40 +139,6 @@ def _parse(text: str, root: str | None) -> Pattern:
     return Pattern(text, base, tuple(parts), f"?{query}" if query else "")
 
 
-def expand(pattern: str) -> list[str]:
-    """`x-{08..10}-{a,b}` -> x-08-a, x-08-b, x-09-a, … Ranges keep leading zeros; braces may be nested."""
-    found = [pattern]
-    while any(BRACES.search(text) for text in found):
-        wider: list[str] = []
-        for text in found:
-            match = BRACES.search(text)
-            if match is None:
-                wider.append(text)
-                continue
-            before, after = text[: match.start()], text[match.end() :]
-            choices = _choices(match[1])
-            if len(wider) + len(choices) > MAX_EXPANSION:
-                raise DataError(
-                    f"pattern {storage.redact(pattern)} stands for more than {MAX_EXPANSION} names; "
-                    "write a wildcard instead of so wide a range"
-                )
-            wider += [f"{before}{choice}{after}" for choice in choices]
-        found = wider
-    return list(dict.fromkeys(found))
-
-
-def _choices(inside: str) -> Sequence[object]:
-    """What may stand in place of a brace: `a,b` or a range, up or down, with the width of its leading zeros."""
-    match = RANGE.fullmatch(inside)
-    if match is None:
-        return inside.split(",")
-    first, last = int(match[1]), int(match[2])
-    numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    if not match[1].startswith("0") or len(numbers) > MAX_EXPANSION:
-        return numbers
-    return [f"{number:0{len(match[1])}d}" for number in numbers]
-
-
 class Listing:
     """Each folder is listed once, however many patterns look into it."""
 
@@ -281,6 +247,4 @@ def entry_at(path: str) -> Entry:
 
 
 def _entry(info: dict[str, Any]) -> Entry:
-    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "created")  # every driver has its own
-    stamp = next((info[key] for key in keys if info.get(key)), "")
-    return Entry(int(info.get("size") or 0), str(stamp).strip('"'), info.get("type") == "directory")
+    return Entry(int(info.get("size") or 0), stamp_of(info), info.get("type") == "directory")

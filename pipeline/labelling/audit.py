@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data import label_files
+from pipeline.data import parquet_files
 from pipeline.data.confidence_bins import Reliability, reliability
 from pipeline.errors import DataError
 from pipeline.labelling import calibration
@@ -88,9 +88,9 @@ def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Count
     shard its index file and its label file."""
     parts, bad = [], Counter[str]()
     for indexed, labelled in files:
-        known = label_files.read_labels(indexed, ["index", "label"])
+        known = parquet_files.read_table(indexed, ["index", "label"])
         columns = ["status", "confidence", "classes", "probs"]
-        rows = label_files.read_labels(labelled, columns).take(known["index"])  # row i is sample i
+        rows = parquet_files.read_table(labelled, columns).take(known["index"])  # row i is sample i
         status = rows["status"].combine_chunks().cast(pa.string())
         bad.update(status.filter(pc.not_equal(status, "ok")).to_pylist())
         answered = rows["confidence"].is_valid()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.data.shards import SKIPPED, Reader, Sample, Shard, stream
 from pipeline.errors import DataError
 from pipeline.storage.node_cache import Cache
@@ -46,7 +46,7 @@ class Before:
                 "and take it in by --refreeze, or go on without it"
             )
         name = label_files.file_name(shard.name)
-        kept = label_files.read_labels(storage.join(self.select, name), ["index"])["index"].to_pylist()
+        kept = parquet_files.read_table(storage.join(self.select, name), ["index"])["index"].to_pylist()
         if not kept:
             return _Remembered(storage.join(self.labels, name), shard)
         return _Partly(stream(shard.path, cache), frozenset(kept))
@@ -74,7 +74,7 @@ class _Remembered:
     """The samples that a label file of the same shard names, all of them skipped."""
 
     def __init__(self, path: str, shard: Shard) -> None:
-        self.table, metadata = label_files.read_with_metadata(path, ["index", "key", "offset", "size"])
+        self.table, metadata = parquet_files.read_with_metadata(path, ["index", "key", "offset", "size"])
         label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size}, path)
         self.without_image: int = metadata["without_image"]
         self.cut: str | None = metadata["cut"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.data.shard_patterns import entry_at
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
@@ -35,7 +35,7 @@ def find(path: str, earlier: Sequence[str], shard: Shard, identity: Mapping[str,
 def read(path: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The metadata of a label file that is there and fits, else None."""
     try:
-        metadata = label_files.read_metadata(path)
+        metadata = parquet_files.read_metadata(path)
         label_files.check_labels(metadata, identity, path)
     except DataError:
         return None

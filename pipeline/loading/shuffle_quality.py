@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config.settings_train import Train
-from pipeline.data import label_files
+from pipeline.data import parquet_files
 from pipeline.loading import sample_order
 from pipeline.plan.stage import CLASS_COUNTS
 
@@ -141,8 +140,7 @@ def write_class_counts(folder: str, per_class: Sequence[Mapping[int, int]]) -> N
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     names = ("shard", "label", "images")
     table = pa.table({name: pa.array(column, pa.int32()) for name, column in zip(names, columns, strict=True)})
-    with storage.writing(storage.join(folder, CLASS_COUNTS)) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    parquet_files.write_table(storage.join(folder, CLASS_COUNTS), table)
 
 
 def advice_on(folder: str, settings: Train, seed: int) -> str | None:
@@ -150,7 +148,7 @@ def advice_on(folder: str, settings: Train, seed: int) -> str | None:
     path = storage.join(folder, CLASS_COUNTS)
     if not storage.exists(path):  # made by an earlier version
         return None
-    table = label_files.read_labels(path)
+    table = parquet_files.read_table(path)
     shard, label, images = (table[name].to_numpy() for name in ("shard", "label", "images"))
     held = np.split(np.repeat(label, images), np.cumsum(np.bincount(shard, images).astype(np.int64))[:-1])
     segments = sample_order.segments_for(len(held), settings.segments)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.storage.byte_ranges import Parts, coalesce
 from pipeline.storage.node_cache import Cache
@@ -52,16 +52,16 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
     columns = ["index", "offset", "size", "label", *(["classes", "probs"] if soft else [])]
     if shard.expected is None:
-        table = label_files.read_labels(shard.rows, columns)
+        table = parquet_files.read_table(shard.rows, columns)
     else:
-        table, metadata = label_files.read_with_metadata(shard.rows, columns)
+        table, metadata = parquet_files.read_with_metadata(shard.rows, columns)
         label_files.check_labels(metadata, shard.expected, shard.rows)
     index = table["index"].to_numpy()
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
         copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)
     else:
-        chosen = label_files.read_labels(shard.selection)
+        chosen = parquet_files.read_table(shard.selection)
         wanted, copies = chosen["index"].to_numpy(), chosen["copies"].to_numpy()
         weighted = "weight" in chosen.column_names
         weight = chosen["weight"].to_numpy() if weighted else np.ones(len(wanted), np.float32)

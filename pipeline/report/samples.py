@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data import images, label_files, shards
+from pipeline.data import images, label_files, parquet_files, shards
 from pipeline.data.shards import Shard
 from pipeline.plan.stage import FAILED
 from pipeline.report.contact_sheet import CELL, SCALE, Row
@@ -128,7 +128,7 @@ def contact_rows(found: Extremes, label_folder: str, corpus: Sequence[Shard], na
 
     def read(shard: int) -> list[tuple[tuple[int, int], Image.Image]]:
         path = storage.join(label_folder, label_files.file_name(corpus[shard].name))
-        table = label_files.read_labels(path, ["offset", "size"]).take(rows[shard])
+        table = parquet_files.read_table(path, ["offset", "size"]).take(rows[shard])
         offsets, sizes = table["offset"].to_pylist(), table["size"].to_pylist()
         return [
             ((shard, row), images.decode(shards.read_at(corpus[shard].path, offset, size), at_least=CELL * SCALE))
@@ -150,18 +150,18 @@ def _failure(label_folder: str, shard: str) -> tuple[str, str]:
 
 
 def _scan_shard(label_path: str, select_path: str, shard: str, number: int, shown: Sequence[int]) -> Found:
-    table, metadata = label_files.read_with_metadata(label_path, ["status", "label", "confidence"])
+    table, metadata = parquet_files.read_with_metadata(label_path, ["status", "label", "confidence"])
     status = table["status"].combine_chunks().cast(pa.string())
     found = Found(statuses=Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(status).to_pylist()}))
     if metadata.get("cut"):
         found.damaged.append((shard, str(metadata["cut"])))
     bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", shards.SKIPPED]))))[:BAD_SHOWN]
     if len(bad):
-        named = label_files.read_labels(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
+        named = parquet_files.read_table(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
         found.bad = [BadSample(number, row["key"], row["status"], row["offset"], row["size"]) for row in named]
     label, sure = _column(table, "label"), _column(table, "confidence")
     kept = np.zeros(len(label), bool)
-    kept[label_files.read_labels(select_path, ["index"])["index"].to_numpy()] = True
+    kept[parquet_files.read_table(select_path, ["index"])["index"].to_numpy()] = True
     for extremes, side in ((found.kept, kept), (found.dropped, ~kept)):
         for wanted in shown:
             inside = np.flatnonzero(side & (label == wanted))

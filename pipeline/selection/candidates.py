@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.selection.radix import STEPS, Counts, Settings, State
 from pipeline.selection.sort_keys import BITS, Distances, Hashes, Ints, distances, tie_hash, words
@@ -60,7 +60,7 @@ class LabelFile:
 
     def __init__(self, path: str, settings: Settings, held_out: HeldOut | None) -> None:
         columns = ["label", "confidence", *(["image_hash"] if held_out else [])]
-        table, metadata = label_files.read_with_metadata(path, columns)
+        table, metadata = parquet_files.read_with_metadata(path, columns)
         label_files.check_labels(metadata, settings.expected, path)
         self.path, self.settings, self.held_out = path, settings, held_out
         self.shard: str = metadata["shard"]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.selection.candidates import LabelFile, count_group, histogram, read_files
 from pipeline.selection.radix import Counts, Cut, Settings, finish_first_pass, merge, refine, start
@@ -87,7 +87,7 @@ def select_group(paths: tuple[str, ...], cut: Cut, out: str) -> Kept:
         table, kept = select_shard(file, cut, greatest)
         metadata = {"shard": file.shard, "samples": table.num_rows, "copies": kept.shards[file.shard]}
         path = storage.join(out, label_files.file_name(file.shard))
-        label_files.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
+        parquet_files.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
         sums.append(kept)
     return functools.reduce(Kept.add, sums)
 

@@ -167,13 +167,13 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
     """The same of shards that were labelled before this attempt, from their files; DataError where one is not ours."""
-    from pipeline.data import label_files
+    from pipeline.data import label_files, parquet_files
 
     by = {"class_list": label_files.class_list_hash(spec.classes), "teacher": spec.teacher}
 
     def read(shard: Shard) -> tuple[str, dict[str, Any]]:
         path = storage.join(spec.out, label_files.file_name(shard.name))
-        metadata = label_files.read_metadata(path)
+        metadata = parquet_files.read_metadata(path)
         label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size, **by}, path)
         return shard.name, _facts(metadata)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data import images, label_files
+from pipeline.data import images, parquet_files
 from pipeline.data.shards import Shard, scan
 from pipeline.errors import DataError
 from pipeline.labelling.labeller import LabelSpec, make_labeller
@@ -96,7 +96,7 @@ def test_every_good_image_has_its_row_and_every_bad_one_its_reason(
             assert path.name in str(failure.value)
             continue
         result = worker(shard)
-        rows = label_files.read_labels(str(out / f"{one.name}.parquet")).to_pylist()
+        rows = parquet_files.read_table(str(out / f"{one.name}.parquet")).to_pylist()
         assert [(row["key"], row["status"]) for row in rows] == one.rows, one.name
         assert [row["index"] for row in rows] == list(range(len(rows)))
         assert all((row["label"] is not None) == (row["status"] == "ok") for row in rows)
@@ -152,7 +152,7 @@ def test_a_whole_stage_over_it(tmp_path: Path) -> None:
             failed = json.loads((folder / f"{one.name}.failed.json").read_text())
             assert one.error in failed["error"] and not (folder / f"{one.name}.parquet").exists()
         else:
-            rows = label_files.read_labels(str(folder / f"{one.name}.parquet")).to_pylist()
+            rows = parquet_files.read_table(str(folder / f"{one.name}.parquet")).to_pylist()
             assert [(row["key"], row["status"]) for row in rows] == one.rows
             assert not (folder / f"{one.name}.failed.json").exists()
     info = json.loads((folder / "done.json").read_text())["info"]

@@ -20,7 +20,7 @@ from torch import nn
 
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
-from pipeline.data import images, label_files, shards
+from pipeline.data import images, label_files, parquet_files, shards
 from pipeline.data.shards import Shard
 from pipeline.errors import ClusterError, DataError, WeightsError
 from pipeline.labelling import labeller
@@ -114,7 +114,7 @@ def spec(tmp_path: Path) -> LabelSpec:
 
 
 def read(spec: LabelSpec, shard: Shard) -> list[dict[str, Any]]:
-    return label_files.read_labels(os.path.join(spec.out, label_files.file_name(shard.name))).to_pylist()  # noqa: PTH118
+    return parquet_files.read_table(os.path.join(spec.out, label_files.file_name(shard.name))).to_pylist()  # noqa: PTH118
 
 
 def test_every_sample_has_one_row_in_order_and_bad_ones_say_why(tmp_path: Path, spec: LabelSpec) -> None:
@@ -163,7 +163,7 @@ def test_rows_depend_on_shard_and_teacher_alone(tmp_path: Path, spec: LabelSpec)
         worker = make_labeller(one)
         for shard in order:
             worker(shard)
-        tables.append(label_files.read_labels(f"{one.out}/in/001.parquet").replace_schema_metadata())
+        tables.append(parquet_files.read_table(f"{one.out}/in/001.parquet").replace_schema_metadata())
     assert tables[0].equals(tables[1])
 
 
@@ -179,7 +179,7 @@ def test_a_batch_never_spans_two_shards(tmp_path: Path, spec: LabelSpec) -> None
 def test_the_file_says_what_it_is(tmp_path: Path, spec: LabelSpec) -> None:
     shard = good_shard(tmp_path / "in" / "000.tar", 5)
     result = make_labeller(spec)(shard)
-    metadata = label_files.read_metadata(f"{spec.out}/in/000.parquet")
+    metadata = parquet_files.read_metadata(f"{spec.out}/in/000.parquet")
     seconds = result.pop("seconds")
     assert {**metadata, "skipped": False} == {
         **result,
@@ -218,7 +218,7 @@ def test_a_damaged_tar_gives_its_samples_up_to_the_damage(tmp_path: Path, spec: 
     damaged = shard_at(path)
     result = make_labeller(spec)(damaged)
     rows = read(spec, damaged)
-    assert result["cut"] and label_files.read_metadata(f"{spec.out}/in/000.parquet")["cut"] == result["cut"]
+    assert result["cut"] and parquet_files.read_metadata(f"{spec.out}/in/000.parquet")["cut"] == result["cut"]
     assert rows[:4] == expected[:4]  # the first whole batch, bit by bit
     assert [(row["key"], row["label"]) for row in rows[:6]] == [(row["key"], row["label"]) for row in expected[:6]]
     assert [row["status"] for row in rows] == ["ok"] * 6 + ["truncated"] * (len(rows) - 6)
@@ -349,7 +349,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good_and_the_shard_begins_anew(
     first, second = good_shard(tmp_path / "in" / "000.tar", 11), good_shard(tmp_path / "in" / "001.tar", 5, seed=50)
     assert [worker(shard)["batch"] for shard in (first, second)] == [2, 2]
     assert 8 in teacher.batches and teacher.batches[-9:] == [2, 2, 2, 2, 2, 1, 2, 2, 1]
-    assert label_files.read_metadata(f"{spec.out}/in/001.parquet")["batch"] == 2
+    assert parquet_files.read_metadata(f"{spec.out}/in/001.parquet")["batch"] == 2
     as_if = replace(spec, batch=2, out=str(tmp_path / "asked"))
     make_labeller(as_if)(first)
     assert read(spec, first) == read(as_if, first)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 
 
@@ -81,7 +81,7 @@ def test_a_file_has_the_published_schema_and_nulls_where_the_status_is_not_ok(tm
     path = str(tmp_path / "sub" / "000.parquet")
     label_files.write_labels(path, small_table(), {"shard": "sub/000.tar"})
     assert pq.read_schema(path).remove_metadata() == label_files.SCHEMA
-    table = label_files.read_labels(path)
+    table = parquet_files.read_table(path)
     assert table["index"].to_pylist() == [0, 1, 2, 3, 4]
     assert table["status"].to_pylist() == ["ok", "not_an_image", "ok", "truncated", "ok"]
     assert table["key"].to_pylist() == ["a", "b", "c\\xff", "a", "d/é"]
@@ -91,7 +91,7 @@ def test_a_file_has_the_published_schema_and_nulls_where_the_status_is_not_ok(tm
         if row["status"] == "ok":
             assert row["classes"][0] == row["label"] and sorted(row["classes"]) == [0, 1, 2, 3]
             assert abs(row["probs"][0] - row["confidence"]) < 1e-3
-    assert label_files.read_labels(path, ["label"]).column_names == ["label"]
+    assert parquet_files.read_table(path, ["label"]).column_names == ["label"]
 
 
 def test_a_shard_without_any_good_image_and_an_empty_one_have_files_too(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_shard_without_any_good_image_and_an_empty_one_have_files_too(tmp_path
         label_files.write_labels(
             path, label_files.make_table(columns, np.zeros(0, np.int64), nothing), {"shard": "a.tar"}
         )
-        assert label_files.read_labels(path)["label"].to_pylist() == [None] * len(columns["index"])
+        assert parquet_files.read_table(path)["label"].to_pylist() == [None] * len(columns["index"])
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         label_files.write_labels(str(tmp_path / name), small_table(), metadata)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert label_files.read_metadata(str(tmp_path / "a")) == {"format": label_files.FORMAT, **metadata}
+    assert parquet_files.read_metadata(str(tmp_path / "a")) == {"format": label_files.FORMAT, **metadata}
 
 
 def test_a_reader_is_refused_with_what_differs() -> None:
@@ -135,25 +135,10 @@ def test_a_reader_is_refused_with_what_differs() -> None:
     assert label_files.class_list_hash(["a", "b"]) != label_files.class_list_hash(["b", "a"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PAR1 not really", b"x" * 1000])
-def test_what_is_no_label_file_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "bad.parquet"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.parquet"):
-        label_files.read_metadata(str(path))
-
-
-def test_a_foreign_parquet_file_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"label": [1]}), tmp_path / "foreign.parquet")
-    with pytest.raises(DataError, match=r"foreign\.parquet was not written by this pipeline"):
-        label_files.read_metadata(str(tmp_path / "foreign.parquet"))
-
-
 def test_files_on_a_url() -> None:
     label_files.write_labels("memory://labels/x/000.parquet", small_table(), {"shard": "x/000.tar"})
-    assert label_files.read_metadata("memory://labels/x/000.parquet")["shard"] == "x/000.tar"
-    assert label_files.read_labels("memory://labels/x/000.parquet", ["index"])["index"].to_pylist() == [
+    assert parquet_files.read_metadata("memory://labels/x/000.parquet")["shard"] == "x/000.tar"
+    assert parquet_files.read_table("memory://labels/x/000.parquet", ["index"])["index"].to_pylist() == [
         0,
         1,
         2,

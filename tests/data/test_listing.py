@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tars import shard
 
-from pipeline.data import corpus
+from pipeline.data import corpus, shard_patterns
 from pipeline.data.shards import find_shards, scan
 from pipeline.errors import DataError
 from tests import small
@@ -165,8 +166,6 @@ def test_a_pattern_may_leave_the_root(tree: Path) -> None:
 
 
 def test_a_folder_is_listed_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.data import shard_patterns
-
     asked: list[str] = []
     real = shard_patterns._list_local
     monkeypatch.setattr(shard_patterns, "_list_local", lambda path: asked.append(path) or real(path))
@@ -193,6 +192,27 @@ def test_signed_urls_keep_their_query_out_of_names(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("driver", "told", "stamp"),
+    [
+        ("s3", {"ETag": '"9b2c-2"', "LastModified": datetime(2026, 1, 2, tzinfo=UTC), "VersionId": "7"}, "9b2c-2"),
+        ("memory", {"created": 1767312000.25}, "1767312000.25"),
+        ("file", {"created": 1767312000.25, "mtime": 1767312001.5, "ino": 3}, "1767312001.5"),
+        ("sftp", {"time": 1, "mtime": datetime(2026, 1, 2, tzinfo=UTC)}, "2026-01-02 00:00:00+00:00"),
+        ("gs", {"etag": "CKih", "generation": "17", "mtime": "2026-01-02", "updated": "2026-01-02"}, "CKih"),
+        ("abfs", {"etag": "0x8D", "last_modified": datetime(2026, 1, 2, tzinfo=UTC)}, "0x8D"),
+        ("https", {"ETag": 'W/"1f"', "Last-Modified": "Fri, 02 Jan 2026 00:00:00 GMT"}, 'W/"1f'),
+        # Those of servers without ETags had none, so a shard that was replaced by one of equal size went unseen.
+        ("https", {"Last-Modified": "Fri, 02 Jan 2026 00:00:00 GMT"}, "Fri, 02 Jan 2026 00:00:00 GMT"),
+        ("hf", {"blob_id": "5e", "last_commit": None}, ""),
+    ],
+)
+def test_the_stamp_of_a_shard_is_what_it_was_when_it_was_indexed(driver: str, told: dict[str, Any], stamp: str) -> None:
+    """As `driver` tells of a file: stamps are part of what `index` is known by, so another one reads all shards again."""
+    info = {"name": "x/000.tar", "size": 10240, "type": "file", **told}
+    assert shard_patterns._entry(info) == shard_patterns.Entry(10240, stamp, False)
 
 
 # What it costs

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.selection import candidates, radix, select, sort_keys
 from pipeline.selection.select import Settings, select_all
@@ -147,7 +147,7 @@ def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> di
         path = folder / label_files.file_name(name)
         encoding = {"index": "DELTA_BINARY_PACKED", "copies": "DELTA_BINARY_PACKED"}
         table = pa.table(columns, schema=schema)
-        label_files.write_table(str(path), table, metadata, use_dictionary=False, column_encoding=encoding)
+        parquet_files.write_table(str(path), table, metadata, use_dictionary=False, column_encoding=encoding)
         files[name] = path.read_bytes()
     return files
 
@@ -155,7 +155,7 @@ def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> di
 def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
     found = {}
     for name in names:
-        table = label_files.read_labels(str(folder / label_files.file_name(name)))
+        table = parquet_files.read_table(str(folder / label_files.file_name(name)))
         found[name] = dict(zip(table["index"].to_pylist(), table["copies"].to_pylist(), strict=True))
     return found
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import graph, storage
 from pipeline.config.load import load_job
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.labelling import audit, calibration
 from pipeline.plan.corpora import Corpora
@@ -30,7 +30,7 @@ def audit_of(world: World) -> dict[str, Any]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    return label_files.read_metadata(str(path))
+    return parquet_files.read_metadata(str(path))
 
 
 @pytest.fixture(scope="module")

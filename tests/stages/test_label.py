@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data import label_files
+from pipeline.data import parquet_files
 from pipeline.data.shards import Shard
 from pipeline.labelling.label_progress import Progress
 from pipeline.tracking import journal
@@ -39,7 +39,7 @@ def test_refreeze_labels_only_what_is_new_or_has_changed(tmp_path: Path) -> None
     assert sorted(path.name for path in new.glob("*.parquet")) == names
     taken = [name for name in names[:3] if (old / name).samefile(new / name)]
     assert taken == names[:2]
-    assert label_files.read_labels(str(new / names[2])) != label_files.read_labels(str(old / names[2]))
+    assert parquet_files.read_table(str(new / names[2])) != parquet_files.read_table(str(old / names[2]))
     assert json.loads((new / "done.json").read_text())["info"]["images"] == 17
     assert "all is done" in world.run().out
 

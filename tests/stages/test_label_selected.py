@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import graph
 from pipeline.config.load import load_job
-from pipeline.data import label_files
+from pipeline.data import parquet_files
 from tests import small
 from tests.data import tars
 from tests.small import World
@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def files(world: World, stage: str) -> dict[str, list[dict[str, Any]]]:
     folder = world.folder(stage)
-    return {path.stem: label_files.read_labels(str(path)).to_pylist() for path in sorted(folder.glob("*.parquet"))}
+    return {path.stem: parquet_files.read_table(str(path)).to_pylist() for path in sorted(folder.glob("*.parquet"))}
 
 
 def kept(world: World, stage: str) -> set[tuple[str, int]]:
@@ -79,7 +79,7 @@ def test_a_file_says_which_selection_it_follows_and_fits_no_other(world: World) 
     selection = json.loads((world.folder("gen1-select") / "done.json").read_text())["fingerprint"]
     for stage, expected in (("gen1-label", ("all", None)), ("gen2-label", ("selected", selection))):
         for path in world.folder(stage).glob("*.parquet"):
-            metadata = label_files.read_metadata(str(path))
+            metadata = parquet_files.read_metadata(str(path))
             assert (metadata["corpus"], metadata["selection"]) == expected
     failed = json.loads((world.folder("gen2-label") / "unlabelled-003.failed.json").read_text())
     assert "unlabelled-003.tar could not be labelled in the generation before" in failed["error"]
@@ -89,14 +89,14 @@ def test_a_shard_of_which_nothing_was_kept_is_not_read(world: World) -> None:
     """Its rows come from the label file of the generation before: they are there though the tar holds nothing but zeros."""
     folder, shard = world.folder("gen2-label"), world.shards / "unlabelled-002.tar"
     path = folder / "unlabelled-002.parquet"
-    rows, stamp, data = label_files.read_labels(str(path)), shard.stat().st_mtime_ns, shard.read_bytes()
+    rows, stamp, data = parquet_files.read_table(str(path)), shard.stat().st_mtime_ns, shard.read_bytes()
     (folder / "done.json").unlink()
     path.unlink()
     shard.write_bytes(bytes(len(data)))
     os.utime(shard, ns=(stamp, stamp))
     ran = world.run("data.max_bad_shards=1", "data.max_bad_fraction=0.1")
     assert ran.status == 0, ran
-    assert label_files.read_labels(str(path)).equals(rows)
+    assert parquet_files.read_table(str(path)).equals(rows)
     shard.write_bytes(data)
     os.utime(shard, ns=(stamp, stamp))
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config.settings import Select
-from pipeline.data import label_files
+from pipeline.data import label_files, parquet_files
 from pipeline.plan.context import Context
 from pipeline.plan.stage import Result
 from pipeline.report import assemble, plots, samples, style
@@ -176,8 +176,8 @@ def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
 
     sides: dict[bool, list[tuple[float, int, int, int]]] = {True: [], False: []}
     for number, shard in enumerate(corpus):
-        table = label_files.read_labels(storage.join(label, label_files.file_name(shard.name))).to_pydict()
-        chosen = label_files.read_labels(storage.join(select, label_files.file_name(shard.name)))["index"].to_pylist()
+        table = parquet_files.read_table(storage.join(label, label_files.file_name(shard.name))).to_pydict()
+        chosen = parquet_files.read_table(storage.join(select, label_files.file_name(shard.name)))["index"].to_pylist()
         for i, (sure, said) in enumerate(zip(table["confidence"], table["label"], strict=True)):
             sides[i in chosen].append((-sure, number, i, said))
     for extremes, everything in ((found.kept, sides[True]), (found.dropped, sides[False])):
