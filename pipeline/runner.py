@@ -125,10 +125,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_job(job: Job) -> None:
-    import yaml
-
-    plain = _redacted(to_plain(job))
-    text = job_file.WRITTEN + yaml.safe_dump(plain, sort_keys=False)
+    text = job_file.WRITTEN + job_file.dump(_redacted(to_plain(job)))
     storage.write_bytes(storage.join(job.output, JOB), text.encode())
 
 

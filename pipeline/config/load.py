@@ -173,6 +173,14 @@ def _nested(annotation: Any) -> tuple[type | None, bool]:
     return (annotation, False) if is_dataclass(annotation) and isinstance(annotation, type) else (None, False)
 
 
+def _other_container(annotation: Any, value: Any) -> str | None:
+    """What a setting takes that was given a list for a mapping, or the other way round."""
+    for kind, word, wrong in ((dict, "mapping", list), (list, "list", Mapping)):
+        if typing.get_origin(annotation) is kind and isinstance(value, wrong):
+            return word
+    return None
+
+
 def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str, type] | None = None) -> None:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: {where or 'the job'} is {raw!r}; it takes a mapping of settings")
@@ -186,6 +194,8 @@ def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str
             if schema in (Job, Generation) and key in (item.name for item in fields(Train)):
                 hint = f"it is a setting of models, such as student.{key}"
             raise ConfigError(f"{path}: unknown key '{full}'; {hint}")
+        if isinstance(value, (list, Mapping)) and (wanted := _other_container(known[key], value)):
+            raise ConfigError(f"{path}: {full} is {value!r}; it takes a {wanted}")
         nested, in_list = _nested(known[key])
         if nested is None or value is None:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.page import Further, Picture
+from pipeline.report.page import Further, OnSet, Picture
 from pipeline.report.plots import BARS, Model
 from pipeline.report.style import GRID, INK, MUTED, PALE, clean, colour, count_ticks, figure_of, key, percent_range, png
 
@@ -29,6 +29,16 @@ def further(models: Sequence[Model], rows: Rows) -> list[Further]:
             figures = (one["size"], one["top1"], one["top5"], one["ece"])
             found.append(Further(model.label, model.generation, kind, *figures))
     return found
+
+
+def on_sets(models: Sequence[Model], rows: Rows) -> list[OnSet]:
+    """What each model reached on the sets of `evaluate.sets`, set by set."""
+    names = rows[0].get("sets", {})  # none where an earlier version evaluated
+    return [
+        OnSet(model.label, model.generation, name, *(row["sets"][name][figure] for figure in ("top1", "top5", "ece")))
+        for name in names
+        for model, row in zip(models, rows, strict=True)
+    ]
 
 
 def pictures(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> list[Picture]:

@@ -53,6 +53,7 @@ def assemble(context: Context) -> Result:
             stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
             command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, JOB))}",
             further=accuracy.further(models, rows),
+            sets=accuracy.on_sets(models, rows),
         )
 
         # ---- files --------------------------------------------------------------------------------------------------

@@ -68,6 +68,18 @@ class Further:
 
 
 @dataclass(frozen=True)
+class OnSet:
+    """What a model reached on a further evaluation set; a row of its own table."""
+
+    label: str
+    generation: int
+    name: str
+    top1: float
+    top5: float
+    ece: float
+
+
+@dataclass(frozen=True)
 class Page:
     job: str
     images: int  # of the test split
@@ -79,6 +91,7 @@ class Page:
     notes: Sequence[str] = field(default_factory=tuple)
     command: str = ""
     further: Sequence[Further] = ()
+    sets: Sequence[OnSet] = ()
 
 
 def render(page: Page) -> bytes:
