@@ -1,4 +1,4 @@
-"""Bytes -> picture -> uint8 array -> normalised batch; one view for labelling and evaluation."""
+"""Decodes images and makes the view of labelling and evaluation: bytes, picture, uint8 array, normalised batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns of shards: braces, globs, folders and list files, matched against one listing per folder.
+"""Matches patterns of shards (braces, globs, folders, list files) against one listing per folder.
 
 `data/train-{000..146}.tar`, `data/*/part-?.tar`, `s3://bucket/corpus`, `https://host/x-{0..9}.tar`, `shards.txt`.
 Sizes and modification stamps come with the listing; no request is spent on a single file, save over http(s),

@@ -1,4 +1,4 @@
-"""Shards and the samples in them: find the tars, walk one, read a piece of one.
+"""Finds shards, walks the samples in one, and reads pieces of one.
 
 A shard is an uncompressed tar, known by its name and size. A sample is a maximal run of consecutive regular
 members with the same folder and base name up to the first dot, holding at least one image member; it is known

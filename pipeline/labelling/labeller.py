@@ -1,4 +1,4 @@
-"""Label shards: read one tar, ask the teacher about every image, write one label file.
+"""Labels shards: reads one tar, asks the teacher about every image, writes one label file.
 
 `make_labeller(spec)` loads the teacher once and returns the `Labeller`, which labels a shard when it is called:
 `Cluster.map` takes `functools.partial(make_labeller, spec)` as its `make_worker`. Several calls may run at once: while

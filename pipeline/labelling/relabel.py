@@ -1,4 +1,4 @@
-"""What the generation before kept of a shard, where only that is labelled again (`label.corpus: selected`).
+"""Passes over what the generation before did not keep, where only the rest is labelled again.
 
 The other samples have a row all the same: with the status `skipped`, and nobody looks at their images. A shard of which
 nothing was kept is not read at all, for its label file of the generation before says where its samples lie.
@@ -42,8 +42,8 @@ class Before:
         """The shard's samples, of which those that were not kept are `skipped`; DataError for a shard that failed."""
         if shard.name in self.failed:
             raise DataError(
-                f"shard {shard.name} could not be labelled in the generation before, so nothing of it was kept; mend it "
-                "and take it in by --refreeze, or go on without it"
+                f"shard {shard.name} could not be labelled in the generation before, so nothing of it was kept; mend "
+                "it and take it in by --refreeze, or go on without it"
             )
         name = label_files.file_name(shard.name)
         kept = parquet_files.read_table(storage.join(self.select, name), ["index"])["index"].to_pylist()

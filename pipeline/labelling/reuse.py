@@ -1,4 +1,4 @@
-"""Is a shard labelled already, and is it still the shard that was listed?
+"""Reuses finished label files, and detects shards that changed.
 
 A label file is taken over from the folder of another corpus (`--refreeze` makes one) where all that decides its rows is
 the same: teacher, classes, options, the shard's name and size, and its stamp or else its checksum.

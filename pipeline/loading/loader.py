@@ -1,4 +1,4 @@
-"""Batches for one rank: the order's samples, read by (shard, offset, size), decoded, augmented, collated as uint8.
+"""Loads batches for one rank: the order's samples, read by (shard, offset, size), decoded, augmented, as uint8.
 
 A batch is a pure function of (sources, augment, seed, step, rank, world): `TrainingData[step]`, a map-style data set
 over global steps, without memory that matters. `batches` runs it ahead of training in worker processes. The process
@@ -193,8 +193,8 @@ class TrainingData(Dataset):
             ) from error
         except images.BadImage as error:
             raise DataError(
-                f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and no "
-                f"longer is ({error}); restore that shard, or delete the stages that read it and run again"
+                f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and "
+                f"no longer is ({error}); restore that shard, or delete the stages that read it and run again"
             ) from error
         to["images"][place] = view.transpose(1, 2, 0)
 
@@ -232,11 +232,11 @@ def batches(
     """This rank's part of the global steps start_step … stop_step-1, in order.
 
     Each is {'step': int, 'images': uint8 [b, 3, size, size], 'targets': float32 [b, classes],
-    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets sum
-    to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations': float32
-    [b, layers, 7], what the device is to do to the images (pipeline.augment.on_device).
-    `workers` processes read ahead (0: none), with their niceness raised by `nice`; `start_method`: fork, spawn or forkserver
-    (None: the platform's).
+    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets
+    sum to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations':
+    float32 [b, layers, 7], what the device is to do to the images (pipeline.augment.on_device).
+    `workers` processes read ahead (0: none), with their niceness raised by `nice`; `start_method`: fork, spawn or
+    forkserver (None: the platform's).
     DataError for a source without images, and for an image or row that cannot be read when its step comes.
     """
     data = TrainingData(sources, augment=augment, classes=classes, soft=soft, seed=seed, rank=rank, world=world)
@@ -287,8 +287,8 @@ def _raising(ahead: DataLoader, filling: prefetch.Fill) -> Iterator[dict[str, An
         if "shared memory" not in str(error):
             raise
         raise ConfigError(
-            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or `batch`, "
-            "or give the container more (docker run --shm-size)"
+            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or "
+            "`batch`, or give the container more (docker run --shm-size)"
         ) from error
     finally:
         filling.close()

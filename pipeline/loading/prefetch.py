@@ -1,10 +1,10 @@
-"""Bring remote shards to the node's cache before training reads them: the order says which come next.
+"""Brings remote shards to the node's cache before training reads them: the order says which come next.
 
 Of every segment that a rank reads, the shards of the block being read and of the one after it are wanted, the most
 urgent first. The processes that load images share them out, each with a thread of its own that fetches; where a
-selection keeps little of a shard, only those parts of it (pipeline.storage.byte_ranges). Nobody waits for a download: an image
-whose shard is not there yet, or for which there is no room, is asked for alone (`read`). So this changes when bytes
-arrive, and never which.
+selection keeps little of a shard, only those parts of it (pipeline.storage.byte_ranges). Nobody waits for a download:
+an image whose shard is not there yet, or for which there is no room, is asked for alone (`read`). So this changes when
+bytes arrive, and never which.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class _Thread(threading.Thread):
         if first <= self.step and not self.warned and not self.closed.is_set():
             self.warned = True
             log.warning(
-                "%s has no room for all shards that training reads from at a time: images of the others are fetched one by "
-                "one; %s, or lower `window`", what, remedy,
+                "%s has no room for all shards that training reads from at a time: images of the others are fetched "
+                "one by one; %s, or lower `window`", what, remedy,
             )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
-"""Decides which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
+"""Decides which sample is read when: a pure function of (seed, epoch, step).
 
-A source's shards, permuted once by its seed, are laid end
+Numpy in, numpy out, no IO, no memory of the past. A source's shards, permuted once by its seed, are laid end
 to end and cut into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
 epoch is element p÷S of segment p mod S, so consecutive positions come from all segments. A segment is made of pieces
 (the parts of shards it covers). In every epoch its pieces are permuted, `window` of them in a row form a block, and
 the samples inside a block are permuted: a block is what must be within reach at one time.
 
-All randomness is one hash (pipeline.data.hashing has mix, chain and name), the same in any language and version of numpy:
+All randomness is one hash (pipeline.data.hashing has mix, chain and name), the same in any language and version of
+numpy:
 
     shards        sorted by mix(chain(seed, name, 1) ^ shard)
     pieces        sorted by mix(chain(seed, name, 2, epoch, segment) ^ piece)          piece = its rank in the segment

@@ -120,8 +120,8 @@ def advice(labels: Sequence[Ints], name: str, seed: int, segments: int, window: 
     remedy = f"raise `window` to {better}" if better else "lower `segments`"
     return (
         f"the {name} shards are sorted by class: with window {window} the images within reach at a time are of about "
-        f"{found.reach:,.0f} classes (drawn at random: {found.reach_random:,.0f}), those of a batch of about {found.batch:,.0f} "
-        f"({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
+        f"{found.reach:,.0f} classes (drawn at random: {found.reach_random:,.0f}), those of a batch of about "
+        f"{found.batch:,.0f} ({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
     )
 
 

@@ -1,4 +1,4 @@
-"""What training reads of a shard's rows: which samples, where their images lie, their labels or probabilities."""
+"""Loads what training needs of a shard's rows: which samples, where their images lie, labels or probabilities."""
 
 from __future__ import annotations
 

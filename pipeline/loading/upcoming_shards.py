@@ -1,4 +1,7 @@
-"""Which shards a rank reads next, and from which step on: the order (pipeline.loading.sample_order) from the shards' side, no IO."""
+"""Finds which shards a rank reads next, and from which step on.
+
+It is the order (pipeline.loading.sample_order) from the shards' side; no IO.
+"""
 
 from __future__ import annotations
 

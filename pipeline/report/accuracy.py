@@ -1,4 +1,4 @@
-"""The test on the report's page, beyond top-1 of each model: accuracy by class, at other image sizes, of raw weights."""
+"""Shows the test beyond top-1 of each model: by class, at other sizes, on further sets, of raw weights."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ def pictures(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> list[
     shown = [0, len(models) - 1] if len(models) > 1 else [0]
     drawn = by_class([models[place] for place in shown], [share_of(rows[place]) for place in shown], names)
     caption = (
-        f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the smallest "
-        f"class has {min(rows[0]['per_class']['images']):,} test images."
+        f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the "
+        f"smallest class has {min(rows[0]['per_class']['images']):,} test images."
     )
     return [Picture("accuracy_by_class.png", drawn, "Test accuracy by class", caption)]
 
 
 def tables(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> dict[str, bytes]:
-    """The same of all models as CSV: a line a class with its test images and accuracies, empty where it has no image."""
+    """The same of all models as CSV: a line a class with its test images and accuracies, empty where it has no
+    image."""
     if not _counted(rows):
         return {}
     out = io.StringIO()

@@ -1,4 +1,4 @@
-"""Bad samples for the report: what can still be seen of each, or how its bytes begin, and what is wrong.
+"""Shows bad samples: what can still be seen of each, or how its bytes begin, and what is wrong.
 
 Nothing of a file reaches the page as it is: pictures are decoded and drawn anew, bytes are shown as escaped text.
 """

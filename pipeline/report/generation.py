@@ -1,4 +1,4 @@
-"""One generation on the report's page: what its labelling and selection did, in facts and pictures."""
+"""Describes one generation: what its labelling and selection did, in facts and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each class is cut: exact, deterministic, in memory that knows no rows.
+"""Finds each class's cutoff by radix selection: exact, deterministic, in memory that knows no rows.
 
 Candidates are the samples at or above the confidence threshold that are no copies of held-out images. Of n
 candidates of a class

@@ -1,8 +1,9 @@
-"""Which pseudo-labelled samples a student sees, and how often: label files in, selection files out.
+"""Selects the pseudo-labelled samples that a student sees, and how often: label files in, selection files out.
 
-Samples at or above the confidence threshold, balanced over the classes (pipeline.selection.radix says what is kept and how the
-exact cut is found without holding rows). Each shard then selects alone. A selection file has `index` and `copies` of the
-samples with copies, in index order, and `weight`, their confidence, where that is wanted in place of copies.
+Samples at or above the confidence threshold, balanced over the classes (pipeline.selection.radix says what is kept and
+how the exact cut is found without holding rows). Each shard then selects alone. A selection file has `index` and
+`copies` of the samples with copies, in index order, and `weight`, their confidence, where that is wanted in place of
+copies.
 """
 
 from __future__ import annotations
@@ -142,17 +143,17 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
 def _nothing(settings: Settings, counts: Counts) -> DataError:
     if not counts.labelled:
         return DataError(
-            f"the selection keeps no image: of {counts.samples:,} unlabelled samples none has a label; look at the reasons "
-            "in the column `status` of the label files, and mend the shards"
+            f"the selection keeps no image: of {counts.samples:,} unlabelled samples none has a label; look at the "
+            "reasons in the column `status` of the label files, and mend the shards"
         )
     if counts.excluded:
         return DataError(
-            f"the selection keeps no image: all {counts.excluded:,} confident ones are copies of validation or test images; "
-            "data.unlabelled must name other images than data.validation and data.test"
+            f"the selection keeps no image: all {counts.excluded:,} confident ones are copies of validation or test "
+            "images; data.unlabelled must name other images than data.validation and data.test"
         )
     highest = np.flatnonzero(counts.histogram).max() / len(counts.histogram)
     lowest = min([settings.threshold, *settings.thresholds.values()])
     return DataError(
-        f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about {highest:.2f}, but "
-        f"select.threshold is {lowest:g}; lower it, or train a better teacher"
+        f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about "
+        f"{highest:.2f}, but select.threshold is {lowest:g}; lower it, or train a better teacher"
     )

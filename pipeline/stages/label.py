@@ -100,8 +100,9 @@ def run(context: Context) -> Result:
     if len(failed) > job.data.max_bad_shards:
         name, error = next(iter(failed.items()))
         raise DataError(
-            f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows {job.data.max_bad_shards}; "
-            f"the first is {name}: {error}; mend or remove the shards, or raise data.max_bad_shards"
+            f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows "
+            f"{job.data.max_bad_shards}; the first is {name}: {error}; mend or remove the shards, or raise "
+            "data.max_bad_shards"
         )
     return _result(context, spec, failed, made)
 
@@ -212,15 +213,16 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         for name in cut:  # as failed ones: tried again at the next start
             storage.remove(storage.join(context.folder, label_files.file_name(name)))
         raise DataError(
-            f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows {allowed.max_bad_shards}; "
-            f"the first is {[*failed, *cut][0]}; mend or remove it, or raise data.max_bad_shards"
+            f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows "
+            f"{allowed.max_bad_shards}; the first is {[*failed, *cut][0]}; mend or remove it, or raise "
+            "data.max_bad_shards"
         )
     bad = bad_counts(counts)
     if sum(bad.values()) > allowed.max_bad_fraction * total:
         reasons = ", ".join(f"{number:,} {status}" for status, number in bad.items())
         raise DataError(
-            f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than data.max_bad_fraction "
-            f"{allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
+            f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than "
+            f"data.max_bad_fraction {allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
         )
     line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""

@@ -1,4 +1,4 @@
-"""The journal of a stage: what it measured, in order, in its folder; the truth for trackers and reports.
+"""Keeps the journal of a stage: what it measured, in order, in its folder; the truth for trackers and reports.
 
 Local folder: `metrics.jsonl`, one line appended per record. Object store: numbered parts
 `metrics-000001.jsonl` of whole lines, one every ten seconds and at `flush` and `close`. A process killed in
@@ -73,8 +73,8 @@ class Journal:
             yield
         except OSError as error:
             raise OutputError(
-                f"cannot write {storage.join(self.folder, NAME)}: {(error.strerror or str(error)).lower()}; make room there "
-                "and run again"
+                f"cannot write {storage.join(self.folder, NAME)}: {(error.strerror or str(error)).lower()}; make room "
+                "there and run again"
             ) from error
 
     def cut(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The moving average of weights and batch-norm statistics: what is validated, kept and used as teacher."""
+"""Averages weights and batch-norm statistics: what is validated, kept and used as teacher."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""One model on many workers: replicated (DDP) or cut up (FSDP2), and the few places where that makes a difference.
+"""Puts one model on many workers: replicated (DDP) or sharded (FSDP2).
 
-ddp    every worker holds all weights, their averages and the optimizer's state; gradients are averaged while the backward
-       pass still runs
+ddp    every worker holds all weights, their averages and the optimizer's state; gradients are averaged while the
+       backward pass still runs
 fsdp   every worker holds its part of them and gathers a block's weights just before it computes with them: slower, for
        models that do not fit
 
-FSDP cuts parameters in place and forbids copies, so the order is: copy the model for its moving average, `cut` the copy,
-`wrap` the model, and only then make the optimizer and ask for parameters. On one worker all of this does nothing.
+FSDP cuts parameters in place and forbids copies, so the order is: copy the model for its moving average, `cut` the
+copy, `wrap` the model, and only then make the optimizer and ask for parameters. On one worker all of this does nothing.
 """
 
 from __future__ import annotations

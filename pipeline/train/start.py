@@ -1,4 +1,4 @@
-"""What a training run starts from: network, weights, optimizer and average, new or as the newest checkpoint has them."""
+"""Starts or resumes a training run: network, weights, optimizer and average, new or from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from pipeline.weights import build_model, load_state, read_state
 
 log = logging.getLogger(__name__)
 
-SYNC_BELOW = 32  # images that a worker takes through the network at once: below this, batch norm on GPUs sees those of all workers
+# images that a worker takes through the network at once: below this, batch norm on GPUs sees those of all workers
+SYNC_BELOW = 32
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Trainee:
     model: nn.Module
     """The network itself, whose weights are kept."""
     network: nn.Module
-    """What images go through in training: the model, in what several workers wrap it in, compiled where that is asked for."""
+    """What images go through in training: the model, in what several workers wrap it in, compiled where that is asked
+    for."""
     optimizer: torch.optim.Optimizer
     average: Average
     precision: torch.dtype
@@ -42,7 +44,8 @@ class Trainee:
     step: int
     """Updates made so far."""
     state: dict[str, Any]
-    """What checkpoints know besides: `sync_batch_norm`, how often it went back (`rollbacks`), the last `validation`, and the
+    """What checkpoints know besides: `sync_batch_norm`, how often it went back (`rollbacks`), the last `validation`,
+    and the
     `best`: its `step` and `validation`."""
     saved: bool = False
     """Whether it has saved a checkpoint since it was started."""
@@ -115,7 +118,8 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by name."""
+    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by
+    name."""
     takes_bfloat16 = {
         "auto": has_bfloat16(device),
         "fastest": is_bfloat16_fast(device),
