@@ -6,8 +6,9 @@ loop.
     python -m benchmarks.train --parts ac --device cuda --loader 14 --stored 256 --augment-on device --rounds 2
 
 a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the
-    ceiling 1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare forward-backward-optimizer
-    loop on batches that lie ready, normalised, on the device; d is the loader alone. On a CPU loop and bare loop run in two
+    ceiling 1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare
+    forward-backward-optimizer loop on batches that lie ready, normalised, on the device; d is the loader alone. On a
+    CPU loop and bare loop run in two
     ways: one process of all threads, and a process of one thread per core with its share of the images (those of our
     loop exchange gradients); `of_ceiling` takes the faster of either
 b   two workers with one thread each beside two independent runs with one thread each, together; and these once more,

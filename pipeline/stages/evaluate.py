@@ -3,7 +3,8 @@
     evaluate-1a2b3c4d/evaluate.json   {"images", "models": [{"stage", "dir", "model", "size", "top1", "top5", "loss",
                                        "ece", "count", "bad", "per_class": {"images", "right"},
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
-                                       "raw": {"top1", …}, "parameters", "images_per_second", "batch", "device", "dtype"}, …]}
+                                       "raw": {"top1", …}, "parameters", "images_per_second", "batch",
+                                       "device", "dtype"}, …]}
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
 
 `sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
