@@ -53,9 +53,10 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
             else:
                 good.append(sample)
                 hashes.append(label_files.image_hash(data))
-        if reader.cut:
+        if reader.damage:
             raise DataError(
-                f"the {source} shard {shard.name} is damaged ({reader.cut}); labelled shards must be whole: write it "
+                f"the {source} shard {shard.name} is damaged ({reader.damage}); labelled shards must be whole: write "
+                "it "
                 "again"
             )
         found = read_labels(shard, good, classes, cache)

@@ -15,7 +15,7 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame
 NEIGHBOURS = 2  # rows beyond the last that are looked at where colours are interpolated
 
 
-def read(data: bytes, small: int) -> Image.Image | Jpeg:
+def open_image(data: bytes, small: int) -> Image.Image | Jpeg:
     """The (first) picture in `data`, as `images.decode` gives it; a JPEG of more than `small` pixels as a Jpeg.
 
     Raises BadImage.

@@ -22,7 +22,7 @@ class Pass(Protocol):
     """One pass over a shard: iterate, then look at the rest, as with shards.Reader."""
 
     without_image: int
-    cut: str | None
+    damage: str | None
     sha256: str
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]: ...
@@ -38,7 +38,7 @@ class Before:
     selection: str
     failed: frozenset[str]
 
-    def read(self, shard: Shard, cache: Cache | None) -> Pass:
+    def walk(self, shard: Shard, cache: Cache | None) -> Pass:
         """The shard's samples, of which those that were not kept are `skipped`; DataError for a shard that failed."""
         if shard.name in self.failed:
             raise DataError(
@@ -58,7 +58,7 @@ class _Partly:
     def __init__(self, reader: Reader, kept: frozenset[int]) -> None:
         self.reader, self.kept = reader, kept
         self.without_image = 0
-        self.cut: str | None = None
+        self.damage: str | None = None
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
@@ -67,7 +67,7 @@ class _Partly:
                 yield sample, data
             else:
                 yield dataclasses.replace(sample, status=SKIPPED), b""
-        self.without_image, self.cut, self.sha256 = self.reader.without_image, self.reader.cut, self.reader.sha256
+        self.without_image, self.damage, self.sha256 = self.reader.without_image, self.reader.damage, self.reader.sha256
 
 
 class _Remembered:
@@ -77,7 +77,7 @@ class _Remembered:
         self.table, metadata = parquet_files.read_with_metadata(path, ["index", "key", "offset", "size"])
         label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size}, path)
         self.without_image: int = metadata["without_image"]
-        self.cut: str | None = metadata["cut"]
+        self.damage: str | None = metadata["cut"]
         self.sha256: str = metadata["shard_sha256"]
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:

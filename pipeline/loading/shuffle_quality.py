@@ -79,7 +79,7 @@ def quality(source: sample_order.Source, labels: Sequence[Ints], size: int) -> Q
 def _within_reach(source: sample_order.Source, labels: Sequence[Ints], classes: int, share: float) -> Ints:
     """Images per class of the blocks being read when this share of an epoch is over."""
     found = np.zeros(classes, np.int64)
-    for segment in source.cut:
+    for segment in source.in_segments:
         _, pieces = segment.block_at(0, int(segment.total * share))
         for shard, low, length in zip(segment.shard[pieces], segment.low[pieces], segment.length[pieces], strict=True):
             found += np.bincount(labels[shard][low : low + length], minlength=classes)

@@ -15,11 +15,11 @@ from pipeline.report.plots import BARS, Model
 from pipeline.report.style import GRID, INK, MUTED, PALE, clean, colour, count_ticks, figure_of, key, percent_range, png
 
 Floats = npt.NDArray[np.float64]
-Rows = Sequence[Mapping[str, Any]]
+Evaluations = Sequence[Mapping[str, Any]]
 """Of evaluate.json, one a model."""
 
 
-def further(models: Sequence[Model], rows: Rows) -> list[Further]:
+def further(models: Sequence[Model], rows: Evaluations) -> list[Further]:
     """What was tested beside each model at its own size: its raw weights, and other sizes."""
     found: list[Further] = []
     for model, row in zip(models, rows, strict=True):
@@ -31,7 +31,7 @@ def further(models: Sequence[Model], rows: Rows) -> list[Further]:
     return found
 
 
-def on_sets(models: Sequence[Model], rows: Rows) -> list[OnSet]:
+def on_sets(models: Sequence[Model], rows: Evaluations) -> list[OnSet]:
     """What each model reached on the sets of `evaluate.sets`, set by set."""
     names = rows[0].get("sets", {})  # none where an earlier version evaluated
     return [
@@ -41,7 +41,7 @@ def on_sets(models: Sequence[Model], rows: Rows) -> list[OnSet]:
     ]
 
 
-def pictures(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> list[Picture]:
+def pictures(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -> list[Picture]:
     """Accuracy by class of the teacher and the last student; nothing of an evaluation that did not count by class."""
     if not _counted(rows):
         return []
@@ -54,7 +54,7 @@ def pictures(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> list[
     return [Picture("accuracy_by_class.png", drawn, "Test accuracy by class", caption)]
 
 
-def tables(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> dict[str, bytes]:
+def tables(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -> dict[str, bytes]:
     """The same of all models as CSV: a line a class with its test images and accuracies, empty where it has no
     image."""
     if not _counted(rows):
@@ -69,7 +69,7 @@ def tables(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> dict[st
     return {"accuracy_by_class.csv": out.getvalue().encode()}
 
 
-def _counted(rows: Rows) -> bool:
+def _counted(rows: Evaluations) -> bool:
     return all("per_class" in row for row in rows)
 
 

@@ -39,7 +39,7 @@ class Shown:
     picture: Image.Image | None
 
 
-def read(bad: Sequence[BadSample], corpus: Sequence[Shard]) -> list[Shown]:
+def look_at(bad: Sequence[BadSample], corpus: Sequence[Shard]) -> list[Shown]:
     """Look at the bytes of some bad samples."""
 
     def look(sample: BadSample) -> Shown:

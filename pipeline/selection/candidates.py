@@ -1,7 +1,7 @@
 """Reads the candidates of selection from label files, and counts them in each pass.
 
 Two columns are read, three where held-out images are to be found; never the probabilities. After the first pass a
-file's rows are sieved by the bounds of their class's cut before anything else is computed of them.
+file's rows are sieved by the bounds of their class's cutoff before anything else is computed of them.
 """
 
 from __future__ import annotations

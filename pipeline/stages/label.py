@@ -155,7 +155,9 @@ def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
     from pipeline.labelling import reuse
 
     for folder in (spec.out, *spec.earlier):
-        metadata = reuse.read(storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size})
+        metadata = reuse.fitting_metadata(
+            storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size}
+        )
         if metadata and metadata.get("shard_stamp") == stamp:
             return replace(shard, sha256=metadata["shard_sha256"])
     return shard
@@ -197,7 +199,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     batches: Counter[str] = Counter()
-    cut: list[str] = []
+    damaged: list[str] = []
     for shard in shards:
         if shard.name not in failed:
             facts = made[shard.name]
@@ -205,16 +207,16 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             seconds.update(facts["seconds"])
             batches[str(facts["batch"])] += 1
             if facts["cut"]:
-                cut.append(shard.name)
+                damaged.append(shard.name)
                 context.warn(f"shard {shard.name} is damaged, {facts['cut']}; its samples up to there are labelled")
     skipped = counts.pop(SKIPPED, 0)
     allowed, total = context.job.data, sum(counts.values())
-    if len(cut) + len(failed) > allowed.max_bad_shards:
-        for name in cut:  # as failed ones: tried again at the next start
+    if len(damaged) + len(failed) > allowed.max_bad_shards:
+        for name in damaged:  # as failed ones: tried again at the next start
             storage.remove(storage.join(context.folder, label_files.file_name(name)))
         raise DataError(
-            f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows "
-            f"{allowed.max_bad_shards}; the first is {[*failed, *cut][0]}; mend or remove it, or raise "
+            f"{len(damaged) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows "
+            f"{allowed.max_bad_shards}; the first is {[*failed, *damaged][0]}; mend or remove it, or raise "
             "data.max_bad_shards"
         )
     bad = bad_counts(counts)

@@ -77,7 +77,7 @@ class Journal:
                 "there and run again"
             ) from error
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drop the records after `step`: a run resumed from the checkpoint of `step` measures them again."""
         if self.file is not None:
             self.file.close()
@@ -113,7 +113,7 @@ class Journal:
 def read(folder: str, position: int = 0) -> tuple[list[dict[str, Any]], int]:
     """(records after `position`, new position). Start with 0 and hand the position back to follow a journal.
 
-    A position is opaque. Where the journal was cut before it, all records are returned again, from the first
+    A position is opaque. Where the journal was truncated before it, all records are returned again, from the first
     on: a follower skips the steps that it knows. No journal yet: ([], 0).
     """
     if storage.is_url(folder):

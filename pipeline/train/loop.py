@@ -107,7 +107,7 @@ def _run_steps(
     """The updates that are left, and the end. `diverged`: why the run went back to where it is now."""
     model, average, state = trainee.model, trainee.average, trainee.state
     lowered = spec.settings.rollback_factor ** state["rollbacks"]
-    cut_up = world.size > 1 and spec.settings.parallel == "fsdp"  # saving takes all workers
+    split_up = world.size > 1 and spec.settings.parallel == "fsdp"  # saving takes all workers
     with contextlib.ExitStack() as open_until_the_end:
         # ---- journal and checkpoints: rank 0 alone writes --------------------------------------------------
         journal, checkpoints = None, None
@@ -156,7 +156,7 @@ def _run_steps(
             validates = bool(spec.validation) and _due(step, spec.evaluate_every, spec.steps)
             saves = _due(step, spec.checkpoint_every, spec.steps)
             if not (validates or saves or step % spec.log_every == 0):
-                if stopping.is_set() and world.main and not cut_up:
+                if stopping.is_set() and world.main and not split_up:
                     _leave(trainee, losses, spec, world, save)
                 continue
             mean_loss = checked_mean(losses, step, rate, world)
@@ -200,7 +200,7 @@ def _run_steps(
 def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverged | None) -> None:
     """The journal as it was at this step, and what is new there."""
     step, rollbacks = trainee.step, trainee.state["rollbacks"]
-    journal.cut(step or -1)
+    journal.truncate(step or -1)
     if step == 0:
         images_of = {f"{source.name}_per_step": source.per_step for source in spec.sources}
         epoch: dict[str, Any] = {

@@ -38,7 +38,7 @@ def create_optimizer(
     if name == "lamb":
         groups[0]["always_adapt"] = True
         extra["max_grad_norm"] = None if clip else 1.0
-    elif not any(isinstance(p, DTensor) for p in trained):  # not all fused updates know parameters cut up by FSDP
+    elif not any(isinstance(p, DTensor) for p in trained):  # not all fused updates know parameters split up by FSDP
         extra["fused"] = True
     if name == "sgd":
         extra["momentum"] = momentum

@@ -18,7 +18,7 @@ from pipeline.train import checkpoint
 from pipeline.train.ema import Average
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
-from pipeline.train.parallel import cut, load_state_of, wrap
+from pipeline.train.parallel import load_state_of, split, wrap
 from pipeline.train.spec import TrainSpec
 from pipeline.weights import build_model, load_state, read_state
 
@@ -77,7 +77,7 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
         spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained and not (resumed or spec.init)
     )
     if resumed:
-        load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is cut up already
+        load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is split up already
     elif spec.init:
         load_state(model, read_state(spec.init), spec.init)
     state: dict[str, Any] = resumed.state if resumed else {"sync_batch_norm": _sync_batch_norm(spec, model, world)}
@@ -92,13 +92,13 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
         model = _synchronised(model)
     model = (channels_last(model) if spec.channels_last else model).train()
     if spec.settings.parallel != "fsdp" or world.size == 1:
-        model = model.to(world.device)  # else part by part while it is cut up: the whole may not fit
+        model = model.to(world.device)  # else part by part while it is split up: the whole may not fit
     if spec.only:
         train_only(model, spec.only)
 
-    # The order is what cutting up asks for: a copy to average, then the model, then what lists its parameters.
+    # The order is what splitting up asks for: a copy to average, then the model, then what lists its parameters.
     average = Average(model, spec.settings.ema)
-    cut(average.module, world, spec.settings.parallel)
+    split(average.module, world, spec.settings.parallel)
     network = wrap(model, world, spec.settings.parallel, static_graph=spec.settings.static_graph)
     average.follow(model)
     optimizer = create_optimizer(
