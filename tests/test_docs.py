@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from pipeline import cli
+from pipeline.config.load import load_job
 from tests.test_examples import NEW
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,17 @@ def test_commands_that_the_docs_show_are_ones() -> None:
             cli._parse(shlex.split(words))
         except SystemExit:
             pytest.fail(f"{name} shows: noisy-lambda {words}")
+
+
+@pages
+def test_jobs_and_code_that_the_docs_show_are_whole(page: Path, tmp_path: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        compile(code, page.name, "exec")
+    for text in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        parts = {"name": "x", "data": {"root": "."}, "teacher": {"model": "lambda_resnet_tiny"}} | yaml.safe_load(text)
+        job = tmp_path / "job.yaml"
+        job.write_text(yaml.safe_dump(parts))
+        load_job(str(job))
 
 
 def test_modules_that_the_docs_start_are_there() -> None:
