@@ -3,9 +3,9 @@
     python docs/make_report_picture.py                                        # runs the demo first: two minutes
     python docs/make_report_picture.py runs/noisy_student/report-1a2b3c4d     # of a run that has finished
 
-Needs Chromium or Chrome: on the PATH, or named by the variable CHROMIUM. The picture holds the accuracies that it shows as a text
-chunk of the PNG (`top1`), so that a test can compare it with the README. The duration that docs/results.md tells of, before
-the output, is the only thing left to write by hand.
+Needs Chromium or Chrome: on the PATH, or named by the variable CHROMIUM. The picture holds the accuracies that it shows
+as a text chunk of the PNG (`top1`), so that a test can compare it with the README. The duration that docs/results.md
+names before the output is the only thing left to write by hand.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def accuracies(summary: dict[str, Any]) -> str:
 def take_picture(browser: str, page: Path, top1: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder, "shot.png")
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/user",
-                   f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={shot}", page.resolve().as_uri()]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/user"]
+        what = [f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={shot}", page.resolve().as_uri()]
+        done = subprocess.run([browser, *options, *what], capture_output=True, text=True, check=False)
         if not shot.exists():
             last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
             sys.exit(f"{browser} took no picture of {page}: {last}")
