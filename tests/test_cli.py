@@ -87,8 +87,8 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
         ) < 0.5  # CPU time: others may be busy
 
 
-def test_the_readme_shows_every_command() -> None:
-    text = (tiny.ROOT / "README.md").read_text()
+def test_the_docs_show_every_command() -> None:
+    text = "".join((tiny.ROOT / name).read_text() for name in ("README.md", "docs/your_data.md"))
     missing = [name for name in SURFACE if not re.search(rf"(pipeline|noisy-lambda) {name}\b", text)]
     assert not missing
 
