@@ -5,7 +5,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY models models
 COPY pipeline pipeline
-RUN pip install --no-cache-dir --editable '.[s3,export]' --constraint constraints.txt
 COPY conf conf
 COPY jobs jobs
+RUN pip install --no-cache-dir --editable '.[s3,export]' --constraint constraints.txt
 ENV RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1

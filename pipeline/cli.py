@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add_job(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = add(name, command, text)
-        sub.add_argument("job", metavar="JOB", help="a job file, such as jobs/noisy_student.yaml")
+        sub.add_argument("job", metavar="JOB", help="a job file, or the name of a shipped job, such as noisy_student")
         sub.add_argument(
             "settings",
             metavar="key=value",
@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    add("jobs", jobs, "list the jobs that come with noisy-lambda")
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
@@ -135,6 +136,19 @@ def _console() -> Console:
 
     # Into a file or a job's log, tables need not fit a screen.
     return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def jobs(args: argparse.Namespace) -> int:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pipeline.config import shipped
+
+    table = Table("name", "time", "what", box=None, pad_edge=False)
+    for job in shipped.jobs():
+        table.add_row(job.name, escape(job.time), escape(job.what))
+    _console().print(table)
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Job files as YAML: their bases, and two things that YAML 1.1 would let pass.
 
-`base:` inside any mapping names files, from conf/ or beside the job, that are merged below it. A key that is there twice is
-an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63.
+`base:` inside any mapping names files, beside the job or shipped ones of conf/, that are merged below it. A key that is there
+twice is an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import shipped
 from pipeline.errors import ConfigError
 
 WRITTEN = "# Every setting of a run, those of its bases included; written by noisy-lambda.\n"  # how job.yaml begins
@@ -26,8 +27,9 @@ NUMBERS = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file with its bases merged below it. ConfigError: it, or one of them, cannot be read."""
-    return _read(path, [])
+    """The file, or the shipped one of this name, with its bases merged below it. ConfigError: it, or one of them, cannot be
+    read."""
+    return _read(shipped.job_path(path), [])
 
 
 def parse(text: str) -> Any:
@@ -80,7 +82,9 @@ def _read(path: Path, trail: list[Path]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the job file {path}: {error.strerror}; name one of jobs/*.yaml") from error
+        raise ConfigError(
+            f"cannot read the job file {path}: {error.strerror}; name a file, or one of those that `noisy-lambda jobs` lists"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error.reason}); save it as UTF-8") from error
     try:
@@ -110,13 +114,13 @@ def _with_bases(raw: dict[str, Any], path: Path, trail: list[Path]) -> dict[str,
 
 
 def _find_base(name: str, path: Path) -> Path:
-    package = Path(__file__).resolve().parents[2] / "conf"
-    for folder in (path.parent, path.parent.parent / "conf", package):
+    conf = shipped.folder(shipped.CONF)
+    for folder in (path.parent, path.parent.parent / "conf", conf, shipped.folder(shipped.JOBS)):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.yaml"))
+    known = sorted(p.relative_to(conf).as_posix() for p in conf.rglob("*.yaml"))
     close = difflib.get_close_matches(name, known, 3, 0.3)
     raise ConfigError(
-        f"{path}: base '{name}' is neither beside the job nor in conf/; did you mean {', '.join(close or known)}?"
+        f"{path}: base '{name}' is neither beside the job nor shipped; did you mean {', '.join(close or known)}?"
     )
