@@ -113,9 +113,9 @@ def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline import cli, plan\n"
+        "import sys; from pipeline import cli, graph\n"
         "def broken(*_): raise ZeroDivisionError('a bug')\n"
-        "plan.stages_of = broken\n"
+        "graph.stages_of = broken\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     world = small.make(tmp_path)
