@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline COMMAND …`, also installed as `noisy-lambda`.
+"""The command line: `noisy-lambda COMMAND …`; `python -m noisy_lambda` and, in the repository, `python -m pipeline` are the same.
 
 Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1 failed
 (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was stopped,

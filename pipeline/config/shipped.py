@@ -40,7 +40,7 @@ def job_path(job: Path) -> Path:
     """
     if _is_file(job):
         return job
-    if job.parent in (Path(), Path(JOBS)) and (found := folder(JOBS) / f"{_stem(job)}.yaml").is_file():
+    if found := named(job):
         return found
     if job.exists():  # a folder, a pipe
         return job
@@ -49,6 +49,12 @@ def job_path(job: Path) -> Path:
     raise ConfigError(
         f"there is no job file {job}; {hint}name a file, or one of the shipped jobs that `noisy-lambda jobs` lists"
     )
+
+
+def named(job: Path) -> Path | None:
+    """The shipped job of this name."""
+    found = folder(JOBS) / f"{_stem(job)}.yaml"
+    return found if job.parent in (Path(), Path(JOBS)) and found.is_file() else None
 
 
 def jobs() -> list[Shipped]:
