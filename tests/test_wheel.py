@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -38,14 +39,19 @@ class Installed:
         return subprocess.run(command, cwd=self.elsewhere, env=env, capture_output=True, text=True, check=False)
 
 
+def copy_of_the_repository(folder: Path) -> None:
+    """To build from: a build leaves folders behind."""
+    folder.mkdir()
+    for name in BUILT:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     place = tmp_path_factory.mktemp("wheel")
     source, built, site, elsewhere = (place / name for name in ("source", "built", "site", "elsewhere"))
-    source.mkdir()
-    for name in BUILT:  # a copy: a build leaves folders behind
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, source / name)
+    copy_of_the_repository(source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     for command in (
         [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(built), str(source)],
@@ -106,6 +112,27 @@ def test_an_installation_runs_a_job_in_any_folder(installed: Installed) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher"]
     assert (installed.elsewhere / "runs" / "mine" / "job.yaml").is_file()
+
+
+def test_an_editable_installation_finds_the_folders_of_its_checkout(tmp_path: Path) -> None:
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    copy_of_the_repository(checkout)
+    site.mkdir()
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(site)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Package would be ignored" not in done.stderr
+    [wheel] = site.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import json, site, sys; [site.addsitedir(path) for path in sys.argv[1:]]; import noisy_lambda, pipeline.config.shipped as s;"
+        "print(json.dumps([str(s.folder('conf')), str(s.folder('jobs')), noisy_lambda.plan('smoke')[0]['stage']]))"
+    )
+    command = [sys.executable, "-S", "-c", code, str(site), sysconfig.get_path("purelib")]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == [str(checkout / "conf"), str(checkout / "jobs"), "prepare"]
 
 
 # ---- which file a name means ------------------------------------------------------------------------------------------
