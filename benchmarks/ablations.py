@@ -3,9 +3,9 @@
     python -m benchmarks.ablations data.root=FOLDER
 
 All variants share the teacher and, where they can, the label and selection files of one seed of
-`python -m benchmarks.seeds cifar10`, whose folder they are run in; each has as many steps, of as many images, as the first
-student. The smaller student alone starts from new weights, since the teacher's do not fit it. Stop it anywhere; it continues.
-Prints a table and, last, one JSON line. Top-1 in %, of one seed: differences below a point mean little.
+`python -m benchmarks.seeds cifar10`, whose folder they are run in; each has as many steps, of as many images, as the
+first student. The smaller student alone starts from new weights, since the teacher's do not fit it. Stop it anywhere;
+it continues. Prints a table and, last, one JSON line. Top-1 in %, of one seed: differences below a point mean little.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ VARIANTS: dict[str, list[str]] = {
     "no balancing": ["select.per_class=null"],
     "ratio 1": ["student.batch=64", "student.unlabelled_ratio=1.0"],
     "ratio 7": ["student.batch=16", "student.unlabelled_ratio=7.0"],
-    "no pseudo-labels": ["student.batch=128", "student.unlabelled_ratio=0.0"],  # what more steps alone do for the teacher
+    # what more steps alone do for the teacher
+    "no pseudo-labels": ["student.batch=128", "student.unlabelled_ratio=0.0"],
     "student smaller than the teacher": ["generations=[{student: {model: lambda_resnet_medium, init: scratch}}]"],
 }  # fmt: skip
 

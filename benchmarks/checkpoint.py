@@ -3,17 +3,18 @@
     python -m benchmarks.checkpoint [--model lambda_resnet_50] [--rounds 10] [--folder /tmp/checkpoints]
     python -m benchmarks.checkpoint --model lambda_resnet_101 --rounds 3
 
-The state is what the loop saves: weights, their average and SGD's momentum of a channels-last network, on a GPU where there
-is one. In turns:
+The state is what the loop saves: weights, their average and SGD's momentum of a channels-last network, on a GPU where
+there is one. In turns:
 
-    ours         pipeline.train.checkpoint.Checkpoints: safetensors, sizes and CRCs in a manifest, fsync, rename; the last two kept
+    ours         pipeline.train.checkpoint.Checkpoints: safetensors, sizes and CRCs in a manifest,
+                 fsync, rename; the last two kept
     torch async  torch.distributed.checkpoint.async_save with a stager that keeps its host memory, as one process
     torch.save   one file, written while training waits; not fsynced
 
 pause: until training may go on; the first save is given apart. durable: until the write is
-over. Meanwhile the main thread goes on with small steps of many operations, as training does: slowed is their median during
-writes over that without, longest the longest of them, in which the writer's hold of the interpreter would show. Prints a table
-and, last, one JSON line.
+over. Meanwhile the main thread goes on with small steps of many operations, as training does: slowed is their median
+during writes over that without, longest the longest of them, in which the writer's hold of the interpreter would show.
+Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Labelling, killed with -9 at random moments and run again, until as many kills as asked for; then the rows are compared.
+"""Labelling, killed with -9 at random moments and run again, until as many kills as asked for; then the rows are
+compared.
 
-    python -m benchmarks.kill_drill [--kills 30] [--cluster inline]        # kills the whole process: a quarter of an hour
-    python -m benchmarks.kill_drill --cluster embedded --kills 12          # of Ray: the driver, an actor, the raylet, or all
+    python -m benchmarks.kill_drill [--kills 30] [--cluster inline]   # the whole process: a quarter of an hour
+    python -m benchmarks.kill_drill --cluster embedded --kills 12     # of Ray: the driver, an actor, the raylet, or all
 
-Generated shards are labelled once undisturbed. Then each drill starts afresh, is killed at a moment drawn uniformly from the
-undisturbed time (start of the process to the end of the stage), and is run again, and killed again, until it ends. Every shard must then
-have exactly one label file, with rows bitwise equal to those of the undisturbed run. Prints a line a drill; the last one is JSON.
+Generated shards are labelled once undisturbed. Then each drill starts afresh, is killed at a moment drawn uniformly
+from the undisturbed time (start of the process to the end of the stage), and is run again, and killed again, until it
+ends. Every shard must then have exactly one label file, with rows bitwise equal to those of the undisturbed run. Prints
+a line a drill; the last one is JSON.
 """
 
 from __future__ import annotations

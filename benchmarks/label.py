@@ -5,11 +5,11 @@
     python -m benchmarks.label --parts a --device cuda --model lambda_resnet_152 --size 288 --copies 40 --threads 16
     python -m benchmarks.label --parts m                                   # memory alone, five minutes
 
-a   model-bound: the rate against the ceiling 1/(1/c + 1/d) of a machine whose cores do both (on a GPU: against c), where
-    c is the bare forward loop on ready batches and d is reading and decoding alone
+a   model-bound: the rate against the ceiling 1/(1/c + 1/d) of a machine whose cores do both (on a GPU: against c),
+    where c is the bare forward loop on ready batches and d is reading and decoding alone
 b   decode-bound: a network of one pooling layer, against d
-c   the feed: tiny JPEGs and a stand-in for the device that sleeps 45 ms per 64 images: the share of a warm pass that it was
-    asleep (busy), and the rate against that of sleeps of exactly 45 ms, which no machine gives
+c   the feed: tiny JPEGs and a stand-in for the device that sleeps 45 ms per 64 images: the share of a warm pass that it
+    was asleep (busy), and the rate against that of sleeps of exactly 45 ms, which no machine gives
 d   the same images and teacher through Ray Data (read_webdataset, map_batches, write_parquet) and through timm's
     dataset, transform, DataLoader and inference loop, decode-bound and model-bound
 m   the photos under so many names that they make 1,000 shards, through a network of one pooling layer: the process's
@@ -126,7 +126,8 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-# ---- what is timed -------------------------------------------------------------------------------------------------------
+# ---- what is timed
+# -------------------------------------------------------------------------------------------------------
 
 
 def alternate(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -193,7 +194,8 @@ def teacher_of(module: nn.Module, view: images.View, device: str) -> Teacher:
     return Teacher(module, view, torch.device(device), torch.bfloat16 if device == "cuda" else torch.float32)
 
 
-# ---- the parts -----------------------------------------------------------------------------------------------------------
+# ---- the parts
+# -----------------------------------------------------------------------------------------------------------
 
 
 def bound(args: argparse.Namespace, corpus: Corpus, module: nn.Module, view: images.View, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Labelling by others: Ray Data, and timm's own dataset, transform, DataLoader and inference loop.
 
-Both see the same images, show them to the same teacher and write the same columns: key, label, confidence, and the 32 most
-probable classes with their probabilities. Both get their start for free: a first pass does not count.
+Both see the same images, show them to the same teacher and write the same columns: key, label, confidence, and the 32
+most probable classes with their probabilities. Both get their start for free: a first pass does not count.
 """
 
 from __future__ import annotations

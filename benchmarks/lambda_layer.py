@@ -6,9 +6,9 @@
 
 Shapes are width × side of the bottlenecks: c2 to c5 of ResNet-50 at 224, and of LambdaResNet-152 at 288. Forward is
 evaluation mode without gradients; forward+backward is training mode with the gradients of the weights and of the input.
-Every layer runs in contiguous and in channels-last ("cl") memory and is entered with its better one; the best peer is the
-fastest of them at that shape. Medians of alternating rounds; memory is the peak allocated during a call. Needs torch
-and timm; lambda-networks joins where it is installed. Prints a table and, last, one JSON line.
+Every layer runs in contiguous and in channels-last ("cl") memory and is entered with its better one; the best peer is
+the fastest of them at that shape. Medians of alternating rounds; memory is the peak allocated during a call. Needs
+torch and timm; lambda-networks joins where it is installed. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from benchmarks.race import (
 SHAPES = ["64x56", "128x28", "256x14", "512x7", "64x72", "128x36", "256x18", "512x9"]
 PASSES = {"forward": False, "forward+backward": True}
 TEMPORARIES = 4
-"""Copies of the embeddings that a training call holds at its peak: themselves, a permuted copy, the gradients of both."""
+"""Copies of the embeddings that a training call holds at its peak: themselves, a permuted copy, the gradients of
+both."""
 
 
 def main() -> None:
@@ -122,7 +123,8 @@ def legend(args: argparse.Namespace) -> str:
     lines = [
         "cl: channels-last was its better format. k=16, h=4, scope 23, except the global context, which is the same"
         " function at sides 7 and 9 and sees (and computes) more at the others.",
-        f"N× the fastest: over {args.slower:g}×, left out after single calls. needs N GiB: over {args.max_gib:g} GiB for"
+        f"N× the fastest: over {args.slower:g}×, left out after single calls. needs N GiB: over {args.max_gib:g} GiB "
+        "for"
         f" {TEMPORARIES} copies of the n × m × k embeddings, not run.",
     ]
     if peers.missing():

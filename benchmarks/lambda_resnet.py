@@ -6,9 +6,9 @@
     python -m benchmarks.lambda_resnet --device cuda --dtype bfloat16 --compile --batch 128
 
 A training step is forward, cross-entropy, backward and an SGD step with momentum; inference is evaluation mode without
-gradients. Every network runs in contiguous and in channels-last ("cl") memory and is entered with its better one. A peer's
-layer of stride 2 is followed by the 3×3 average pool that ours ends with. Medians of alternating rounds; memory is the
-peak allocated during a step, above weights and momentum. --compare takes lambda_resnet_152 at 288 against timm's
+gradients. Every network runs in contiguous and in channels-last ("cl") memory and is entered with its better one. A
+peer's layer of stride 2 is followed by the 3×3 average pool that ours ends with. Medians of alternating rounds; memory
+is the peak allocated during a step, above weights and momentum. --compare takes lambda_resnet_152 at 288 against timm's
 tf_efficientnet_b7 at 600 and vit_large_patch16_384, all in channels-last, beside the ratios that the paper gives for
 8 TPUv3 cores (table 5); its training steps hold 5 GiB of weights and momentum and B7's 3.7 GiB per image. Needs torch
 and timm; lambda-networks joins where it is installed. Prints a table and, last, one JSON line.
@@ -93,7 +93,8 @@ def against_peers(args: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(row)
             free(torch.device(args.device))
     print(
-        f"\ncl: channels-last was its better format. N× the fastest: over {args.slower:g}×, left out after single calls."
+        f"\ncl: channels-last was its better format. N× the fastest: over {args.slower:g}×, left out after single "
+        "calls."
         f" needs N GiB: over {args.max_gib:g} GiB for n × m × k embeddings, not run. The global context sees, and"
         " computes, more than the scope where 2·side − 1 exceeds it."
     )

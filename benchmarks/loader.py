@@ -4,14 +4,15 @@
     python -m benchmarks.loader --parts photos,stub --rounds 1 --copies 2 --workers 0,2 --peers webdataset     # a look
 
 photos, photos_policy   crops of 224 pixels from photos, without and with RandAugment
-stub                    the same files, but what becomes of an image's bytes is one ready view: all that is left is reading,
-                        order, targets, collating and handing over
+stub                    the same files, but what becomes of an image's bytes is one ready view: all that is left is
+                        reading, order, targets, collating and handing over
 cifar, cifar_policy     crops of 32 pixels from CIFAR-10's labelled shards; ours keeps decoded images as small as these
 
 Crop, flip and policy have the same distributions on every side, and all hand over uint8. Every candidate (our worker
-counts; webdataset's decoders and worker counts) has a turn that does not count; the best of each side then take turns, Ray
-Data after the others. images/s are of a whole pass, medians over the rounds; `first` is the longest time to the first
-batch; both count from the creation of the loader, when Ray itself runs already. Prints a table; the last line is JSON.
+counts; webdataset's decoders and worker counts) has a turn that does not count; the best of each side then take turns,
+Ray Data after the others. images/s are of a whole pass, medians over the rounds; `first` is the longest time to the
+first batch; both count from the creation of the loader, when Ray itself runs already. Prints a table; the last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-# ---- what is loaded ------------------------------------------------------------------------------------------------------
+# ---- what is loaded
+# ------------------------------------------------------------------------------------------------------
 
 
 def make_case(args: argparse.Namespace, part: str, folder: Path) -> Case:
@@ -139,7 +141,8 @@ def indexed(paths: list[Path], folder: Path, classes: int) -> tuple[TrainingShar
     return tuple(found)
 
 
-# ---- who loads it --------------------------------------------------------------------------------------------------------
+# ---- who loads it
+# --------------------------------------------------------------------------------------------------------
 
 
 def our_candidates(case: Case, workers: list[int]) -> Candidates:
@@ -182,7 +185,8 @@ def stubbed(size: int) -> Iterator[None]:
         yield
 
 
-# ---- what is timed -------------------------------------------------------------------------------------------------------
+# ---- what is timed
+# -------------------------------------------------------------------------------------------------------
 
 
 def timed(batches: Callable[[], Iterable[int]]) -> Turn:
@@ -221,7 +225,8 @@ def show(part: str, found: Mapping[str, Any]) -> None:
             rate, first = found[side]["rate"], found[side]["first"]
             times = found["ours"]["rate"] / rate
             print(
-                f"  {side:<12} {rate:10,.1f} images/s   ours × {times:5.2f}   first batch {first:5.2f} s   {found[side]['with']}"
+                f"  {side:<12} {rate:10,.1f} images/s   ours × {times:5.2f}   first batch {first:5.2f} s   "
+                f"{found[side]['with']}"
             )
 
 

@@ -1,7 +1,7 @@
 """Training batches by others: webdataset with torch's DataLoader, and Ray Data's iter_torch_batches.
 
-Their views come from the same bytes with the same distributions of crop, flip and policy, as uint8 [size, size, 3]: what
-torchvision and timm offer, by Pillow's decoder or torchvision's own.
+Their views come from the same bytes with the same distributions of crop, flip and policy, as uint8 [size, size, 3]:
+what torchvision and timm offer, by Pillow's decoder or torchvision's own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Teacher, control and students of a job over several seeds.
 
-    python -m benchmarks.seeds digits                      # 5 seeds, which also draw the labels; 10 minutes on two cores
+    python -m benchmarks.seeds digits                      # 5 seeds, which also draw the labels; 10 minutes
     python -m benchmarks.seeds cifar10 data.root=FOLDER    # 3 seeds of jobs/cifar10.yaml
 
-Runs the job and its control (the last student's architecture, noise and number of steps on the labels alone) for each seed,
-one after another, without Ray and tracking, under torchrun where it trains with several processes. Stop it anywhere; it
-continues. `key=value` go to both jobs. Prints a table and, last, one JSON line. Accuracies are of the test images, which
-nothing was tuned on; minutes are those of all stages, of a stage that was killed only since it went on.
+Runs the job and its control (the last student's architecture, noise and number of steps on the labels alone) for each
+seed, one after another, without Ray and tracking, under torchrun where it trains with several processes. Stop it
+anywhere; it continues. `key=value` go to both jobs. Prints a table and, last, one JSON line. Accuracies are of the test
+images, which nothing was tuned on; minutes are those of all stages, of a stage that was killed only since it went on.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ Writes label files once into the folder (about 12 bytes a row), with every colum
 them `file` and `tie`, our tie hash, for DuckDB. One confidence in five is exactly 1. Then, in turns:
 
     ours     select_all over two processes: reads labels, writes one selection file per label file
-    DuckDB   row_number() over (partition by label order by confidence desc, tie) on two threads, its result one Parquet file
+    DuckDB   row_number() over (partition by label order by confidence desc, tie) on two threads, its result one
+             Parquet file
 
-Both start from files in the page cache, both are bound to the same two cores. The results are compared row for row, copies
-included. Ours runs on the `--fewer` rows of the first files too, to see that time is linear. Memory is the peak of the sum of
-the resident sets of our three processes, sampled every 20 ms, and of DuckDB's own process. Prints a table and, last, one
-JSON line. DuckDB comes with the `bench` extra.
+Both start from files in the page cache, both are bound to the same two cores. The results are compared row for row,
+copies included. Ours runs on the `--fewer` rows of the first files too, to see that time is linear. Memory is the peak
+of the sum of the resident sets of our three processes, sampled every 20 ms, and of DuckDB's own process. Prints a table
+and, last, one JSON line. DuckDB comes with the `bench` extra.
 """
 
 from __future__ import annotations
@@ -221,9 +222,9 @@ class Resident:
 
 QUERY = """
 copy (
-    with confident as (select file, index, label, confidence, tie from read_parquet('{labels}') where confidence >= {threshold}::float),
-    ranked as (select file, index, label, row_number() over (partition by label order by confidence desc, tie) as rank from confident),
-    counted as (select label, count(*) as n from confident group by label)
+    with confident as (select file, index, label, confidence, tie from read_parquet('{labels}') where confidence >=
+    {threshold}::float), ranked as (select file, index, label, row_number() over (partition by label order by confidence
+    desc, tie) as rank from confident), counted as (select label, count(*) as n from confident group by label)
     select file, index, {wanted} // n + (rank <= {wanted} % n)::int as copies
     from ranked join counted using (label) where rank <= {wanted}
 ) to '{out}' (format parquet)

@@ -1,21 +1,24 @@
-"""What training costs beyond the network: our loop beside its ceiling, two workers beside two runs, ours beside timm's loop.
+"""What training costs beyond the network: our loop beside its ceiling, two workers beside two runs, ours beside timm's
+loop.
 
-    python -m benchmarks.train                                          # parts a and b on the CPU (half an hour on two cores)
-    python -m benchmarks.train --cases cifar10 --rounds 1 --steps 8     # a look, in a minute or two
-    python -m benchmarks.train --parts ac --device cuda --loader 14 --stored 256 --augment-on device --rounds 2 --steps 80
+    python -m benchmarks.train                                        # parts a and b on the CPU: half an hour
+    python -m benchmarks.train --cases cifar10 --rounds 1 --steps 8   # a look, in a minute or two
+    python -m benchmarks.train --parts ac --device cuda --loader 14 --stored 256 --augment-on device --rounds 2
 
-a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the ceiling
-    1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare forward-backward-optimizer loop on
-    batches that lie ready, normalised, on the device; d is the loader alone. On a CPU loop and bare loop run in two ways: one
-    process of all threads, and a process of one thread per core with its share of the images (those of our loop
-    exchange gradients); `of_ceiling` takes the faster of either
-b   two workers with one thread each beside two independent runs with one thread each, together; and these once more, waiting
-    for each other after every step: what no synchronous training can beat where cores are not equally fast at all times
-c   images/s of our loop beside timm's training loop (its dataset, transform, loader, optimizer, EMA) on timm's models, and
-    model FLOPs utilisation: 3 × the FLOPs of a forward pass (models.cost) × images/s ÷ the device's dense bf16 peak
+a   our loop (pipeline.train.loop.run with loader, moving average, journal and a checkpoint in every window) beside the
+    ceiling 1/(1/c + 1/d) of a machine whose cores do both, on a GPU beside c: c is the bare
+    forward-backward-optimizer loop on batches that lie ready, normalised, on the device; d is the loader alone. On a
+    CPU loop and bare loop run in two
+    ways: one process of all threads, and a process of one thread per core with its share of the images (those of our
+    loop exchange gradients); `of_ceiling` takes the faster of either
+b   two workers with one thread each beside two independent runs with one thread each, together; and these once more,
+    waiting for each other after every step: what no synchronous training can beat where cores are not
+    equally fast at all times
+c   images/s of our loop beside timm's training loop (its dataset, transform, loader, optimizer, EMA) on timm's models,
+    and model FLOPs utilisation: 3 × the FLOPs of a forward pass (models.cost) × images/s ÷ the device's dense bf16 peak
 
-Needs neither Ray nor MLflow. All that is compared takes turns; figures are medians over the rounds, of windows that begin
-after the first records. Labels are drawn at random: nothing is learned. Prints tables; the last line is JSON.
+Needs neither Ray nor MLflow. All that is compared takes turns; figures are medians over the rounds, of windows that
+begin after the first records. Labels are drawn at random: nothing is learned. Prints tables; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -134,7 +137,8 @@ def turns(candidates: Mapping[str, Turn], rounds: int) -> dict[str, float]:
     return {name: statistics.median(rates) for name, rates in taken.items()}
 
 
-# ---- what is timed -------------------------------------------------------------------------------------------------------
+# ---- what is timed
+# -------------------------------------------------------------------------------------------------------
 
 
 def spec_of(case: Case, shards: Sequence[TrainingShard], folder: str, images_per_step: int, **more: Any) -> TrainSpec:
@@ -257,7 +261,8 @@ def loader_alone(case: Case, shards: Sequence[TrainingShard], args: argparse.Nam
     return turn
 
 
-# ---- the parts -----------------------------------------------------------------------------------------------------------
+# ---- the parts
+# -----------------------------------------------------------------------------------------------------------
 
 
 def beside_ceiling(

@@ -1,4 +1,5 @@
-"""What benchmarks of training train on what: the cases, their shards with index files of drawn labels, the same as files."""
+"""What benchmarks of training train on what: the cases, their shards with index files of drawn labels, the same as
+files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training by timm: its dataset, transform, loader, optimizer, EMA and the loop of its train.py, as it is run on one device.
+"""Training by timm: its dataset, transform, loader, optimizer, EMA and the loop of its train.py, as it is run on one
+device.
 
 What train.py does besides is left out, to its advantage: validation, the scheduler's arithmetic, checkpoints, the log.
 """

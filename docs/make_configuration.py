@@ -1,4 +1,5 @@
-"""Writes docs/configuration.md from the settings' declarations: `python docs/make_configuration.py`. A test keeps it fresh."""
+"""Writes docs/configuration.md from the settings' declarations: `python docs/make_configuration.py`. A test keeps it
+fresh."""
 
 from __future__ import annotations
 
@@ -12,15 +13,19 @@ from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
 
-A job file is YAML. `base:` inside any mapping names files, from `conf/` or beside the job, that are merged below it. `student:`,
-`label:` and `select:` at the top are defaults of every generation. What a student is, from the weakest word to the strongest: the `base` of the
-top's `student`, that `student`, the `base` of the generation's own, that one, the command line (`student.lr=0.2` for all generations,
+A job file is YAML. `base:` inside any mapping names files, from `conf/` or beside the job, that are merged below it.
+`student:`, `label:` and `select:` at the top are defaults of every generation. A student's settings come from five
+places, each stronger than the one before: the `base` of the `student` at the top, that `student`, the `base` of the
+generation's own `student`, that one, and the command line (`student.lr=0.2` for all generations,
 `generations[1].student.lr=0.2` for the second; of two, the later counts).
 
-An **identity** setting changes what a stage computes: change it and that stage and those after it are done again, in new folders.
-An **execution** setting changes only where, how fast or how often: change it freely, nothing is done again. (Two of them take part in what is
-computed where another setting asks for it: `evaluate_every` with `weights: best`, `checkpoint_every` with `rollbacks`. And of paths what counts
-is the content: other shards are other data.)
+An **identity** setting changes what a stage computes: change it and that stage and those after it are done again, in
+new folders. An **execution** setting changes only where, how fast or how often: change it freely, nothing is done
+again. (Two of them become part of what is computed where another setting asks for it: `evaluate_every` with
+`weights: best`, `checkpoint_every` with `rollbacks`. Of paths, the content counts: other shards are other data.)
+
+A setting that is not at its default and has no effect where it stands (`teacher.labels`, `temperature` with hard
+labels, `momentum` without sgd) is an error if the job or the command line sets it, and a warning if a base does.
 
 This page is written by `docs/make_configuration.py`.
 """

@@ -1,0 +1,1 @@
+"""The pipeline, a room a topic; the way in is `cli`, then `graph`, `runner` and `stages`."""

@@ -1,4 +1,4 @@
-"""`python -m pipeline COMMAND`; the shebang of jobs/*.yaml comes through here too."""
+"""Starts the command line as `python -m pipeline`; the shebang of jobs/*.yaml comes through here too."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """The command line: `python -m pipeline COMMAND …`, also installed as `noisy-lambda`.
 
-Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1 failed
-(a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was stopped,
-130 interrupted (Ctrl-C), 143 ended by SIGTERM.
+Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1
+failed (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was
+stopped, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 """
 
 from __future__ import annotations

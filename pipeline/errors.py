@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each is one sentence: what, where, found, allowed, next step; exit status 2.
+"""Defines the errors that a user can meet, each one sentence: what, where, found, allowed, next step.
 
 UserError
 ├── ConfigError     a job file or a command-line setting

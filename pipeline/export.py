@@ -1,4 +1,4 @@
-"""Write a trained stage for use elsewhere: safetensors, model.yaml, and ONNX with a dynamic batch, checked against torch.
+"""Exports a trained stage: safetensors, model.yaml, and ONNX with a dynamic batch, checked against torch.
 
 OUT/model.safetensors   OUT/model.yaml   OUT/model.onnx
 """
@@ -77,6 +77,6 @@ def _check(model: torch.nn.Module, size: int, path: str) -> None:
         difference = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
         if not difference < TOLERANCE:
             raise WeightsError(
-                f"the exported ONNX model differs from torch by {difference:.2g} on random input (batch {batch}), more than "
-                f"{TOLERANCE}; nothing was written"
+                f"the exported ONNX model differs from torch by {difference:.2g} on random input (batch {batch}), more "
+                f"than {TOLERANCE}; nothing was written"
             )

@@ -1,12 +1,12 @@
-"""Lists the stages of a job, and looks how each of them stands.
+"""Lists the stages of a job, and finds out how each of them stands.
 
     prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
       … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ report
     measure      (all that a job with `measure.models` has)
 
-A stage's fingerprint hashes its kind, its format and what its kind calls its identity: settings, the frozen corpora, the
-class list, the sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs are done.
-Nothing here imports torch, ray or mlflow: a rerun of a finished job reads a few JSON files and ends.
+A stage's fingerprint hashes its kind, its format and what its kind calls its identity: settings, the frozen corpora,
+the class list, the sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs
+are done. Nothing here imports torch, ray or mlflow: a rerun of a finished job reads a few JSON files and ends.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Look:
 
 
 def walk(job: Job, done: MutableMapping[str, Done], corpora: Corpora) -> Iterator[Look]:
-    """Every stage when its turn has come. `done` gets those that are finished; whoever finishes one meanwhile adds it."""
+    """Every stage when its turn has come. `done` gets those that are finished; whoever finishes one meanwhile adds
+    it."""
     for stage in in_order(job, done):
         found = _look(job, stage, done, corpora)
         if found.done:

@@ -1,8 +1,9 @@
-"""Memory that tensors have given back is kept for the next ones, in place of returning it to the system.
+"""Keeps memory that tensors have given back for the next ones, in place of returning it to the system.
 
-glibc maps every large block anew and unmaps it when it is freed, so that each activation of a network is made of pages that the
-kernel clears first. On two cores of a virtual machine that took as long as the arithmetic: lambda_resnet_50
-classifies 19 images of 224 pixels a second with its memory kept, 10 without. A process then stays as large as it once was.
+glibc maps every large block anew and unmaps it when it is freed, so that each activation of a network is made of pages
+that the kernel clears first. On two cores of a virtual machine that took as long as the arithmetic: lambda_resnet_50
+classifies 19 images of 224 pixels a second with its memory kept, 10 without. A process then stays as large as it once
+was.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import ctypes
 import os
 import sys
 
-# Environment variable: (mallopt's number of the same, value). No block is mapped by itself; the heap never shrinks; and all
-# threads share it, since only the first heap can hold a block of any size.
+# Environment variable: (mallopt's number of the same, value). No block is mapped by itself; the heap never shrinks; and
+# all threads share it, since only the first heap can hold a block of any size.
 SETTINGS = {"MALLOC_MMAP_MAX_": (-4, 0), "MALLOC_TRIM_THRESHOLD_": (-1, -1), "MALLOC_ARENA_MAX": (-8, 1)}
 NEVER = 1 << 62  # bytes: what mallopt calls -1
 

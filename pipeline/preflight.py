@@ -1,7 +1,7 @@
 """Checks models before time is spent on them: whether they can be built, take the images, and are large enough.
 
-Training stages check all models that are still to come, and `plan` those of a whole job, so that a mistake in the last student
-does not wait until the teacher is trained.
+Training stages check all models that are still to come, and `plan` those of a whole job, so that a mistake in the last
+student does not wait until the teacher is trained.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pipeline.train.spec import architecture_overrides, steps_of
 
 
 def check_models(job: Job, stages: Iterable[Stage], classes: int, labelled: int) -> None:
-    """Build the models of these training stages, show each a blank image, and count their steps on so many labelled images.
-    ConfigError."""
+    """Build the models of these training stages, show each a blank image, and count their steps on so many labelled
+    images. ConfigError."""
     ahead = [stage for stage in stages if stage.kind == "train"]
     for stage in ahead:
         settings = training_of(job, stage)
@@ -53,7 +53,8 @@ def mistakes(job: Job, stages: Iterable[Stage], classes: int, done: Mapping[str,
 
 
 def _build(stage: Stage, settings: Train, classes: int) -> nn.Module:
-    """The model of a training stage. ConfigError, with the stage's name: it, or what it is to be trained with, cannot be."""
+    """The model of a training stage. ConfigError, with the stage's name: it, or what it is to be trained with, cannot
+    be."""
     try:
         augment_of(settings)
         if stage.generation:

@@ -120,7 +120,8 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
 
 
 def _pseudo(settings: Train) -> int:
-    """Pseudo-labelled images of a step; where there would be none of those asked for, a note below the table says so."""
+    """Pseudo-labelled images of a step; where there would be none of those asked for, a note below the table says
+    so."""
     try:
         return pseudo_per_step(settings)
     except ConfigError:
@@ -173,8 +174,9 @@ def status_table(job: Job) -> Group:
 
 
 def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What else there is to tell of a stage that reads images, as (number, text): bad samples by reason, the worst shards, where the
-    time went; of one that runs from its journal's latest record, of a finished one from its done.json."""
+    """What else there is to tell of a stage that reads images, as (number, text): bad samples by reason, the worst
+    shards, where the time went; of one that runs from its journal's latest record, of a finished one from its
+    done.json."""
     bad = info.get("bad") or {name[4:]: value for name, value in latest.items() if name.startswith("bad_")}
     for reason, count in bad.items():
         yield f"{count:,.0f}", f"bad samples: {reason}"
@@ -193,7 +195,8 @@ def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
         workers = values.get("workers", 0)
         return (
             f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
-            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} worker{'' if workers == 1 else 's'}"
+            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} "
+            f"worker{'' if workers == 1 else 's'}"
         )
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Builds models, and keeps them as files: `model.safetensors` (weights) beside `model.yaml` (what they are).
+"""Builds models, and keeps them as files: `model.safetensors` beside `model.yaml`, which says what they are.
 
 Nothing is ever unpickled.
 
@@ -126,7 +126,8 @@ def save_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
         raise
     except OSError as error:
         raise OutputError(
-            f"cannot write {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room there and run again"
+            f"cannot write {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room there and run "
+            "again"
         ) from error
 
 
@@ -187,7 +188,8 @@ def load_model(folder: str) -> tuple[nn.Module, Card]:
 
 
 class Ensemble(nn.Module):
-    """Logits of images [b, 3, s, s]: the logarithm of the members' mean probability, so that softmax gives that mean."""
+    """Logits of images [b, 3, s, s]: the logarithm of the members' mean probability, so that softmax gives that
+    mean."""
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()

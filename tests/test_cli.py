@@ -88,8 +88,8 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
         ) < 0.5  # CPU time: others may be busy
 
 
-def test_the_readme_shows_every_command() -> None:
-    text = (tiny.ROOT / "README.md").read_text()
+def test_the_docs_show_every_command() -> None:
+    text = "".join((tiny.ROOT / name).read_text() for name in ("README.md", "docs/your_data.md"))
     missing = [name for name in SURFACE if not re.search(rf"(pipeline|noisy-lambda) {name}\b", text)]
     assert not missing
 
@@ -113,9 +113,9 @@ def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline import cli, plan\n"
+        "import sys; from pipeline import cli, graph\n"
         "def broken(*_): raise ZeroDivisionError('a bug')\n"
-        "plan.stages_of = broken\n"
+        "graph.stages_of = broken\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     world = small.make(tmp_path)

@@ -26,7 +26,7 @@ def test_a_job_is_executable_and_starts_with_the_shebang(path: Path) -> None:
     assert b"\r" not in content
     lines = content.decode().splitlines()[1:]
     comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-    assert all(word in comment for word in ("python -m pipeline", "Hardware", "Time", "Expect")), comment
+    assert all(word in comment for word in ("noisy-lambda", "Hardware", "Time", "Expect")), comment
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

@@ -1,0 +1,1 @@
+"""Noises training images; the teacher never is, so labelling cannot import this room."""

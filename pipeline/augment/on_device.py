@@ -1,9 +1,10 @@
-"""Carries out RandAugment on whole batches, on the device that trains: the operations that the loader drew and wrote down.
+"""Carries out RandAugment on whole batches, on the training device: what the loader drew and wrote down.
 
 The draws are those of the loader's own views, so that `augment_on` moves work and nothing else: what leaves pixels in
 place comes out bit for bit as Pillow has it, what moves them within the rounding of another interpolation (torch's
-bicubic has a = -0.75, Pillow's -1). torchvision's v2 functions take one magnitude and sign for a whole batch; here every
-image has its own, and yet a layer takes only a few dozen kernels, since eight operations are tables of 256 values.
+bicubic has a = -0.75, Pillow's -1). torchvision's v2 functions take one magnitude and sign for a whole batch; here
+every image has its own, and yet a layer takes only a few dozen kernels, since eight operations are tables of 256
+values.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def _by_tables(x: Tensor, kinds: np.ndarray, arguments: Tensor) -> Tensor:
 def _auto_contrast(x: Tensor, levels: Tensor, _: Tensor) -> Tensor:
     """The darkest value becomes 0 and the brightest 255, per channel."""
     low, high = (bound.double()[..., None] for bound in torch.aminmax(x.flatten(2), dim=2))
-    # In fp64 to the end, as Pillow has it: what is cut there must not be rounded up here. (A number over a tensor would be
-    # its reciprocal times the number.)
+    # In fp64 to the end, as Pillow has it: what is truncated there must not be rounded up here. (A number over a tensor
+    # would be its reciprocal times the number.)
     scale = torch.full_like(low, 255) / (high - low)
     return torch.where(high > low, (levels.double() * scale - low * scale).floor(), levels.double()).float()
 
@@ -141,5 +142,5 @@ def _blend(without: Tensor, image: Tensor, factor: Tensor) -> Tensor:
 
 
 def _values(x: Tensor) -> Tensor:
-    """uint8, cut as Pillow cuts."""
+    """uint8, clipped as Pillow clips."""
     return x.clamp(0, 255).to(torch.uint8)

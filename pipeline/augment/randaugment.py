@@ -36,8 +36,8 @@ WIDTH = 7
 
 @dataclass(frozen=True)
 class Policy:
-    """What is drawn for every image: timm's policy string ('' for none) and operations (() for its usual set), on views of
-    `size` pixels a side, resampled by one of INTERPOLATIONS, with `fill`, uint8, coming in from outside."""
+    """What is drawn for every image: timm's policy string ('' for none) and operations (() for its usual set), on views
+    of `size` pixels a side, resampled by one of INTERPOLATIONS, with `fill`, uint8, coming in from outside."""
 
     text: str
     ops: tuple[str, ...]
@@ -115,7 +115,8 @@ def _bits_to_keep(level_fn: Any, level: float, hparams: Any) -> tuple[int]:
     return (max(1, level_fn(level, hparams)[0]),)
 
 
-# Of a square view: the six numbers that map a place of the result to its place in the view, as timm gives them to Pillow.
+# Of a square view: the six numbers that map a place of the result to its place in the view, as timm gives them to
+# Pillow.
 MATRICES = {
     "ShearX": lambda factor, side: (1, factor, 0, 0, 1, 0),
     "ShearY": lambda factor, side: (1, 0, 0, factor, 1, 0),

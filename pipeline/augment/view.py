@@ -1,8 +1,8 @@
 """Makes the training view of an image: random resized crop, flip, affine jitter, RandAugment.
 
 A view is a pure function of (image, Augment, 64-bit seed), so that no generator state is ever checkpointed.
-RandAugment draws from the global generators of `random` and numpy (pipeline.augment.randaugment); `undisturbed()` gives the
-caller's states back. Nothing here draws from torch.
+RandAugment draws from the global generators of `random` and numpy (pipeline.augment.randaugment); `undisturbed()` gives
+the caller's states back. Nothing here draws from torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""`map` on Ray: one actor per worker, a pull loop, and a ledger of who died while doing what.
+"""Runs `map` on Ray: one actor per worker, a pull loop, and a ledger of who died while doing what.
 
 An actor has up to two units in flight, so that it never waits for the driver; with `overlap` it works on that many at
 once. When it dies, what it was working on is charged with a try, and all that it held is tried again alone on an actor,
-where the guilty one shows. When nothing is left to hand out, an idle actor gets a copy of the unit that takes far longer
-than the others, in case it is the actor that is slow; the first answer counts.
+where the guilty one shows. When nothing is left to hand out, an idle actor gets a copy of the unit that takes far
+longer than the others, in case it is the actor that is slow; the first answer counts.
+
+Ray Data was measured and not taken: 6 to 10 times the overhead, whole shards dropped for one bad image, duplicates on a
+rerun.
 """
 
 from __future__ import annotations

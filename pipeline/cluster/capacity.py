@@ -1,4 +1,4 @@
-"""Whether workers find a place on the cluster's nodes."""
+"""Finds out whether workers find a place on the cluster's nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster does for the stages: `map` over units and `fit` a training loop. Three back ends, one contract.
+"""Defines what a cluster does for the stages: `map` over units and `fit` a training loop, in three back ends.
 
 inline     everything in this process, no Ray
 torchrun   the same, with training on all the processes that torchrun started
@@ -74,8 +74,8 @@ class Cluster(Protocol):
         dies has all of them started again, at most three times. A `UserError` in the loop is raised here as it is.
 
         With `resources.least` the number of workers follows the machines that there are; every change starts the loop
-        again. With `resources.notice` it may be called as `loop(spec, leaving)`: what `leaving()` returns, the same on all
-        workers, all of which must call it, is whether a machine under them is about to be taken away.
+        again. With `resources.notice` it may be called as `loop(spec, leaving)`: what `leaving()` returns, the same on
+        all workers, all of which must call it, is whether a machine under them is about to be taken away.
         """
         ...
 

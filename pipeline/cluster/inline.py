@@ -1,4 +1,4 @@
-"""The cluster contract in this process: no Ray, one worker, and every traceback where it belongs."""
+"""Fulfils the cluster contract in this process: no Ray, one worker, and every traceback where it belongs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster contract on Ray: embedded in this process's session, or a cluster that is already running."""
+"""Fulfils the cluster contract on Ray: embedded in this process's session, or on a running cluster."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class OnRay:
         workers = resources.workers or max(room(resources), 1)
         if workers > 1 and resources.gpus % 1:
             raise ConfigError(
-                f"workers.gpus is {resources.gpus:g}, which would put several training processes on one GPU, and NCCL refuses "
-                "that; set workers.gpus: 1, or workers.train: 1 to train on a part of one"
+                f"workers.gpus is {resources.gpus:g}, which would put several training processes on one GPU, and NCCL "
+                "refuses that; set workers.gpus: 1, or workers.train: 1 to train on a part of one"
             )
         least = min(resources.least or workers, workers)
         if self._session.embedded and room(resources) < least:
@@ -89,8 +89,8 @@ class OnRay:
         if not (resources.gpus or self._told) and (unused := accelerators()):
             self._told = True
             log.warning(
-                "workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has %d GPUs; set workers.gpus: 1 to "
-                "give one to each", unused,
+                "workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has %d GPUs; set "
+                "workers.gpus: 1 to give one to each", unused,
             )  # fmt: skip
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""The Ray that this process uses: an embedded one of its own, or a running one that it joins.
+"""Opens the Ray that this process uses: an embedded one of its own, or a running one that it joins.
 
 An embedded Ray leaves nothing behind: its files, its socket and its access token live in one temporary folder.
 Left alone, Ray would write ~/.ray/auth_token, and with it the next `ray start --head` demands a token that a
@@ -176,8 +176,8 @@ def _own_import_paths() -> list[str]:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """For the workers of a running cluster: how to use memory and GPUs, and our packages unless the job brought them or they
-    are installed."""
+    """For the workers of a running cluster: how to use memory and GPUs, and our packages unless the job brought them or
+    they are installed."""
     found: dict[str, Any] = {"env_vars": {**malloc.environment(), **WORKERS}}
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     root = _package_root()

@@ -1,4 +1,4 @@
-"""`fit` on Ray: Ray Train V2 places the workers, restarts them and carries the process group.
+"""Runs `fit` on Ray: Ray Train V2 places the workers, restarts them and carries the process group.
 
 It never sees a checkpoint: the loop writes its own and resumes from them.
 """
@@ -123,8 +123,8 @@ def _on_one_rank(work: Callable[[], dict[str, Any]], note: str) -> dict[str, Any
 
 
 def _repeated(train: Callable[[], Any], times: int) -> Any:
-    """Train again where a lost machine ended Ray's controller: Ray repeats what its workers raise, but not that a worker
-    cannot be reached when the controller asks for something else than its state."""
+    """Train again where a lost machine ended Ray's controller: Ray repeats what its workers raise, but not that a
+    worker cannot be reached when the controller asks for something else than its state."""
     from ray.exceptions import RayActorError
     from ray.train import ControllerError
 

@@ -1,4 +1,4 @@
-"""Hand a job to a running cluster through Ray's job API, and follow it.
+"""Hands a job to a running cluster through Ray's job API, and follows it.
 
 `ray job submit jobs/x.yaml` does the same where the head runs in the repository; this also tells a job that was
 stopped from one that succeeded (Ray's own command ends with 0 for both).

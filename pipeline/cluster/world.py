@@ -1,4 +1,4 @@
-"""Tells a process which worker of how many it is, and carries the few things that workers say to each other.
+"""Tells a process which worker of how many it is, and carries what workers say to each other.
 
 The same loop runs alone, under torchrun and inside Ray Train: `join` finds out where it is.
 """
@@ -71,14 +71,14 @@ def process_group() -> Iterator[None]:
     """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
     this machine, else gloo. ConfigError: more processes than GPUs.
 
-    Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message of
-    what went wrong still to be shown.
+    Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message
+    of what went wrong still to be shown.
     """
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpus and local >= gpus:
         raise ConfigError(
-            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} GPU(s); "
-            "start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} "
+            "GPU(s); start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     if gpus:
         torch.cuda.set_device(local)

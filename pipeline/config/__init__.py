@@ -1,0 +1,1 @@
+"""Reads job files into settings, and checks them."""

@@ -1,4 +1,4 @@
-"""What a single value cannot show: settings that exclude each other, and entries of lists that must fit together."""
+"""Checks what a single value cannot show: settings that exclude each other, list entries that must fit together."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def check_checkpoint(job: Job, path: str) -> None:
     several = named if isinstance(named, list) else [named]
     if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
         raise ConfigError(
-            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of them"
+            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of "
+            "them"
         )
 
 
@@ -70,8 +71,8 @@ def check_sets(job: Job, path: str) -> None:
     for name, pattern in job.evaluate.sets.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "test":
             raise ConfigError(
-                f"{path}: evaluate.sets names a set '{name}'; use letters, digits, - and _, and another name than test, which "
-                "is data.test"
+                f"{path}: evaluate.sets names a set '{name}'; use letters, digits, - and _, and another name than "
+                "test, which is data.test"
             )
         if not pattern:
             raise ConfigError(f"{path}: evaluate.sets.{name} is empty; it takes the pattern of labelled shards")
@@ -93,11 +94,12 @@ def check_training(settings: Train, where: str, path: str) -> None:
         if len(values) != 3 or not all(least <= value <= 1 for value in values):
             span = "in 0..1" if name == "mean" else "above 0, at most 1"
             raise ConfigError(
-                f"{path}: {where}.{name} is {values}; it takes three numbers {span}, one for each channel: those of pixel "
-                "values from 0 to 255 divided by 255"
+                f"{path}: {where}.{name} is {values}; it takes three numbers {span}, one for each channel: those of "
+                "pixel values from 0 to 255 divided by 255"
             )
     for name, values in (
-        ("crop_scale", settings.crop_scale), ("crop_ratio", settings.crop_ratio), ("affine.scale", settings.affine.scale)
+        ("crop_scale", settings.crop_scale), ("crop_ratio", settings.crop_ratio),
+        ("affine.scale", settings.affine.scale),
     ):  # fmt: skip
         if len(values) != 2 or values[0] > values[1] or values[0] <= 0:
             raise ConfigError(
@@ -105,7 +107,8 @@ def check_training(settings: Train, where: str, path: str) -> None:
             )
     if where == "teacher" and settings.init == "teacher":
         raise ConfigError(
-            f"{path}: teacher.init is 'teacher', but only students have a teacher; `teacher.checkpoint` takes weights over"
+            f"{path}: teacher.init is 'teacher', but only students have a teacher; `teacher.checkpoint` takes weights "
+            "over"
         )
 
 
@@ -120,6 +123,6 @@ def check_finetune(job: Job, path: str) -> None:
     )
     if size < trained.resolution:
         raise ConfigError(
-            f"{path}: finetune.resolution is {size}, less than {where}.resolution, {trained.resolution}; raise it, or drop "
-            "`finetune`"
+            f"{path}: finetune.resolution is {size}, less than {where}.resolution, {trained.resolution}; raise it, or "
+            "drop `finetune`"
         )

@@ -1,4 +1,4 @@
-"""Finds settings that have no effect where they stand: they are refused, or warned of where a shared base has them.
+"""Finds settings that have no effect where they stand, and refuses them or warns of them.
 
 They stay part of what fingerprints hash, so that folders keep their names.
 """
@@ -23,8 +23,8 @@ Idle = tuple[str, Any, Iterable[str], str]
 
 
 def check_effect(job: Job, said: Collection[str], path: str) -> None:
-    """ConfigError for a setting without effect that is not at its default and is among those `said` by the job file itself or
-    by the command line (dotted names); a warning for one that a base brings."""
+    """ConfigError for a setting without effect that is not at its default and is among those `said` by the job file
+    itself or by the command line (dotted names); a warning for one that a base brings."""
     idle = {
         f"{where}.{name}": (getattr(settings, name), why)
         for where, settings, names, why in _idle(job)

@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, its rules, and whether it is part of what a stage's folder is named after."""
+"""Declares settings: the default, the rules, and whether a stage's folder is named after the value."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Job files as YAML: their bases, and three things that YAML 1.1 would let pass.
+"""Reads job files as YAML: their bases, and three things that YAML 1.1 would let pass.
 
-`base:` inside any mapping names files, from conf/ or beside the job, that are merged below it. A key that is there twice is
-an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63. A number with a leading zero is an error too:
-010 would be 8, 10 or text, depending on who reads it.
+`base:` inside any mapping names files, from conf/ or beside the job, that are merged below it. A key that is there
+twice is an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63. A number with a leading zero is an
+error too: 010 would be 8, 10 or text, depending on who reads it.
 """
 
 from __future__ import annotations

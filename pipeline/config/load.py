@@ -1,6 +1,7 @@
-"""Read job files: bases, overrides, and every check that can be made before anything starts.
+"""Loads a job: its file, bases and overrides, with every check that can be made before anything starts.
 
-A job is YAML (pipeline.config.job_file) over the classes of pipeline.config.settings; `key=value` from the command line comes last.
+A job is YAML (pipeline.config.job_file) over the classes of pipeline.config.settings; `key=value` from the command line
+comes last.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         )
     if job.data.cache and "://" in job.data.cache:
         raise ConfigError(
-            f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on each node's own disk, so name a local folder"
+            f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on each node's own disk, so name a local "
+            "folder"
         )
     for number, generation in enumerate(job.generations):
         checks.check_training(generation.student, f"generations[{number}].student", path)
@@ -124,8 +126,8 @@ def resolve_output(output: str) -> str:
 
     if output.startswith(("http://", "https://")):
         raise ConfigError(
-            f"output '{storage.redact(output)}' cannot be written to: https:// is for reading shards; set `output` to a "
-            "folder that all nodes share or to a URL such as s3://bucket/run"
+            f"output '{storage.redact(output)}' cannot be written to: https:// is for reading shards; set `output` to "
+            "a folder that all nodes share or to a URL such as s3://bucket/run"
         )
     if storage.is_url(output):
         return output.rstrip("/")
@@ -138,7 +140,8 @@ def resolve_output(output: str) -> str:
 
 
 def _override(tree: Any, item: str, path: str) -> None:
-    """Set what `key=value` says; of `student`, `label` and `select` in every generation too, whatever it says itself."""
+    """Set what `key=value` says; of `student`, `label` and `select` in every generation too, whatever it says
+    itself."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

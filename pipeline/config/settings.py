@@ -1,4 +1,4 @@
-"""What may stand in a job file: the settings, their defaults, their rules, and what each means for the stage folders.
+"""Defines the settings of a job: defaults, rules, and what each means for the stage folders.
 
 Every field is declared `identity` (it changes what a stage computes, so it is part of the stage's fingerprint) or
 `execution` (it changes only how, where or how often). pipeline.config.load reads job files into these classes.
@@ -99,7 +99,8 @@ class Evaluate:
     )
     sets: dict[str, str] = execution(
         {},
-        "further labelled sets by name, such as {v2: v2-*.tar}, on which every model is tested; a pattern is one as in `data`",
+        "further labelled sets by name, such as {v2: v2-*.tar}, on which every model is tested; a pattern is one as in "
+        "`data`",
     )
     raw: bool = identity(
         False, "test the weights themselves too, beside their moving average, which is the model", neutral=False

@@ -1,4 +1,4 @@
-"""The settings of training: of the teacher, of students, of the fine-tune at the end."""
+"""Defines the settings of training: of the teacher, of students, of the fine-tune at the end."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class Train:
     temperature: float = identity(1.0, "soft labels are p^(1/T), renormalised", low=0.01, high=100.0)
     precision: str = identity(
         "auto",
-        "numbers of training: float32; bfloat16, by autocast; auto, which is bfloat16 on GPUs that have it, else float32; or "
-        "fastest, which is bfloat16 on CPUs with avx512_bf16 too: they train up to twice as fast in it",
+        "numbers of training: float32; bfloat16, by autocast; auto, which is bfloat16 on GPUs that have it, else "
+        "float32; or fastest, which is bfloat16 on CPUs with avx512_bf16 too: they train up to twice as fast in it",
         choices=("auto", "fastest", "float32", "bfloat16"),
         neutral="auto",
     )
@@ -156,11 +156,12 @@ def peak_rate(settings: Train | Finetune, images: int) -> float:
 
 
 def pseudo_per_step(settings: Train) -> int:
-    """Pseudo-labelled images in a student's global step; ConfigError where rounding leaves none of those that were asked for."""
+    """Pseudo-labelled images in a student's global step; ConfigError where rounding leaves none of those that were
+    asked for."""
     found = round(settings.unlabelled_ratio * settings.batch)
     if settings.unlabelled_ratio and not found:
         raise ConfigError(
-            f"unlabelled_ratio {settings.unlabelled_ratio:g} × batch {settings.batch} is less than one pseudo-labelled image "
-            "a step; raise one of them, or write unlabelled_ratio: 0 for none"
+            f"unlabelled_ratio {settings.unlabelled_ratio:g} × batch {settings.batch} is less than one pseudo-labelled "
+            "image a step; raise one of them, or write unlabelled_ratio: 0 for none"
         )
     return found

@@ -1,0 +1,1 @@
+"""Reads and writes shards, images, labels and their indexes."""

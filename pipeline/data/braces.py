@@ -1,4 +1,4 @@
-"""Braces in patterns, written out as Bash and WebDataset do it, after counting what they stand for."""
+"""Expands braces in patterns as Bash and WebDataset do it, after counting what they stand for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`classes.json`: the class names in index order, beside the labelled shards."""
+"""Reads and writes `classes.json`: the class names in index order, beside the labelled shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Bins confidences: the reliability diagram and the expected calibration error of Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017."""
+"""Bins confidences: the reliability diagram and the expected calibration error of Guo et al., On Calibration of Modern
+Neural Networks, ICML 2017."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen list of shards of a source: what a run works on, though the folder may grow meanwhile.
+"""Freezes the list of shards of a source: what a run works on, though the folder may grow meanwhile.
 
 `corpus-<first 8 hex of the fingerprint>.json` in the output folder holds names and sizes, which make the
 fingerprint, and under `uses` which source and pattern stand for it. The use with the highest sequence number

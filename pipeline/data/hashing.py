@@ -1,4 +1,4 @@
-"""Hashes numbers and names to 64 bits: all randomness of order and ties, the same in any language and version of numpy.
+"""Hashes numbers and names to 64 bits, the same in any language: all randomness of order and of ties.
 
     mix(x)        = the output of splitmix64 at state x:  z = x + 0x9E3779B97F4A7C15
                     z = (z ^ z>>30) · 0xBF58476D1CE4E5B9;  z = (z ^ z>>27) · 0x94D049BB133111EB;  z ^ z>>31  (mod 2⁶⁴)

@@ -1,4 +1,4 @@
-"""Bytes -> picture -> uint8 array -> normalised batch; one view for labelling and evaluation."""
+"""Decodes images and makes the view of labelling and evaluation: bytes, picture, uint8 array, normalised batch."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def telling(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise BadImage("not_an_image", f"begins with {data[:12]!r}") from None
     except Exception as error:  # damaged data makes decoders raise anything: SyntaxError, struct.error, …
         text = f"{type(error).__name__}: {error}"[:200]
-        cut = "truncated" in text.lower() or _ends_early(data)
-        raise BadImage("truncated" if cut else "unreadable", text) from None
+        truncated = "truncated" in text.lower() or _ends_early(data)
+        raise BadImage("truncated" if truncated else "unreadable", text) from None
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:

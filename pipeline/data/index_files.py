@@ -1,9 +1,10 @@
 """Indexes labelled shards: where each good image lies, its label, and what cannot be used.
 
-    <folder>/<source>/<shard>.parquet   index int32, key string, offset int64, size int32, label int32, image_hash uint64
+    <folder>/<source>/<shard>.parquet   index int32, key string, offset int64, size int32, label int32,
+                                        image_hash uint64
 
-Every image is decoded, so that what cannot be used is counted and named here, once, and whatever follows can count on the
-rest.
+Every image is decoded, so that what cannot be used is counted and named here, once, and whatever follows can count on
+the rest.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
             else:
                 good.append(sample)
                 hashes.append(label_files.image_hash(data))
-        if reader.cut:
+        if reader.damage:
             raise DataError(
-                f"the {source} shard {shard.name} is damaged ({reader.cut}); labelled shards must be whole: write it again"
+                f"the {source} shard {shard.name} is damaged ({reader.damage}); labelled shards must be whole: write "
+                "it "
+                "again"
             )
         found = read_labels(shard, good, classes, cache)
         table = pa.table({
@@ -83,7 +86,8 @@ def _unusable(sample: Sample, data: bytes) -> str | None:
 
 
 def read_labels(shard: Shard, samples: list[Sample], classes: int, cache: Cache | None = None) -> list[int]:
-    """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first mistake."""
+    """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first
+    mistake."""
     texts = shards.read_texts(shard.path, samples, "cls", cache)
     found = []
     for sample, text in zip(samples, texts, strict=True):
@@ -95,8 +99,8 @@ def read_labels(shard: Shard, samples: list[Sample], classes: int, cache: Cache 
             raise DataError(f"{where} has the label '{word[:40]}'; it must be a class index from 0 to {classes - 1}")
         if int(word) >= classes:
             raise DataError(
-                f"{where} has the class index {int(word)}, but classes.json has {classes} classes (0 to {classes - 1}); "
-                "correct the label or the class list"
+                f"{where} has the class index {int(word)}, but classes.json has {classes} classes (0 to "
+                f"{classes - 1}); correct the label or the class list"
             )
         found.append(int(word))
     return found

@@ -1,4 +1,4 @@
-"""JPEGs for training views: the size is known before anything is decoded, and no more is decoded than a view needs."""
+"""Decodes no more of a JPEG than a training view needs; its size is known before anything is decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame
 NEIGHBOURS = 2  # rows beyond the last that are looked at where colours are interpolated
 
 
-def read(data: bytes, small: int) -> Image.Image | Jpeg:
+def open_image(data: bytes, small: int) -> Image.Image | Jpeg:
     """The (first) picture in `data`, as `images.decode` gives it; a JPEG of more than `small` pixels as a Jpeg.
 
     Raises BadImage.
@@ -30,10 +30,10 @@ def read(data: bytes, small: int) -> Image.Image | Jpeg:
 class Jpeg:
     """A picture of which one resized crop is wanted: of an `Image` it has what a training view asks for first.
 
-    A crop of at least 4, 8 or 16 times the view's sides is decoded at 1/2, 1/4 or 1/8 (its edges are then whole pixels of
-    that), rows below the crop are not decoded, and torch's vectorised filters resample. Views of photos of 500 x 375 pixels
-    take 0.62 of the time of Pillow's whole decoding and resampling, for a mean difference of 0.02 of 255, and of 0.2 where
-    the crop was decoded smaller.
+    A crop of at least 4, 8 or 16 times the view's sides is decoded at 1/2, 1/4 or 1/8 (its edges are then whole pixels
+    of that), rows below the crop are not decoded, and torch's vectorised filters resample. Views of photos of 500 x 375
+    pixels take 0.62 of the time of Pillow's whole decoding and resampling, for a mean difference of 0.02 of 255, and of
+    0.2 where the crop was decoded smaller.
     """
 
     def __init__(self, data: bytes, size: tuple[int, int], turn: int) -> None:
@@ -58,7 +58,8 @@ class Jpeg:
 
 
 def without_rows_below(data: bytes, bottom: int) -> bytes:
-    """A JPEG whose header says that it ends soon after row `bottom`: decoders stop there, and the rows above stay the same."""
+    """A JPEG whose header says that it ends soon after row `bottom`: decoders stop there, and the rows above stay the
+    same."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")

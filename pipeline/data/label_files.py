@@ -1,4 +1,4 @@
-"""Label files: what a teacher said about every sample of a shard, one Parquet file per shard.
+"""Writes label files: what a teacher said about every sample of a shard, one Parquet file per shard.
 
 A row per sample, in shard order, none left out; row i is sample i. `label`, `confidence`, `classes` and
 `probs` are null where `status` is not `ok`. `classes` and `probs` start with the most probable class (so

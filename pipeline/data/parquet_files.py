@@ -19,8 +19,8 @@ METADATA_KEY = b"noisy_lambda"
 def write_table(
     path: str, table: pa.Table, metadata: Metadata | Callable[[], Metadata] | None = None, **options: Any
 ) -> None:
-    """Write a file in one step, `metadata`, if any, as JSON under its one key; called once the rows are written, where it
-    is a function. `options` are pyarrow's ParquetWriter's."""
+    """Write a file in one step, `metadata`, if any, as JSON under its one key; called once the rows are written, where
+    it is a function. `options` are pyarrow's ParquetWriter's."""
     table = table.replace_schema_metadata(None)
     with (
         storage.writing(path) as temporary,

@@ -1,4 +1,4 @@
-"""The demo's data: scikit-learn's bundled handwritten digits (1,797 real scans of 8 x 8 pixels) as shards."""
+"""Writes the demo's data: scikit-learn's handwritten digits (1,797 real scans of 8 x 8 pixels) as shards."""
 
 from __future__ import annotations
 

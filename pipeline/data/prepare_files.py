@@ -1,4 +1,4 @@
-"""Turn images into labelled or unlabelled shards: the bundled digits, a folder, or a table of paths.
+"""Turns images into labelled or unlabelled shards: those of a folder, or of a table of paths.
 
 Image files are copied byte for byte; what cannot be read or decoded is listed in bad_files.txt and left out.
 """

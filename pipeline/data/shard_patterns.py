@@ -1,4 +1,4 @@
-"""Patterns of shards: braces, globs, folders and list files, matched against one listing per folder.
+"""Matches patterns of shards (braces, globs, folders, list files) against one listing per folder.
 
 `data/train-{000..146}.tar`, `data/*/part-?.tar`, `s3://bucket/corpus`, `https://host/x-{0..9}.tar`, `shards.txt`.
 Sizes and modification stamps come with the listing; no request is spent on a single file, save over http(s),
@@ -68,7 +68,7 @@ class Pattern:
         return f"{self.base}/{text}{self.query}"
 
 
-def read(text: str, root: str | None) -> list[Pattern]:
+def parse(text: str, root: str | None) -> list[Pattern]:
     """The pattern `text`, or one for each line of the list file that it names. Raises DataError.
 
     Relative patterns start at `root`, else in the working directory; the lines of a list file in its folder.
@@ -108,7 +108,7 @@ def _line(number: int, line: str, path: str) -> Pattern:
     if "\0" in line or line.partition("?")[0].lower().endswith(LIST_SUFFIX):
         raise DataError(f"{where}{line[:60]!r} names no shards; write the path or URL of a .tar")
     try:
-        [pattern] = read(line, home or "/")
+        [pattern] = parse(line, home or "/")
     except DataError as error:
         raise DataError(f"{where}{error}") from None
     return replace(pattern, home=home, where=where)

@@ -1,4 +1,4 @@
-"""Write prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all."""
+"""Writes prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all."""
 
 from __future__ import annotations
 

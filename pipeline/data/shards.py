@@ -1,4 +1,4 @@
-"""Shards and the samples in them: find the tars, walk one, read a piece of one.
+"""Finds shards, walks the samples in one, and reads pieces of one.
 
 A shard is an uncompressed tar, known by its name and size. A sample is a maximal run of consecutive regular
 members with the same folder and base name up to the first dot, holding at least one image member; it is known
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from pipeline import storage
-from pipeline.data.shard_patterns import Entry, Listing, Pattern, read
+from pipeline.data.shard_patterns import Entry, Listing, Pattern, parse
 from pipeline.data.tar import Damage, Member, Tar
 from pipeline.errors import DataError
 from pipeline.storage.hashed_file import Hashed
@@ -59,7 +59,7 @@ class Sample:
 class Scan:
     samples: list[Sample]
     without_image: int  # runs that hold no image
-    cut: str | None  # why the archive stops early, where it does
+    damage: str | None  # why the archive stops early, where it does
 
 
 def find_shards(pattern: str | list[str], source: str, root: str | None = None, max_empty: int = 0) -> list[Shard]:
@@ -75,7 +75,7 @@ def find_shards(pattern: str | list[str], source: str, root: str | None = None, 
         raise DataError(f"{where}: the list of shard patterns is empty; name at least one")
     listing = Listing()
     try:
-        patterns = [one for text in texts for one in read(text, root)]
+        patterns = [one for text in texts for one in parse(text, root)]
         listing.ask(patterns)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
@@ -152,7 +152,7 @@ def _nothing_found(pattern: Pattern, listing: Listing) -> str:
 
 
 class Reader:
-    """One sequential pass over a shard: iterate, then look at `without_image`, `cut` and, where images were read,
+    """One sequential pass over a shard: iterate, then look at `without_image`, `damage` and, where images were read,
     the `sha256` of the whole file.
 
     Yields (sample, image bytes); the bytes are empty where the status is not `ok`, or with `images=False`,
@@ -164,11 +164,11 @@ class Reader:
         self.images = images
         self.cache = cache
         self.without_image = 0
-        self.cut: str | None = None
+        self.damage: str | None = None
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
-        self.without_image, self.cut = 0, None
+        self.without_image, self.damage = 0, None
         index = 0
         with _open(self.path, self.cache) as file:
             hashed = Hashed(file) if self.images else None
@@ -208,7 +208,7 @@ class Reader:
                     f"shard {storage.redact(self.path)} is not an uncompressed tar: {damage}; "
                     "shards are plain .tar files, without gzip or zstd around them"
                 ) from None
-            self.cut = str(damage)
+            self.damage = str(damage)
             return None
 
 
@@ -250,7 +250,7 @@ def scan(path: str) -> Scan:
     """The samples of a shard from its headers alone, seeking over the data."""
     reader = Reader(path, images=False)
     samples = [sample for sample, _ in reader]
-    return Scan(samples, reader.without_image, reader.cut)
+    return Scan(samples, reader.without_image, reader.damage)
 
 
 def stream(path: str, cache: Cache | None = None) -> Reader:

@@ -1,4 +1,4 @@
-"""The members of an uncompressed tar, one after another, whatever wrote it and however it is damaged.
+"""Walks the members of an uncompressed tar, whatever wrote it and however it is damaged.
 
 Standard `tarfile` reads extended headers of any declared size into memory, recurses over chains of them and
 takes garbage between members for the end of the archive. Here a header never costs more than MAX_HEADER

@@ -1,0 +1,1 @@
+"""Lets a teacher label shards, audits it, and reuses what is labelled."""

@@ -31,10 +31,10 @@ def compare(
     """What audit.json holds, of the answers of each source and the statuses of its images without one.
 
     `images`, `bad` (by reason), `accuracy`, `ece`, `nll`, the `temperature` that minimises it, and `calibrated_ece` and
-    `calibrated_nll` there; `reliability` and `calibrated_reliability` (per bin `count`, `confidence`, `accuracy`). Of the
-    confidences that label files will hold: how many images are `confident`, at or above `threshold` (`thresholds`:
-    {class: another one}), the share of wrong labels among them (`noise`), per class `kept`, `precision` and `recall`, and in steps of 0.01 the `steps` `count` and
-    `right`. `sources`: images, accuracy and ECE of each.
+    `calibrated_nll` there; `reliability` and `calibrated_reliability` (per bin `count`, `confidence`, `accuracy`). Of
+    the confidences that label files will hold: how many images are `confident`, at or above `threshold` (`thresholds`:
+    {class: another one}), the share of wrong labels among them (`noise`), per class `kept`, `precision` and `recall`,
+    and in steps of 0.01 the `steps` `count` and `right`. `sources`: images, accuracy and ECE of each.
     """
     found = calibration.joined([answers for answers, _ in joined.values() if len(answers.truth)])
     if not len(found.truth):
@@ -84,8 +84,8 @@ def _plain(diagram: Reliability) -> dict[str, list[float]]:
 
 
 def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Counter[str]]:
-    """What was said of the images whose class is known, and the statuses of those of which nothing was; `files`: of each
-    shard its index file and its label file."""
+    """What was said of the images whose class is known, and the statuses of those of which nothing was; `files`: of
+    each shard its index file and its label file."""
     parts, bad = [], Counter[str]()
     for indexed, labelled in files:
         known = parquet_files.read_table(indexed, ["index", "label"])

@@ -1,4 +1,4 @@
-"""How far a teacher's labels can be trusted: accuracy against confidence, and what would make the two agree.
+"""Measures how far a teacher's labels can be trusted, and finds the temperature that makes them honest.
 
 Of n images: what a label file says of each, and its true class. Reliability diagram, expected calibration error and
 temperature scaling are those of Guo et al., On Calibration of Modern Neural Networks, ICML 2017.

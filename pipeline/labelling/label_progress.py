@@ -1,8 +1,9 @@
-"""How far labelling is: what the label stage writes to its journal, for the screen, `status` and MLflow.
+"""Tells how far labelling is: what the label stage writes to its journal, for the screen, `status` and MLflow.
 
 The values are flat: `images` so far and `images_total` (about, from bytes), `images_per_second` (over the last minute)
-and `images_per_second_average`, `left` (seconds), `workers` that are alive, `failed` shards, `bad` images and `bad_<why>`,
-`seconds_<part>` (where the time went, summed over workers), `worst` (the shards with the largest share of bad images).
+and `images_per_second_average`, `left` (seconds), `workers` that are alive, `failed` shards, `bad` images and
+`bad_<why>`, `seconds_<part>` (where the time went, summed over workers), `worst` (the shards with the largest share of
+bad images).
 """
 
 from __future__ import annotations

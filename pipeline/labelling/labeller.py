@@ -1,4 +1,4 @@
-"""Label shards: read one tar, ask the teacher about every image, write one label file.
+"""Labels shards: reads one tar, asks the teacher about every image, writes one label file.
 
 `make_labeller(spec)` loads the teacher once and returns the `Labeller`, which labels a shard when it is called:
 `Cluster.map` takes `functools.partial(make_labeller, spec)` as its `make_worker`. Several calls may run at once: while
@@ -66,7 +66,7 @@ class LabelSpec:
 
 
 @dataclass
-class Rows:
+class ShardLabels:
     """The rows of a shard, as they come in."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -184,18 +184,20 @@ class Labeller:
         start = time.perf_counter()
         seconds = dict.fromkeys(PARTS, 0.0)
         before = self.spec.before
-        reader: Pass = before.read(shard, self.spec.cache) if before else shards.stream(shard.path, self.spec.cache)
+        reader: Pass = before.walk(shard, self.spec.cache) if before else shards.stream(shard.path, self.spec.cache)
         reuse.check_size(shard)
         rows = self._rows(reader, batch, seconds)
         reuse.check_unchanged(shard, reader.sha256)
-        if not rows.samples and reader.cut is not None:
+        if not rows.samples and reader.damage is not None:
             raise DataError(
-                f"shard {shard.name} is damaged before its first image ({reader.cut}), so nothing in it can be "
+                f"shard {shard.name} is damaged before its first image ({reader.damage}), so nothing in it can be "
                 "labelled; copy it again, or raise data.max_bad_shards"
             )
         begin_write = time.perf_counter()
         table = rows.table(len(self.spec.classes))
-        if (other := reuse.read(path, identity)) is not None:  # a second worker had this shard too, and was faster
+        if (
+            other := reuse.fitting_metadata(path, identity)
+        ) is not None:  # a second worker had this shard too, and was faster
             return {**other, "skipped": True}
 
         def metadata() -> dict[str, Any]:
@@ -208,7 +210,7 @@ class Labeller:
                 "rows": len(rows.samples),
                 "counts": dict(sorted(Counter(rows.status).items())),
                 "without_image": reader.without_image,
-                "cut": reader.cut,
+                "cut": reader.damage,
                 "corpus": "selected" if before else "all",
                 "dtype": str(self.teacher.dtype).removeprefix("torch."),
                 "device": self.teacher.device.type,
@@ -221,8 +223,8 @@ class Labeller:
         label_files.write_labels(path, table, metadata)
         return {**metadata(), "skipped": False}
 
-    def _rows(self, reader: Pass, batch: int, seconds: dict[str, float]) -> Rows:
-        rows = Rows()
+    def _rows(self, reader: Pass, batch: int, seconds: dict[str, float]) -> ShardLabels:
+        rows = ShardLabels()
         asked: deque[tuple[list[int], Future[Answer]]] = deque()
         pictures: list[npt.NDArray[np.uint8]] = []
         indices: list[int] = []

@@ -1,4 +1,4 @@
-"""Work ahead of consumers: items are read and worked on by threads, in order and in bounded memory.
+"""Works ahead of consumers: threads read items and work on them, in order and in bounded memory.
 
 An `Ahead` serves several streams of items at once, and the threads are theirs together. A stream is read once those
 that began before it have been read to their end: the next one fills up what room the current one leaves, so that

@@ -1,4 +1,4 @@
-"""What the generation before kept of a shard, where only that is labelled again (`label.corpus: selected`).
+"""Passes over what the generation before did not keep, where only the rest is labelled again.
 
 The other samples have a row all the same: with the status `skipped`, and nobody looks at their images. A shard of which
 nothing was kept is not read at all, for its label file of the generation before says where its samples lie.
@@ -22,7 +22,7 @@ class Pass(Protocol):
     """One pass over a shard: iterate, then look at the rest, as with shards.Reader."""
 
     without_image: int
-    cut: str | None
+    damage: str | None
     sha256: str
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]: ...
@@ -38,12 +38,12 @@ class Before:
     selection: str
     failed: frozenset[str]
 
-    def read(self, shard: Shard, cache: Cache | None) -> Pass:
+    def walk(self, shard: Shard, cache: Cache | None) -> Pass:
         """The shard's samples, of which those that were not kept are `skipped`; DataError for a shard that failed."""
         if shard.name in self.failed:
             raise DataError(
-                f"shard {shard.name} could not be labelled in the generation before, so nothing of it was kept; mend it "
-                "and take it in by --refreeze, or go on without it"
+                f"shard {shard.name} could not be labelled in the generation before, so nothing of it was kept; mend "
+                "it and take it in by --refreeze, or go on without it"
             )
         name = label_files.file_name(shard.name)
         kept = parquet_files.read_table(storage.join(self.select, name), ["index"])["index"].to_pylist()
@@ -58,7 +58,7 @@ class _Partly:
     def __init__(self, reader: Reader, kept: frozenset[int]) -> None:
         self.reader, self.kept = reader, kept
         self.without_image = 0
-        self.cut: str | None = None
+        self.damage: str | None = None
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
@@ -67,7 +67,7 @@ class _Partly:
                 yield sample, data
             else:
                 yield dataclasses.replace(sample, status=SKIPPED), b""
-        self.without_image, self.cut, self.sha256 = self.reader.without_image, self.reader.cut, self.reader.sha256
+        self.without_image, self.damage, self.sha256 = self.reader.without_image, self.reader.damage, self.reader.sha256
 
 
 class _Remembered:
@@ -77,7 +77,7 @@ class _Remembered:
         self.table, metadata = parquet_files.read_with_metadata(path, ["index", "key", "offset", "size"])
         label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size}, path)
         self.without_image: int = metadata["without_image"]
-        self.cut: str | None = metadata["cut"]
+        self.damage: str | None = metadata["cut"]
         self.sha256: str = metadata["shard_sha256"]
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:

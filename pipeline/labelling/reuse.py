@@ -1,4 +1,4 @@
-"""Is a shard labelled already, and is it still the shard that was listed?
+"""Reuses finished label files, and detects shards that changed.
 
 A label file is taken over from the folder of another corpus (`--refreeze` makes one) where all that decides its rows is
 the same: teacher, classes, options, the shard's name and size, and its stamp or else its checksum.
@@ -18,21 +18,21 @@ from pipeline.errors import DataError
 
 def find(path: str, earlier: Sequence[str], shard: Shard, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The metadata of the label file at `path`, or of a fitting one in the `earlier` folders, put there; else None."""
-    found = read(path, identity)
+    found = fitting_metadata(path, identity)
     if found is not None:
         if shard.sha256 is not None and shard.stamp != found.get("shard_stamp"):
             check_unchanged(shard, storage.sha256(shard.path))
         return found
     for folder in earlier:
         source = storage.join(folder, label_files.file_name(shard.name))
-        found = read(source, identity)
+        found = fitting_metadata(source, identity)
         if found is not None and _same_bytes(shard, found):
             storage.copy(source, path)
             return found
     return None
 
 
-def read(path: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def fitting_metadata(path: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The metadata of a label file that is there and fits, else None."""
     try:
         metadata = parquet_files.read_metadata(path)

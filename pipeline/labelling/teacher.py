@@ -1,4 +1,4 @@
-"""The teacher on its device: images in, class probabilities out, never noised, whatever fits into memory.
+"""Runs the teacher on its device: images in, class probabilities out, never noised, whatever fits into memory.
 
 All forward passes of a process run on one thread (`Device`), in the order in which they were asked for, so several
 shards may ask at once. On a GPU a batch is handed over while the one before is being computed.
@@ -80,8 +80,8 @@ class Teacher:
 
 
 class _Host:
-    """images.normalise on the CPU, to the same bits, into memory that is used again: with fresh pages for every batch, and
-    constants spread over the channels again and again, it takes ten times as long."""
+    """images.normalise on the CPU, to the same bits, into memory that is used again: with fresh pages for every batch,
+    and constants spread over the channels again and again, it takes ten times as long."""
 
     def __init__(self) -> None:
         self._pixels = self._scale = self._shift = torch.empty(0)

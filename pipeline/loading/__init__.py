@@ -1,0 +1,1 @@
+"""Orders the training data and loads batches of it."""

@@ -1,4 +1,4 @@
-"""Batches for one rank: the order's samples, read by (shard, offset, size), decoded, augmented, collated as uint8.
+"""Loads batches for one rank: the order's samples, read by (shard, offset, size), decoded, augmented, as uint8.
 
 A batch is a pure function of (sources, augment, seed, step, rank, world): `TrainingData[step]`, a map-style data set
 over global steps, without memory that matters. `batches` runs it ahead of training in worker processes. The process
@@ -23,11 +23,11 @@ from pipeline import storage
 from pipeline.augment import randaugment
 from pipeline.augment.view import Augment, seeded_view, undisturbed, view_and_operations
 from pipeline.data import images, label_files
-from pipeline.data.jpeg import Jpeg, read
+from pipeline.data.jpeg import Jpeg, open_image
 from pipeline.errors import ConfigError, DataError, RemoteError, UserError
 from pipeline.loading import prefetch, sample_order, worker_process
 from pipeline.loading.packed_batch import Kind, Packed, allocate
-from pipeline.loading.training_rows import Rows, TrainingShard, load_rows
+from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
 
 ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process, beyond those that are read at a time
 KEPT_BYTES = 256 << 20  # decoded small images kept in memory, per process
@@ -84,7 +84,7 @@ class TrainingData(Dataset):
             )
             for source in sources
         ]
-        self._rows: OrderedDict[tuple[int, int], Rows] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, int], TrainingRows] = OrderedDict()
         self._rows_bytes = 0
         self._read_at_once = sum(min(len(source.shards), source.segments * source.window) for source in self.sources)
         self._kept: dict[tuple[int, int, int], Image.Image] = {}
@@ -138,7 +138,7 @@ class TrainingData(Dataset):
             )
         return kinds
 
-    def rows(self, number: int, shard: int) -> Rows:
+    def rows(self, number: int, shard: int) -> TrainingRows:
         """The rows of one shard of one source, from memory where they were used lately."""
         key = (number, shard)
         if key in self._rows:
@@ -154,14 +154,14 @@ class TrainingData(Dataset):
     def _is_soft(self, number: int) -> bool:
         return self.sources[number].name == "pseudo" and not self.soft.hard_pseudo
 
-    def _find(self, number: int, batch: sample_order.Batch) -> list[tuple[Rows, int]]:
+    def _find(self, number: int, batch: sample_order.Batch) -> list[tuple[TrainingRows, int]]:
         found = []
         for shard, slot in zip(batch.shard.tolist(), batch.slot.tolist(), strict=True):
             rows = self.rows(number, shard)
             found.append((rows, int(rows.row_of_slot[slot])))
         return found
 
-    def _targets(self, number: int, rows: list[tuple[Rows, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _targets(self, number: int, rows: list[tuple[TrainingRows, int]]) -> tuple[np.ndarray, np.ndarray]:
         """(targets float32 [b, classes], hard labels int64 [b], -1 where soft)."""
         if self._is_soft(number) and rows:
             classes = np.stack([of.classes[row] for of, row in rows])
@@ -174,7 +174,9 @@ class TrainingData(Dataset):
         targets[np.arange(len(rows)), hard] += 1 - smoothing
         return targets, hard
 
-    def _view(self, to: dict[str, np.ndarray], place: int, key: tuple[int, int, int], rows: Rows, seed: int) -> None:
+    def _view(
+        self, to: dict[str, np.ndarray], place: int, key: tuple[int, int, int], rows: TrainingRows, seed: int
+    ) -> None:
         """The training view of an image, at its place among the arrays of the batch; key: source, shard, row."""
         number, shard, row = key
         path = self.sources[number].shards[shard].path
@@ -193,17 +195,17 @@ class TrainingData(Dataset):
             ) from error
         except images.BadImage as error:
             raise DataError(
-                f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and no "
-                f"longer is ({error}); restore that shard, or delete the stages that read it and run again"
+                f"image {rows.index[row]} of {storage.redact(path)} was readable when it was indexed or labelled and "
+                f"no longer is ({error}); restore that shard, or delete the stages that read it and run again"
             ) from error
         to["images"][place] = view.transpose(1, 2, 0)
 
-    def _read(self, key: tuple[int, int, int], rows: Rows) -> Image.Image | Jpeg:
+    def _read(self, key: tuple[int, int, int], rows: TrainingRows) -> Image.Image | Jpeg:
         number, shard, row = key
         tar = self.sources[number].shards[shard]
-        data = prefetch.read(tar, rows, row)
+        data = prefetch.read_image(tar, rows, row)
         view = self.augment.view
-        image = images.decode(data, at_least=view.at_least) if view else read(data, KEPT_PIXELS)
+        image = images.decode(data, at_least=view.at_least) if view else open_image(data, KEPT_PIXELS)
         # Every epoch reads every image once: what is kept is never worth replacing by another.
         if isinstance(image, Image.Image):
             nbytes = 4 * image.width * image.height + 500
@@ -232,11 +234,11 @@ def batches(
     """This rank's part of the global steps start_step … stop_step-1, in order.
 
     Each is {'step': int, 'images': uint8 [b, 3, size, size], 'targets': float32 [b, classes],
-    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets sum
-    to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations': float32
-    [b, layers, 7], what the device is to do to the images (pipeline.augment.on_device).
-    `workers` processes read ahead (0: none), with their niceness raised by `nice`; `start_method`: fork, spawn or forkserver
-    (None: the platform's).
+    'hard': int64 [b] (-1 where soft), 'source': uint8 [b] (0 labelled, 1 pseudo)}; labelled images come first. Targets
+    sum to 1, or to the image's weight where the selection gives it one. With `augment.on_device` also 'operations':
+    float32 [b, layers, 7], what the device is to do to the images (pipeline.augment.on_device).
+    `workers` processes read ahead (0: none), with their niceness raised by `nice`; `start_method`: fork, spawn or
+    forkserver (None: the platform's).
     DataError for a source without images, and for an image or row that cannot be read when its step comes.
     """
     data = TrainingData(sources, augment=augment, classes=classes, soft=soft, seed=seed, rank=rank, world=world)
@@ -287,8 +289,8 @@ def _raising(ahead: DataLoader, filling: prefetch.Fill) -> Iterator[dict[str, An
         if "shared memory" not in str(error):
             raise
         raise ConfigError(
-            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or `batch`, "
-            "or give the container more (docker run --shm-size)"
+            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or "
+            "`batch`, or give the container more (docker run --shm-size)"
         ) from error
     finally:
         filling.close()

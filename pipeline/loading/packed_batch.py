@@ -1,4 +1,4 @@
-"""A batch in one piece of memory, which the process that trains sees as soon as a loading process has filled it.
+"""Packs a batch into one piece of memory, which the training process sees as soon as a loading process filled it.
 
 Handing a tensor to another process costs a file descriptor and a message, and a copy where it does not lie in shared
 memory; pinning costs a copy each. So the arrays of a batch lie one behind the other in a single block, made where it is

@@ -1,10 +1,10 @@
-"""Bring remote shards to the node's cache before training reads them: the order says which come next.
+"""Brings remote shards to the node's cache before training reads them: the order says which come next.
 
 Of every segment that a rank reads, the shards of the block being read and of the one after it are wanted, the most
 urgent first. The processes that load images share them out, each with a thread of its own that fetches; where a
-selection keeps little of a shard, only those parts of it (pipeline.storage.byte_ranges). Nobody waits for a download: an image
-whose shard is not there yet, or for which there is no room, is asked for alone (`read`). So this changes when bytes
-arrive, and never which.
+selection keeps little of a shard, only those parts of it (pipeline.storage.byte_ranges). Nobody waits for a download:
+an image whose shard is not there yet, or for which there is no room, is asked for alone (`read_image`). So this changes
+when bytes arrive, and never which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.data import shards
 from pipeline.errors import UserError
 from pipeline.loading import sample_order
-from pipeline.loading.training_rows import Rows, TrainingShard, load_rows
+from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
 from pipeline.loading.upcoming_shards import upcoming
 from pipeline.storage.byte_ranges import Parts
 from pipeline.storage.node_cache import SPARED, Cache, Ready
@@ -40,7 +40,7 @@ class Feed:
     part: slice
 
 
-def read(shard: TrainingShard, rows: Rows, row: int) -> bytes:
+def read_image(shard: TrainingShard, rows: TrainingRows, row: int) -> bytes:
     """The bytes of an image, from wherever they are at hand. OSError, DataError (shards.read_at)."""
     ready = Ready(shard.cache, rows.parts) if shard.cache else None
     return shards.read_at(shard.path, int(rows.offset[row]), int(rows.size[row]), ready)
@@ -161,8 +161,8 @@ class _Thread(threading.Thread):
         if first <= self.step and not self.warned and not self.closed.is_set():
             self.warned = True
             log.warning(
-                "%s has no room for all shards that training reads from at a time: images of the others are fetched one by "
-                "one; %s, or lower `window`", what, remedy,
+                "%s has no room for all shards that training reads from at a time: images of the others are fetched "
+                "one by one; %s, or lower `window`", what, remedy,
             )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
-"""Decides which sample is read when: a pure function of (seed, epoch, step); numpy in, numpy out, no IO, no memory of the past.
+"""Decides which sample is read when: a pure function of (seed, epoch, step).
 
-A source's shards, permuted once by its seed, are laid end
-to end and cut into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
+Numpy in, numpy out, no IO, no memory of the past. A source's shards, permuted once by its seed, are laid end
+to end and divided into S segments equal to ±1 (N samples: the first N mod S segments are one longer). Position p of an
 epoch is element p÷S of segment p mod S, so consecutive positions come from all segments. A segment is made of pieces
 (the parts of shards it covers). In every epoch its pieces are permuted, `window` of them in a row form a block, and
 the samples inside a block are permuted: a block is what must be within reach at one time.
 
-All randomness is one hash (pipeline.data.hashing has mix, chain and name), the same in any language and version of numpy:
+All randomness is one hash (pipeline.data.hashing has mix, chain and name), the same in any language and version of
+numpy:
 
     shards        sorted by mix(chain(seed, name, 1) ^ shard)
     pieces        sorted by mix(chain(seed, name, 2, epoch, segment) ^ piece)          piece = its rank in the segment
@@ -86,7 +87,7 @@ class Source:
         return int(np.sum(self.counts, dtype=np.int64))
 
     @cached_property
-    def cut(self) -> list[_Segment]:
+    def in_segments(self) -> list[_Segment]:
         """The segments: min(`segments`, N) of them."""
         order = permutation(len(self.counts), self.seed, name_key(self.name), SHARDS)
         ends = np.cumsum(np.asarray(self.counts, np.int64)[order])
@@ -172,7 +173,7 @@ def batch(source: Source, step: int, size: int, part: slice = slice(None)) -> Ba
     Global positions step·size … (step+1)·size-1 run on from one epoch into the next, sorted by segment; only
     the segments of `part` are permuted, so a rank holds the blocks of its own segments.
     """
-    number = len(source.cut)
+    number = len(source.in_segments)
     epoch, position = np.divmod(step * size + np.arange(size, dtype=np.int64), source.total)
     segment = position % number
     chosen = np.argsort(segment, kind="stable")[part]
@@ -182,6 +183,6 @@ def batch(source: Source, step: int, size: int, part: slice = slice(None)) -> Ba
     turns = (np.flatnonzero(np.diff(segment) | np.diff(epoch)) + 1).tolist()
     for start, stop in zip([0, *turns], [*turns, len(chosen)], strict=True):
         if start < stop:
-            taken = source.cut[segment[start]].take(int(epoch[start]), element[start:stop])
+            taken = source.in_segments[segment[start]].take(int(epoch[start]), element[start:stop])
             shard[start:stop], slot[start:stop] = taken
     return Batch(epoch, position, shard, slot)

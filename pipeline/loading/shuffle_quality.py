@@ -79,7 +79,7 @@ def quality(source: sample_order.Source, labels: Sequence[Ints], size: int) -> Q
 def _within_reach(source: sample_order.Source, labels: Sequence[Ints], classes: int, share: float) -> Ints:
     """Images per class of the blocks being read when this share of an epoch is over."""
     found = np.zeros(classes, np.int64)
-    for segment in source.cut:
+    for segment in source.in_segments:
         _, pieces = segment.block_at(0, int(segment.total * share))
         for shard, low, length in zip(segment.shard[pieces], segment.low[pieces], segment.length[pieces], strict=True):
             found += np.bincount(labels[shard][low : low + length], minlength=classes)
@@ -120,8 +120,8 @@ def advice(labels: Sequence[Ints], name: str, seed: int, segments: int, window: 
     remedy = f"raise `window` to {better}" if better else "lower `segments`"
     return (
         f"the {name} shards are sorted by class: with window {window} the images within reach at a time are of about "
-        f"{found.reach:,.0f} classes (drawn at random: {found.reach_random:,.0f}), those of a batch of about {found.batch:,.0f} "
-        f"({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
+        f"{found.reach:,.0f} classes (drawn at random: {found.reach_random:,.0f}), those of a batch of about "
+        f"{found.batch:,.0f} ({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
     )
 
 

@@ -1,4 +1,4 @@
-"""What training reads of a shard's rows: which samples, where their images lie, their labels or probabilities."""
+"""Loads what training needs of a shard's rows: which samples, where their images lie, labels or probabilities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainingShard:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """What is read of a shard's rows: one element a selected row; `row_of_slot` unfolds the copies."""
 
     index: np.ndarray  # int32 [n]
@@ -48,7 +48,7 @@ class Rows:
         return sum(column.nbytes for column in vars(self).values() if column is not None)
 
 
-def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
+def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
     columns = ["index", "offset", "size", "label", *(["classes", "probs"] if soft else [])]
     if shard.expected is None:
@@ -89,7 +89,7 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> Rows:
 
     offset, size = column("offset"), column("size")
     partly = shard.cache is not None and shard.selection is not None
-    return Rows(
+    return TrainingRows(
         index=column("index"),
         offset=offset,
         size=size,

@@ -1,4 +1,7 @@
-"""Which shards a rank reads next, and from which step on: the order (pipeline.loading.sample_order) from the shards' side, no IO."""
+"""Finds which shards a rank reads next, and from which step on.
+
+It is the order (pipeline.loading.sample_order) from the shards' side; no IO.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,26 @@ def upcoming(source: sample_order.Source, step: int, size: int, part: slice) -> 
     Segments keep the permutation of the epoch asked for last: give it a Source that nobody else steps through.
     """
     blocks, changes = [], []
-    number, total = len(source.cut), source.total
+    number, total = len(source.in_segments), source.total
     epoch, position = divmod(step * size, total)
     for segment in segments_read(source, step, size, part).tolist():
-        cut = source.cut[segment]
+        part_of_order = source.in_segments[segment]
         turn, element, begins = epoch, -((segment - position) // number), step  # the first element not before `step`
-        if element == cut.total:
+        if element == part_of_order.total:
             turn, element = epoch + 1, 0
         for depth in range(DEPTH):
-            end, pieces = cut.block_at(turn, element)
-            blocks.append(Block(begins, tuple(np.unique(cut.shard[pieces]).tolist())))
+            end, pieces = part_of_order.block_at(turn, element)
+            blocks.append(Block(begins, tuple(np.unique(part_of_order.shard[pieces]).tolist())))
             if depth == 0:
                 changes.append((turn * total + (end - 1) * number + segment) // size + 1)
-            turn, element = (turn, end) if end < cut.total else (turn + 1, 0)
+            turn, element = (turn, end) if end < part_of_order.total else (turn + 1, 0)
             begins = (turn * total + element * number + segment) // size
     return blocks, min(changes)
 
 
 def segments_read(source: sample_order.Source, step: int, size: int, part: slice) -> np.ndarray:
     """The segments, int64, that `part` of each step reads, from `step` on until the same ones come again."""
-    number = len(source.cut)
+    number = len(source.in_segments)
     steps = number // math.gcd(number, size)
     position = (step * size + np.arange(steps * size, dtype=np.int64).reshape(steps, size)) % source.total
     return np.unique(np.sort(position % number, axis=1)[:, part])

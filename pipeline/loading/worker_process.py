@@ -1,4 +1,4 @@
-"""What a process that loads images does besides: it gives way to training, and leaves when training tells it to."""
+"""Makes loading processes give way to training, and leave when training tells them to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def begin(nice: int, trainer: int, _worker: int) -> None:
 
 
 def _end_when_told(trainer: int) -> None:
-    """Obey the SIGTERM of one process alone. torchrun, systemd and Slurm send it to all processes of a job: the training
-    process then saves, and a loading process that died would be an error in the middle of that."""
+    """Obey the SIGTERM of one process alone. torchrun, systemd and Slurm send it to all processes of a job: the
+    training process then saves, and a loading process that died would be an error in the middle of that."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)

@@ -1,0 +1,1 @@
+"""Says what a stage is, what it depends on and what it is given."""

@@ -25,7 +25,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Context:
-    """`stages`: all of the job, in order; `needs`: those that must be done before this one; `warn` shows a person a sentence;
+    """`stages`: all of the job, in order; `needs`: those that must be done before this one; `warn` shows a person a
+    sentence;
     `token`: what workers must find in the output (storage.require_token)."""
 
     job: Job

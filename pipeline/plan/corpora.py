@@ -35,9 +35,9 @@ def setting_of(source: str) -> str:
 
 
 class Corpora:
-    """The job's shards and classes by source, looked up when first asked for; `done`: what is finished by then, among it
-    the data that `prepare` writes. `write=False` (for `plan`) freezes nothing. `changes` gets a sentence for each listing that
-    is another one than when it was frozen."""
+    """The job's shards and classes by source, looked up when first asked for; `done`: what is finished by then, among
+    it the data that `prepare` writes. `write=False` (for `plan`) freezes nothing. `changes` gets a sentence for each
+    listing that is another one than when it was frozen."""
 
     def __init__(self, job: Job, done: Mapping[str, Done], *, refreeze: bool = False, write: bool = True) -> None:
         self.job, self.done, self.refreeze, self.write = job, done, refreeze, write
@@ -77,15 +77,16 @@ class Corpora:
         return found
 
     def _check_apart(self, source: str, listing: list[shards.Shard]) -> None:
-        """No shard that models are tested on is trained on too, and what only the audit may see belongs to nothing else."""
+        """No shard that models are tested on is trained on too, and what only the audit may see belongs to nothing
+        else."""
         others, why = APART.get(source, TESTED if source.startswith(SET) else ((), ""))
         for other in others:
             known = {shard.path for shard in self[other].shards}
             shared = [shard.name for shard in listing if shard.path in known]
             if shared:
                 raise DataError(
-                    f"{setting_of(source)} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; {why}: "
-                    "narrow one of the patterns"
+                    f"{setting_of(source)} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; "
+                    f"{why}: narrow one of the patterns"
                 )
 
     @cached_property

@@ -57,7 +57,7 @@ class Kind:
     run: Callable[[Context], Result]
     """The work. It imports what takes long itself: a finished job only reads a few JSON files."""
     format: int = 1
-    """Raised when the stage's files change their meaning. A folder that was finished under an earlier number stays done; one
-    that was not is begun anew."""
+    """Raised when the stage's files change their meaning. A folder that was finished under an earlier number stays
+    done; one that was not is begun anew."""
     model: bool = False
     """Its stages leave weights."""

@@ -18,8 +18,8 @@
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
     └── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
 
-Every stage folder also has metrics.jsonl (the journal), mlflow.json and, written last, done.json: without it the stage has
-not finished. The eight digits are the beginning of the stage's fingerprint.
+Every stage folder also has metrics.jsonl (the journal), mlflow.json and, written last, done.json: without it the stage
+has not finished. The eight digits are the beginning of the stage's fingerprint.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished stage, as its done.json has it: its Result, where it lives, and the fingerprint that it is named after."""
+    """A finished stage, as its done.json has it: its Result, where it lives, and the fingerprint that it is named
+    after."""
 
     name: str
     folder: str

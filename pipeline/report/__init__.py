@@ -1,0 +1,1 @@
+"""Draws the report, and what `measure` shows."""

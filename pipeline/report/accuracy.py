@@ -1,4 +1,4 @@
-"""The test on the report's page, beyond top-1 of each model: accuracy by class, at other image sizes, of raw weights."""
+"""Shows the test beyond top-1 of each model: by class, at other sizes, on further sets, of raw weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.report.plots import BARS, Model
 from pipeline.report.style import GRID, INK, MUTED, PALE, clean, colour, count_ticks, figure_of, key, percent_range, png
 
 Floats = npt.NDArray[np.float64]
-Rows = Sequence[Mapping[str, Any]]
+Evaluations = Sequence[Mapping[str, Any]]
 """Of evaluate.json, one a model."""
 
 
-def further(models: Sequence[Model], rows: Rows) -> list[Further]:
+def further(models: Sequence[Model], rows: Evaluations) -> list[Further]:
     """What was tested beside each model at its own size: its raw weights, and other sizes."""
     found: list[Further] = []
     for model, row in zip(models, rows, strict=True):
@@ -31,7 +31,7 @@ def further(models: Sequence[Model], rows: Rows) -> list[Further]:
     return found
 
 
-def on_sets(models: Sequence[Model], rows: Rows) -> list[OnSet]:
+def on_sets(models: Sequence[Model], rows: Evaluations) -> list[OnSet]:
     """What each model reached on the sets of `evaluate.sets`, set by set."""
     names = rows[0].get("sets", {})  # none where an earlier version evaluated
     return [
@@ -41,21 +41,22 @@ def on_sets(models: Sequence[Model], rows: Rows) -> list[OnSet]:
     ]
 
 
-def pictures(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> list[Picture]:
+def pictures(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -> list[Picture]:
     """Accuracy by class of the teacher and the last student; nothing of an evaluation that did not count by class."""
     if not _counted(rows):
         return []
     shown = [0, len(models) - 1] if len(models) > 1 else [0]
     drawn = by_class([models[place] for place in shown], [share_of(rows[place]) for place in shown], names)
     caption = (
-        f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the smallest "
-        f"class has {min(rows[0]['per_class']['images']):,} test images."
+        f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the "
+        f"smallest class has {min(rows[0]['per_class']['images']):,} test images."
     )
     return [Picture("accuracy_by_class.png", drawn, "Test accuracy by class", caption)]
 
 
-def tables(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> dict[str, bytes]:
-    """The same of all models as CSV: a line a class with its test images and accuracies, empty where it has no image."""
+def tables(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -> dict[str, bytes]:
+    """The same of all models as CSV: a line a class with its test images and accuracies, empty where it has no
+    image."""
     if not _counted(rows):
         return {}
     out = io.StringIO()
@@ -68,7 +69,7 @@ def tables(models: Sequence[Model], rows: Rows, names: Sequence[str]) -> dict[st
     return {"accuracy_by_class.csv": out.getvalue().encode()}
 
 
-def _counted(rows: Rows) -> bool:
+def _counted(rows: Evaluations) -> bool:
     return all("per_class" in row for row in rows)
 
 

@@ -119,8 +119,8 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
         loss += _curve(model, records, "train", "loss")
     if validation and loss:
         caption = (
-            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students is "
-            "measured against pseudo-labels too."
+            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students "
+            "is measured against pseudo-labels too."
         )
         png = plots.learning_curves(validation, loss)
         pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))

@@ -1,4 +1,4 @@
-"""The audit on the report's page: can the confidences be trusted, and how many of the kept labels are wrong?"""
+"""Shows the audit: can the confidences be trusted, and how many of the kept labels are wrong?"""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def sentence(audit: Mapping[str, Any], who: str) -> str:
     )
     return (
         f"Audit: on {audit['images']:,} images whose class is known, {who} is right in {_percent(audit['accuracy'])}; "
-        f"ECE {audit['ece']:.3f}, and temperature {audit['temperature']:.2f} {what} (ECE {audit['calibrated_ece']:.3f}); {kept}."
+        f"ECE {audit['ece']:.3f}, and temperature {audit['temperature']:.2f} {what} (ECE "
+        f"{audit['calibrated_ece']:.3f}); {kept}."
     )
 
 
@@ -61,15 +62,15 @@ def pictures(context: Context, number: int, chosen: Mapping[str, Any], who: str)
             f"gen{number}-reliability.png",
             reliability(found, number),
             f"Reliability diagram of generation {number}'s labels",
-            f"How often {who} is right where it is so sure, on {found['images']:,} images whose class is known; below the "
-            "dashed line it is too sure. Whiskers are one standard error.",
+            f"How often {who} is right where it is so sure, on {found['images']:,} images whose class is known; below "
+            "the dashed line it is too sure. Whiskers are one standard error.",
         ),
         Picture(
             f"gen{number}-threshold.png",
             threshold(chosen["histogram"], found["steps"], found["threshold"], number),
             f"Share of images kept by confidence thresholds in generation {number}",
-            "Share of the unlabelled images at or above a threshold, before balancing, and how many of such labels are right "
-            "on the audited images.",
+            "Share of the unlabelled images at or above a threshold, before balancing, and how many of such labels are "
+            "right on the audited images.",
         ),
     ]
 

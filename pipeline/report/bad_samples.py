@@ -1,4 +1,4 @@
-"""Bad samples for the report: what can still be seen of each, or how its bytes begin, and what is wrong.
+"""Shows bad samples: what can still be seen of each, or how its bytes begin, and what is wrong.
 
 Nothing of a file reaches the page as it is: pictures are decoded and drawn anew, bytes are shown as escaped text.
 """
@@ -39,7 +39,7 @@ class Shown:
     picture: Image.Image | None
 
 
-def read(bad: Sequence[BadSample], corpus: Sequence[Shard]) -> list[Shown]:
+def look_at(bad: Sequence[BadSample], corpus: Sequence[Shard]) -> list[Shown]:
     """Look at the bytes of some bad samples."""
 
     def look(sample: BadSample) -> Shown:

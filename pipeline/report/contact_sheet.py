@@ -1,4 +1,4 @@
-"""Contact sheets: the most and the least confident images of some classes, side by side."""
+"""Draws contact sheets: the most and the least confident images of some classes, side by side."""
 
 from __future__ import annotations
 

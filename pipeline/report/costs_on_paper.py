@@ -1,4 +1,4 @@
-"""What is known of a model without running it: family, parameters, FLOPs, and the memory of its maps by formula."""
+"""Computes what is known of a model without running it: family, parameters, FLOPs, memory of its maps."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def on_paper(where: str, measured: Measured, map_batch: int | None) -> dict[str,
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"{where}: {measured.model} does not take images of {measured.size} × {measured.size} pixels ({reason}); "
-                "give another size, or the override that makes it take this one"
+                f"{where}: {measured.model} does not take images of {measured.size} × {measured.size} pixels "
+                f"({reason}); give another size, or the override that makes it take this one"
             ) from error
         columns = {"family": family(measured.model), "parameters": cost.parameters(model), "flops": operations}
         return columns | ({} if map_batch is None else {"map_bytes": map_bytes(model, measured.size, map_batch)})

@@ -1,4 +1,4 @@
-"""One generation on the report's page: what its labelling and selection did, in facts and pictures."""
+"""Describes one generation: what its labelling and selection did, in facts and pictures."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def section(
                     f"gen{number}-{name}.png", png, f"Contact sheet of generation {number}'s {word} images", caption
                 )
             )
-    shown = bad_samples.read(found.bad, corpus)
+    shown = bad_samples.look_at(found.bad, corpus)
     if shown:
         caption = (
             "What could not be labelled, the first of it: what can be seen, or how the file begins, and the reason."

@@ -1,4 +1,4 @@
-"""Accuracies to stand beside measured speeds, each with its source: published, from a small cited table, or measured.
+"""Looks up accuracies to stand beside measured speeds, each with its source: published, or measured.
 
 The table is conf/measure/published_accuracy.yaml. A model is known by its name, its image size and its overrides.
 """

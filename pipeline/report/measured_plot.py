@@ -1,4 +1,4 @@
-"""Speed against accuracy of measured models, one curve per family, in inference and in training."""
+"""Draws speed against accuracy of measured models, one curve per family, in inference and in training."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The table of measured models: as CSV with every column in plain units, and as Markdown for people.
+"""Writes the table of measured models: as CSV with every column in plain units, and as Markdown for people.
 
-Columns of the CSV: what was built (name, model, size, overrides), what is known on paper (family, parameters, flops: two
-per multiply-add for one image; map_bytes, if asked for), accuracy (top1 in percent, accuracy_source), what was measured
-(batch, images per second and peak bytes of inference and of training; latency_ms), `problem` where something did not
-fit in memory (its figures are empty then), and under which conditions (device, dtype, compile, versions).
+Columns of the CSV: what was built (name, model, size, overrides), what is known on paper (family, parameters, flops:
+two per multiply-add for one image; map_bytes, if asked for), accuracy (top1 in percent, accuracy_source), what was
+measured (batch, images per second and peak bytes of inference and of training; latency_ms), `problem` where something
+did not fit in memory (its figures are empty then), and under which conditions (device, dtype, compile, versions).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""index.html: the report on one self-contained page: pictures inside, no scripts, nothing fetched.
+"""Renders index.html: the report on one self-contained page, pictures inside, no scripts, nothing fetched.
 
 The page is page.html.j2. Whatever it shows is cleaned (`shown`) and then escaped, save `Markup`, which only we make.
 """

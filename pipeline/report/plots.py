@@ -1,4 +1,4 @@
-"""The report's pictures, each a function from plain data to PNG bytes.
+"""Draws the report's pictures, each a function from plain data to PNG bytes.
 
 Names stand beside what they name instead of in legends; colours and type are in report_style.
 """

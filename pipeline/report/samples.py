@@ -1,4 +1,4 @@
-"""What the report reads from label and selection files: bad samples, and the images for the contact sheets.
+"""Collects from label and selection files what the report shows: bad samples, and images for contact sheets.
 
 Files are read one by one (a few at a time) and only counts and a handful of places per class are kept, so a corpus
 of any size is fine. Confidences are not counted here: the selection's summary has their histograms.

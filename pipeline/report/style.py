@@ -1,4 +1,4 @@
-"""How the report looks: colours, type, axes, and text from data made fit to be shown.
+"""Sets how the report looks: colours, type, axes, and text from data made fit to be shown.
 
 One colour per generation throughout. Figures are made without pyplot, so nothing global changes. Text that comes from
 data goes through `clean` and is drawn with `parse_math=False` ('$' in a class name).

@@ -1,0 +1,1 @@
+"""Selects pseudo-labelled samples, exactly and in constant memory."""

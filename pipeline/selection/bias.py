@@ -14,8 +14,8 @@ def bias(confident: Sequence[int], labelled: Sequence[int]) -> dict[str, Any]:
     """How far the confident images' distribution over the classes, before balancing, is from the labelled images'.
 
     `distance`: total variation, ½ Σ |p - q|, the share of images that would have to change class; `chance`: what two
-    draws of these sizes from one distribution over equal classes would have; `over` and `under`: the classes by which it
-    is too many and too few, most first, as [class, share of the confident, share of the labelled].
+    draws of these sizes from one distribution over equal classes would have; `over` and `under`: the classes by which
+    it is too many and too few, most first, as [class, share of the confident, share of the labelled].
     """
     p, q = (np.asarray(counts) / sum(counts) for counts in (confident, labelled))
     order = np.argsort(q - p, kind="stable")

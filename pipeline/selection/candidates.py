@@ -1,7 +1,7 @@
-"""What selection reads of label files, and its counting pass over them.
+"""Reads the candidates of selection from label files, and counts them in each pass.
 
-Two columns are read, three where held-out images are to be found; never the probabilities. After the first pass a file's
-rows are sieved by the bounds of their class's cut before anything else is computed of them.
+Two columns are read, three where held-out images are to be found; never the probabilities. After the first pass a
+file's rows are sieved by the bounds of their class's cutoff before anything else is computed of them.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class LabelFile:
             lacking != [self.bad, self.bad] or label.max() >= self.settings.num_classes or confidence.max() > 1
         ):
             raise DataError(
-                f"the label file {storage.redact(self.path)} holds classes {label.min()} to {label.max()} and confidences "
-                f"from {confidence.min()} to {confidence.max()}; allowed are classes 0 to {self.settings.num_classes - 1} "
-                "and confidences from 0 to 1; delete it and run again"
+                f"the label file {storage.redact(self.path)} holds classes {label.min()} to {label.max()} and "
+                f"confidences from {confidence.min()} to {confidence.max()}; allowed are classes 0 to "
+                f"{self.settings.num_classes - 1} and confidences from 0 to 1; delete it and run again"
             )
 
     def within(self, greatest: Distances, least: Distances | None = None) -> Candidates:

@@ -1,4 +1,4 @@
-"""Where each class is cut: exact, deterministic, in memory that knows no rows.
+"""Finds each class's cutoff by radix selection: exact, deterministic, in memory that knows no rows.
 
 Candidates are the samples at or above the confidence threshold that are no copies of held-out images. Of n
 candidates of a class
@@ -8,10 +8,10 @@ candidates of a class
     top_fraction f    the ceil(f · n) most confident are kept, once
     neither           all are kept, once
 
-The cut is found by radix selection over ranks (pipeline.selection.sort_keys). Each pass counts, for every class still
-undecided, one digit of the words of all files, and so knows that digit of the cut; when few candidates remain they are
-gathered and sorted, usually in the second pass. A pass is map (selection.count_group), merge, `refine`; sums and a sort
-depend neither on order nor on grouping.
+The cutoff is found by radix selection over ranks (pipeline.selection.sort_keys). Each pass counts, for every class
+still undecided, one digit of the words of all files, and so knows that digit of the cutoff; when few candidates remain
+they are gathered and sorted, usually in the second pass. A pass is map (selection.count_group), merge, `refine`; sums
+and a sort depend neither on order nor on grouping.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Settings:
 class State:
     """What the passes so far have found; arrays are [classes].
 
-    `prefix`: the known leading digits of the cut's word, `left`: bits of it still unknown before this pass, which
+    `prefix`: the known leading digits of the cutoff's word, `left`: bits of it still unknown before this pass, which
     looks at `bits` of them, or gathers the candidates.
     """
 
@@ -71,7 +71,7 @@ class State:
     bits: int
     gather: bool
     undecided: npt.NDArray[np.bool_]
-    need: Ints  # of the samples that share the prefix, this many are above the cut
+    need: Ints  # of the samples that share the prefix, this many are above the cutoff
     prefix: Hashes
 
     def bounds(self) -> tuple[Distances, Distances]:
@@ -85,7 +85,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cutoff:
     """The answer, arrays [classes]: a candidate gets `base` copies, and one more if `take` and
     (distance, tie hash) <= (cut_distance, cut_hash)."""
 
@@ -144,7 +144,7 @@ def merge(parts: Iterable[Counts]) -> Counts:
     return total
 
 
-def finish_first_pass(state: State, counts: Counts) -> tuple[State, Cut]:
+def finish_first_pass(state: State, counts: Counts) -> tuple[State, Cutoff]:
     """From the first pass's counts: copies for everybody, and how many of each class get one more."""
     settings, n = state.settings, counts.digits.sum(axis=1)
     if settings.top_fraction is not None:
@@ -161,14 +161,14 @@ def finish_first_pass(state: State, counts: Counts) -> tuple[State, Cut]:
         need[base >= most] = 0
         base = np.minimum(base, most)
     zero = np.zeros_like(n)
-    cut = Cut(settings, base, need > 0, zero.astype(np.uint32), zero.astype(np.uint64))
-    return replace(state, need=need), cut
+    cutoff = Cutoff(settings, base, need > 0, zero.astype(np.uint32), zero.astype(np.uint64))
+    return replace(state, need=need), cutoff
 
 
-def refine(state: State, counts: Counts, cut: Cut) -> tuple[State | None, Cut]:
-    """Take in one pass: the next pass's state, or None when every class is decided, and the cut so far."""
+def refine(state: State, counts: Counts, cutoff: Cutoff) -> tuple[State | None, Cutoff]:
+    """Take in one pass: the next pass's state, or None when every class is decided, and the cutoff so far."""
     if state.gather:
-        return None, _sort_gathered(state, counts, cut)
+        return None, _sort_gathered(state, counts, cutoff)
     where = np.flatnonzero(state.undecided)
     wanted = state.need[where] > 0
     classes, digits, need = where[wanted], counts.digits[wanted], state.need[where[wanted]]
@@ -177,27 +177,27 @@ def refine(state: State, counts: Counts, cut: Cut) -> tuple[State | None, Cut]:
     inside = np.take_along_axis(digits, digit[:, None], axis=1)[:, 0]
     need = need - (np.take_along_axis(above, digit[:, None], axis=1)[:, 0] - inside)
     rest = state.left - state.bits
-    prefix, cut_distance, cut_hash = state.prefix.copy(), cut.cut_distance.copy(), cut.cut_hash.copy()
+    prefix, cut_distance, cut_hash = state.prefix.copy(), cutoff.cut_distance.copy(), cutoff.cut_hash.copy()
     prefix[classes] = prefix[classes] << np.uint64(state.bits) | digit.astype(np.uint64)
     last = prefix[classes] << np.uint64(rest) | np.uint64((1 << rest) - 1)
     cut_distance[classes], cut_hash[classes] = last_ranks(last)
-    cut = replace(cut, cut_distance=cut_distance, cut_hash=cut_hash)
-    open_ = need < inside  # else the whole bin is above the cut
+    cutoff = replace(cutoff, cut_distance=cut_distance, cut_hash=cut_hash)
+    open_ = need < inside  # else the whole bin is above the cutoff
     if not open_.any():
-        return None, cut
+        return None, cutoff
     undecided, needs = np.zeros_like(state.undecided), np.zeros_like(state.need)
     undecided[classes[open_]], needs[classes[open_]] = True, need[open_]
     gather = rest == 0 or int(inside[open_].sum()) <= GATHERED
     bits = 0 if gather else _digit(int(open_.sum()), rest)
-    return State(state.settings, rest, bits, gather, undecided, needs, prefix), cut
+    return State(state.settings, rest, bits, gather, undecided, needs, prefix), cutoff
 
 
-def _sort_gathered(state: State, counts: Counts, cut: Cut) -> Cut:
+def _sort_gathered(state: State, counts: Counts, cutoff: Cutoff) -> Cutoff:
     label, distance, hashes = (np.concatenate(part) for part in zip(*counts.rows, strict=True))
     order = np.lexsort((hashes, distance, label))
     label, distance, hashes = label[order], distance[order], hashes[order]
     classes = np.flatnonzero(state.undecided)
     last = np.searchsorted(label, classes) + state.need[classes] - 1
-    cut_distance, cut_hash = cut.cut_distance.copy(), cut.cut_hash.copy()
+    cut_distance, cut_hash = cutoff.cut_distance.copy(), cutoff.cut_hash.copy()
     cut_distance[classes], cut_hash[classes] = distance[last], hashes[last]
-    return replace(cut, cut_distance=cut_distance, cut_hash=cut_hash)
+    return replace(cutoff, cut_distance=cut_distance, cut_hash=cut_hash)

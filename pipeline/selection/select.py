@@ -1,8 +1,9 @@
-"""Which pseudo-labelled samples a student sees, and how often: label files in, selection files out.
+"""Selects the pseudo-labelled samples that a student sees, and how often: label files in, selection files out.
 
-Samples at or above the confidence threshold, balanced over the classes (pipeline.selection.radix says what is kept and how the
-exact cut is found without holding rows). Each shard then selects alone. A selection file has `index` and `copies` of the
-samples with copies, in index order, and `weight`, their confidence, where that is wanted in place of copies.
+Samples at or above the confidence threshold, balanced over the classes (pipeline.selection.radix says what is kept and
+how the exact cutoff is found without holding rows). Each shard then selects alone. A selection file has `index` and
+`copies` of the samples with copies, in index order, and `weight`, their confidence, where that is wanted in place of
+copies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline import storage
 from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
 from pipeline.selection.candidates import LabelFile, count_group, histogram, read_files
-from pipeline.selection.radix import Counts, Cut, Settings, finish_first_pass, merge, refine, start
+from pipeline.selection.radix import Counts, Cutoff, Settings, finish_first_pass, merge, refine, start
 from pipeline.selection.sort_keys import Distances, Ints, tie_hash
 
 __all__ = ["SCHEMA", "WEIGHT", "Map", "Settings", "select_all", "select_shard"]
@@ -50,21 +51,21 @@ class Kept:
         return self
 
 
-def select_shard(file: LabelFile, cut: Cut, greatest: Distances) -> tuple[pa.Table, Kept]:
-    """The selection of one label file: its table, and what it adds to the sums. `greatest`: `reach(cut)`."""
+def select_shard(file: LabelFile, cutoff: Cutoff, greatest: Distances) -> tuple[pa.Table, Kept]:
+    """The selection of one label file: its table, and what it adds to the sums. `greatest`: `reach(cutoff)`."""
     found = file.without_held_out(file.within(greatest))
-    distance, limit = found.distance, cut.cut_distance[found.label]
-    extra = cut.take[found.label] & (distance <= limit)
+    distance, limit = found.distance, cutoff.cut_distance[found.label]
+    extra = cutoff.take[found.label] & (distance <= limit)
     tied = np.flatnonzero(extra & (distance == limit))
-    extra[tied] = tie_hash(file.shard, found.row[tied]) <= cut.cut_hash[found.label[tied]]
-    copies = cut.base[found.label] + extra
+    extra[tied] = tie_hash(file.shard, found.row[tied]) <= cutoff.cut_hash[found.label[tied]]
+    copies = cutoff.base[found.label] + extra
     kept = np.flatnonzero(copies)
     row, label, copies = found.row[kept], found.label[kept], copies[kept]
     confidence = file.confidence[row]
     columns, schema = [row.astype(np.int32), copies.astype(np.int32)], SCHEMA
-    if cut.settings.by_confidence:
+    if cutoff.settings.by_confidence:
         columns, schema = [*columns, confidence], SCHEMA.append(WEIGHT)
-    classes = cut.settings.num_classes
+    classes = cutoff.settings.num_classes
     unique = np.bincount(label, minlength=classes).astype(np.int64)
     # Sums of 64-bit floats: exact below 2**53.
     copied = np.bincount(label, copies, minlength=classes).astype(np.int64)
@@ -74,17 +75,17 @@ def select_shard(file: LabelFile, cut: Cut, greatest: Distances) -> tuple[pa.Tab
     )
 
 
-def reach(cut: Cut) -> Distances:
+def reach(cutoff: Cutoff) -> Distances:
     """Of each class, the greatest distance with which a sample may have a copy."""
-    greatest = np.where(cut.take, cut.cut_distance, 0)
-    return np.where(cut.base > 0, cut.settings.limits(), greatest).astype(np.uint32)
+    greatest = np.where(cutoff.take, cutoff.cut_distance, 0)
+    return np.where(cutoff.base > 0, cutoff.settings.limits(), greatest).astype(np.uint32)
 
 
-def select_group(paths: tuple[str, ...], cut: Cut, out: str) -> Kept:
+def select_group(paths: tuple[str, ...], cutoff: Cutoff, out: str) -> Kept:
     """Write the selection files of several label files into the folder `out`."""
-    sums, greatest = [], reach(cut)
-    for file in read_files(paths, cut.settings):
-        table, kept = select_shard(file, cut, greatest)
+    sums, greatest = [], reach(cutoff)
+    for file in read_files(paths, cutoff.settings):
+        table, kept = select_shard(file, cutoff, greatest)
         metadata = {"shard": file.shard, "samples": table.num_rows, "copies": kept.shards[file.shard]}
         path = storage.join(out, label_files.file_name(file.shard))
         parquet_files.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
@@ -113,12 +114,12 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
     available = first.digits.sum(axis=1)
     if not available.any():
         raise _nothing(settings, first)
-    begun, cut = finish_first_pass(state, first)
-    next_state, cut = refine(begun, first, cut)
+    begun, cutoff = finish_first_pass(state, first)
+    next_state, cutoff = refine(begun, first, cutoff)
     while next_state is not None:
         counts = merge(map_fn(functools.partial(count_group, state=next_state), dealt))
-        next_state, cut = refine(next_state, counts, cut)
-    kept = functools.reduce(Kept.add, map_fn(functools.partial(select_group, cut=cut, out=out), dealt))
+        next_state, cutoff = refine(next_state, counts, cutoff)
+    kept = functools.reduce(Kept.add, map_fn(functools.partial(select_group, cutoff=cutoff, out=out), dealt))
     wanted = settings.per_class or 0
     return {
         "samples": first.samples,
@@ -134,7 +135,7 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
         "kept_histogram": kept.histogram.tolist(),
         "empty": np.flatnonzero(available == 0).tolist(),
         "short": np.flatnonzero((available > 0) & (available < wanted)).tolist(),
-        "much_copied": np.flatnonzero(cut.base + cut.take > MANY_COPIES).tolist(),
+        "much_copied": np.flatnonzero(cutoff.base + cutoff.take > MANY_COPIES).tolist(),
         "shards": dict(sorted(kept.shards.items())),
     }
 
@@ -142,17 +143,17 @@ def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, 
 def _nothing(settings: Settings, counts: Counts) -> DataError:
     if not counts.labelled:
         return DataError(
-            f"the selection keeps no image: of {counts.samples:,} unlabelled samples none has a label; look at the reasons "
-            "in the column `status` of the label files, and mend the shards"
+            f"the selection keeps no image: of {counts.samples:,} unlabelled samples none has a label; look at the "
+            "reasons in the column `status` of the label files, and mend the shards"
         )
     if counts.excluded:
         return DataError(
-            f"the selection keeps no image: all {counts.excluded:,} confident ones are copies of validation or test images; "
-            "data.unlabelled must name other images than data.validation and data.test"
+            f"the selection keeps no image: all {counts.excluded:,} confident ones are copies of validation or test "
+            "images; data.unlabelled must name other images than data.validation and data.test"
         )
     highest = np.flatnonzero(counts.histogram).max() / len(counts.histogram)
     lowest = min([settings.threshold, *settings.thresholds.values()])
     return DataError(
-        f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about {highest:.2f}, but "
-        f"select.threshold is {lowest:g}; lower it, or train a better teacher"
+        f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about "
+        f"{highest:.2f}, but select.threshold is {lowest:g}; lower it, or train a better teacher"
     )

@@ -1,4 +1,4 @@
-"""Which of a class's samples goes first, as numbers: small is good.
+"""Makes sort keys of samples: numbers that say which of a class goes first; small is good.
 
 A sample's rank is the pair (distance, tie hash). The distance of a confidence from 1 counts float32 numbers: 0 for
 exactly 1, 1 for the next one below, 0x3F800000 for 0. The tie hash orders what is equally confident.

@@ -1,5 +1,5 @@
-"""Uses existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file, or several, which
-are averaged.
+"""Uses existing weights as the teacher: `teacher.checkpoint` names a stage folder or a .safetensors file, or several,
+which are averaged.
 
 A model.yaml beside the weights says what they are; without one, the teacher's settings do.
 """
@@ -77,8 +77,8 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
         card = weights.card_of(settings.model, architecture_overrides(settings), classes, view_of(settings))
     if card.classes != classes:
         raise WeightsError(
-            f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) than "
-            f"this job's ({describe(classes)}); name a checkpoint of the same class list in the same order"
+            f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) "
+            f"than this job's ({describe(classes)}); name a checkpoint of the same class list in the same order"
         )
     state = weights.read_state(path)
     weights.load_state(weights.build_model(card.architecture, len(classes), card.overrides), state, path)
@@ -94,7 +94,8 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
         if card.view() != first.view():
             raise WeightsError(
                 f"teacher.checkpoint {storage.redact(source)} looks at images as {_shown(card)}, and "
-                f"{storage.redact(sources[0])} as {_shown(first)}; teachers that are averaged must look at the same pixels"
+                f"{storage.redact(sources[0])} as {_shown(first)}; teachers that are averaged must look at the same "
+                "pixels"
             )
     members = [{"architecture": card.architecture, "overrides": dict(card.overrides)} for card, _ in found]
     card = dataclasses.replace(first, architecture=weights.ENSEMBLE, overrides={"members": members})

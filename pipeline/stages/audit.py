@@ -63,8 +63,9 @@ def run(context: Context) -> Result:
     temperature = found["temperature"]
     if generation.label.calibrate and temperature in (calibration.COOLEST, calibration.HOTTEST):
         context.warn(
-            f"{context.stage.name}: no temperature between {calibration.COOLEST} and {calibration.HOTTEST} calibrates the "
-            f"teacher on {found['images']} images; {temperature} is used, look at the reliability diagram in the report"
+            f"{context.stage.name}: no temperature between {calibration.COOLEST} and {calibration.HOTTEST} calibrates "
+            f"the teacher on {found['images']} images; {temperature} is used, look at the reliability diagram in the "
+            "report"
         )
     metrics = {name: float(found[name]) for name in NUMBERS if found[name] is not None}
     return Result({"line": line_of(found), "temperature": temperature}, metrics=metrics, artifacts=[AUDIT])
@@ -91,7 +92,8 @@ def line_of(found: dict[str, Any]) -> str:
     noise = "nothing" if found["noise"] is None else f"{100 * found['noise']:.1f} % wrong"
     return (
         f"accuracy {100 * found['accuracy']:.1f} % on {found['images']:,} images, ECE {found['ece']:.3f}, temperature "
-        f"{found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ {found['threshold']:g}"
+        f"{found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
+        f"{found['threshold']:g}"
     )
 
 

@@ -1,15 +1,16 @@
 """Tests the teacher and every student: accuracy on the test shards and further sets, and inference speed side by side.
 
-    evaluate-1a2b3c4d/evaluate.json   {"images", "models": [{"stage", "dir", "model", "size", "top1", "top5", "loss", "ece",
-                                       "count", "bad", "per_class": {"images", "right"}, "sizes": [{"size", "top1", …}, …],
-                                       "sets": {name: {"top1", …}}, "raw": {"top1", …}, "parameters", "images_per_second",
-                                       "batch", "device", "dtype"}, …]}
+    evaluate-1a2b3c4d/evaluate.json   {"images", "models": [{"stage", "dir", "model", "size", "top1", "top5", "loss",
+                                       "ece", "count", "bad", "per_class": {"images", "right"},
+                                       "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
+                                       "raw": {"top1", …}, "parameters", "images_per_second", "batch",
+                                       "device", "dtype"}, …]}
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
 
-`sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what the
-weights of the same step reach themselves, where the model is their moving average. A shard is tested by one worker, which adds
-up what it counts: every image counts once however many workers there are. The test shards and the further sets are used here
-and nowhere else.
+`sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
+the weights of the same step reach themselves, where the model is their moving average. A shard is tested by one worker,
+which adds up what it counts: every image counts once however many workers there are. The test shards and the further
+sets are used here and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Fine-tunes the last model at a higher resolution: head and last norm only, on labelled images as validation sees them.
+"""Fine-tunes the last model at a higher resolution: head and last norm only, on labelled images as validation sees
+them.
 
     gen2-finetune-1a2b3c4d/   what a training stage leaves
 
-It is what Noisy Student ends with (Xie et al. 2020, section 3.1): training at a small resolution, then 1.5 epochs at a larger
-one on labelled images without noise, shallow layers fixed. Position embeddings of local scope fit every resolution.
+It is what Noisy Student ends with (Xie et al. 2020, section 3.1): training at a small resolution, then 1.5 epochs at a
+larger one on labelled images without noise, shallow layers fixed. Position embeddings of local scope fit every
+resolution.
 """
 
 from __future__ import annotations
@@ -70,8 +72,8 @@ def run(context: Context) -> Result:
 
 
 def training(settings: Finetune, trained: Train, card: Card) -> Train:
-    """The fine-tune as a training without noise, carried out as the one before it was, `trained`; `card`: what model.yaml will
-    say of the model."""
+    """The fine-tune as a training without noise, carried out as the one before it was, `trained`; `card`: what
+    model.yaml will say of the model."""
     carried = {name: getattr(trained, name) for name in CARRIED}
     return dataclasses.replace(
         Train(

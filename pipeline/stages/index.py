@@ -1,4 +1,4 @@
-"""Reads the shards whose labels are known once: where each good image lies, and its label.
+"""Indexes the shards whose labels are known: where each good image lies, and its label.
 
     index-1a2b3c4d/<source>/<shard>.parquet   a row per good image (pipeline.data.index_files)
     index-1a2b3c4d/shards.json                {source: {shard name: rows}}
@@ -47,8 +47,8 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What the shards of some sources hold; of each source by shard `rows` and `digests` of images and labels, and `per_class`,
-    images int64 [classes]. `bad`: what cannot be used, by "source: reason"."""
+    """What the shards of some sources hold; of each source by shard `rows` and `digests` of images and labels, and
+    `per_class`, images int64 [classes]. `bad`: what cannot be used, by "source: reason"."""
 
     rows: dict[str, dict[str, int]]
     digests: dict[str, dict[str, str]]
@@ -78,7 +78,8 @@ def run(context: Context) -> Result:
     shuffle_quality.write_class_counts(context.folder, [found.classes_of[name] for name in found.rows["labelled"]])
     line = ", ".join(f"{number:,} {source}" for source, number in found.counts.items())
     line += f", {found.bad.total():,} bad" if found.bad else ""
-    # What a source holds, whatever its shards' time stamps: the identity that training, selection and evaluation depend on.
+    # What a source holds, whatever its shards' time stamps: the identity that training, selection and evaluation depend
+    # on.
     content = {source: _digest(sorted(digests.items())) for source, digests in found.digests.items()}
     info = {
         "counts": found.counts,
@@ -91,8 +92,8 @@ def run(context: Context) -> Result:
 
 
 def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Indexed:
-    """Write the index files of all shards of some sources into the stage's folder. DataError: a shard that cannot be read, or a
-    label that is none."""
+    """Write the index files of all shards of some sources into the stage's folder. DataError: a shard that cannot be
+    read, or a label that is none."""
     import numpy as np
 
     from pipeline.data import index_files
@@ -144,7 +145,8 @@ def check_usable(context: Context, indexed: Indexed) -> None:
         if not total:
             raise DataError(
                 f"the {source} shards hold no image ({setting_of(source)}: "
-                f"{', '.join(shard.name for shard in context.corpora[source].shards[:3])}); name shards with images and labels"
+                f"{', '.join(shard.name for shard in context.corpora[source].shards[:3])}); name shards with images "
+                "and labels"
             )
         if lost == total or lost > context.job.data.max_bad_fraction * total:
             raise DataError(

@@ -100,8 +100,9 @@ def run(context: Context) -> Result:
     if len(failed) > job.data.max_bad_shards:
         name, error = next(iter(failed.items()))
         raise DataError(
-            f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows {job.data.max_bad_shards}; "
-            f"the first is {name}: {error}; mend or remove the shards, or raise data.max_bad_shards"
+            f"{len(failed)} of {len(shards)} unlabelled shards failed, data.max_bad_shards allows "
+            f"{job.data.max_bad_shards}; the first is {name}: {error}; mend or remove the shards, or raise "
+            "data.max_bad_shards"
         )
     return _result(context, spec, failed, made)
 
@@ -154,7 +155,9 @@ def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
     from pipeline.labelling import reuse
 
     for folder in (spec.out, *spec.earlier):
-        metadata = reuse.read(storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size})
+        metadata = reuse.fitting_metadata(
+            storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size}
+        )
         if metadata and metadata.get("shard_stamp") == stamp:
             return replace(shard, sha256=metadata["shard_sha256"])
     return shard
@@ -196,7 +199,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     batches: Counter[str] = Counter()
-    cut: list[str] = []
+    damaged: list[str] = []
     for shard in shards:
         if shard.name not in failed:
             facts = made[shard.name]
@@ -204,23 +207,24 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             seconds.update(facts["seconds"])
             batches[str(facts["batch"])] += 1
             if facts["cut"]:
-                cut.append(shard.name)
+                damaged.append(shard.name)
                 context.warn(f"shard {shard.name} is damaged, {facts['cut']}; its samples up to there are labelled")
     skipped = counts.pop(SKIPPED, 0)
     allowed, total = context.job.data, sum(counts.values())
-    if len(cut) + len(failed) > allowed.max_bad_shards:
-        for name in cut:  # as failed ones: tried again at the next start
+    if len(damaged) + len(failed) > allowed.max_bad_shards:
+        for name in damaged:  # as failed ones: tried again at the next start
             storage.remove(storage.join(context.folder, label_files.file_name(name)))
         raise DataError(
-            f"{len(cut) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows {allowed.max_bad_shards}; "
-            f"the first is {[*failed, *cut][0]}; mend or remove it, or raise data.max_bad_shards"
+            f"{len(damaged) + len(failed)} unlabelled shards are damaged, data.max_bad_shards allows "
+            f"{allowed.max_bad_shards}; the first is {[*failed, *damaged][0]}; mend or remove it, or raise "
+            "data.max_bad_shards"
         )
     bad = bad_counts(counts)
     if sum(bad.values()) > allowed.max_bad_fraction * total:
         reasons = ", ".join(f"{number:,} {status}" for status, number in bad.items())
         raise DataError(
-            f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than data.max_bad_fraction "
-            f"{allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
+            f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than "
+            f"data.max_bad_fraction {allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
         )
     line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""

@@ -1,4 +1,5 @@
-"""Measures models side by side: speed, latency and memory here, parameters and FLOPs on paper, accuracy with its source.
+"""Measures models side by side: speed, latency and memory here, parameters and FLOPs on paper, accuracy with its
+source.
 
     measure-1a2b3c4d/speed_accuracy.csv   a row per model, see report.measured_table
     measure-1a2b3c4d/speed_accuracy.md    the same for people

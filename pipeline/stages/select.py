@@ -86,8 +86,8 @@ def label_paths(context: Context) -> list[str]:
     lost = sorted(set(names) - set(storage.walk(done.folder)))
     if lost:
         raise DataError(
-            f"{len(lost)} of {len(names)} label files are gone from {storage.redact(done.folder)}, the first is {lost[0]}; delete "
-            "the done.json there and run again, which labels the shards that lack one"
+            f"{len(lost)} of {len(names)} label files are gone from {storage.redact(done.folder)}, the first is "
+            f"{lost[0]}; delete the done.json there and run again, which labels the shards that lack one"
         )
     return [storage.join(done.folder, name) for name in names]
 
@@ -122,7 +122,8 @@ def _warn(context: Context, summary: dict[str, Any]) -> None:
         )
         context.warn(
             f"{context.stage.name}: the confident labels are spread over the classes unlike the labelled images: "
-            f"{100 * found['distance']:.0f} % of them would have to be of another class; too many of {over}; too few of {under}"
+            f"{100 * found['distance']:.0f} % of them would have to be of another class; too many of {over}; too few "
+            f"of {under}"
         )
 
 

@@ -99,8 +99,8 @@ def check_models(context: Context) -> None:
 
 
 def make_spec(context: Context, settings: Train, *, init: str | None = None, only: tuple[str, ...] = ()) -> TrainSpec:
-    """The TrainSpec of a training stage or of a fine-tune, which names the weights that it starts from (`init`) and the roles
-    of the parameters that it trains (`only`)."""
+    """The TrainSpec of a training stage or of a fine-tune, which names the weights that it starts from (`init`) and the
+    roles of the parameters that it trains (`only`)."""
     from pipeline.train import spec
 
     job, stage = context.job, context.stage

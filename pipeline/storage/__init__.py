@@ -1,4 +1,4 @@
-"""Reaches files wherever they live: `storage.join`, `storage.writing` and their like are the functions of `storage.files`."""
+"""Reaches files wherever they live: `storage.join`, `storage.writing` … are the functions of `storage.files`."""
 
 from pipeline.storage.files import TOKEN_NAME as TOKEN_NAME
 from pipeline.storage.files import ask as ask

@@ -1,4 +1,4 @@
-"""The parts of a remote file that are worth fetching, where only some of its samples are used."""
+"""Chooses the parts of a remote file that are worth fetching, where only some of its samples are used."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class Parts:
 def coalesce(offset: npt.ArrayLike, size: npt.ArrayLike, total: int, gap: int = SKIP) -> Parts | None:
     """The ranges that hold all [offset, offset + size) of a file of `total` bytes; None where the whole file is better.
 
-    What lies between two of them is left out if it is longer than `gap`: a shorter one costs less than one more request.
+    What lies between two of them is left out if it is longer than `gap`: a shorter one costs less than one more
+    request.
     """
     start, length = np.asarray(offset, np.int64), np.asarray(size, np.int64)
     if not len(start):

@@ -1,4 +1,4 @@
-"""The one module that knows where files live: local paths and fsspec URLs (s3://, gs://, memory:// …).
+"""Reads and writes files on local paths and fsspec URLs (s3://, gs://, memory:// …), each whole or not at all.
 
 Every path is a plain string. Local: temporary name, fsync, rename. Object store: one PUT at the final name.
 A file is therefore either absent or whole, whenever the process dies. fsspec objects are opened where they

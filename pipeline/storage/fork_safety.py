@@ -1,4 +1,4 @@
-"""Processes that are forked must not touch what their parent has open: imported by whoever opens remote files.
+"""Keeps forked processes from touching what their parent has open; imported by whoever opens remote files.
 
 An event loop and its copy in a forked process share one epoll object. When fsspec forgets, in the child, the loop and
 the file systems of the parent, they are closed, which takes the parent's sockets out of that object: the parent

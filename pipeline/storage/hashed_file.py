@@ -1,4 +1,4 @@
-"""The sha256 of a file, taken while something else reads it."""
+"""Takes the sha256 of a file while something else reads it."""
 
 from __future__ import annotations
 

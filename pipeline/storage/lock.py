@@ -1,10 +1,12 @@
-"""One run at a time on an output folder.
+"""Lets one run at a time work on an output folder.
 
 Local: flock on `.lock`, freed by the kernel when the process dies; what was forked from it lets go at once.
 Object store: a lock object, created on the condition that there is none and written again every 15 s; one that
 was not for 60 s is stale and may be taken. Ages are differences of the server's times of two objects, so clocks
 that are wrong do no harm. Stores without conditional creation leave a moment in which two runs could both
 believe to hold it; each file of a run is whole and the same whoever writes it, so even then nothing is lost.
+
+Libraries such as filelock were not taken: they lock local files only.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def _lock_object(output: str) -> Iterator[None]:
         storage.remove(path)
         if not _create(path, mine):
             raise OutputError(
-                f"output {storage.redact(output)} was taken by another run just now; wait for it to end, or choose another `output`"
+                f"output {storage.redact(output)} was taken by another run just now; wait for it to end, or choose "
+                "another `output`"
             )
     stop = threading.Event()
 

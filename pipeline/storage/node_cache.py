@@ -1,4 +1,4 @@
-"""Copies of remote shards on a node's own disk, shared by its processes and limited in size.
+"""Caches remote shards on a node's own disk, shared by its processes and limited in size.
 
     <folder>/.lock            held while room is made
     <folder>/.tmp-<key>       a download under way: locked by its process, already as large as it will be
@@ -9,7 +9,8 @@ shard wait for the one that downloads it. A download gets its name when it is wh
 with it, and what it left is deleted when room is made. The copies used longest ago make room; one that is being read
 lives on until it is closed. A shard for which there is no room is read past the cache.
 
-Where copies are fetched before they are needed (pipeline.loading.prefetch), readers are given `Ready` and wait for no download.
+Where copies are fetched before they are needed (pipeline.loading.prefetch), readers are given `Ready` and wait for no
+download.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Cache:
             return None
 
     def fetch(self, path: str, parts: Parts | None, closed: threading.Event) -> bool:
-        """Have a copy before it is needed; False where there is no room but that of copies just used, and when `closed`.
-        OSError ENOSPC: the disk is full."""
+        """Have a copy before it is needed; False where there is no room but that of copies just used, and when
+        `closed`. OSError ENOSPC: the disk is full."""
         copy = self._copy(path, parts, time.time_ns() - int(SPARED * 1e9), closed)
         if copy is not None:
             copy.close()
@@ -102,8 +103,8 @@ class Cache:
             if error.errno == errno.ENOSPC or error.filename is None or not str(error.filename).startswith(self.folder):
                 raise
             raise ConfigError(
-                f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each node's "
-                "own disk that its processes may write to"
+                f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each "
+                "node's own disk that its processes may write to"
             ) from error
 
     def _make_room(self, file: IO[bytes], size: int, spared: int | None) -> bool:
@@ -180,7 +181,8 @@ def _locked(half: Path) -> Iterator[IO[bytes]]:
     while True:
         with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock may have given the file its final name, or deleted it: then it is not this one any more.
+            # Whoever held the lock may have given the file its final name, or deleted it: then it is not this one any
+            # more.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(half.stat(), os.fstat(file.fileno())):
                     file.truncate(0)
@@ -198,8 +200,8 @@ def _download(path: str, parts: Parts | None, file: IO[bytes], size: int, closed
                 file.write(block)
     if file.tell() != size:
         raise DataError(
-            f"shard {storage.redact(path)} changed since its samples were found: of {size} bytes only {file.tell()} are there; "
-            "bring the old file back, or start a new output"
+            f"shard {storage.redact(path)} changed since its samples were found: of {size} bytes only {file.tell()} "
+            "are there; bring the old file back, or start a new output"
         )
     file.flush()
     os.fsync(file.fileno())  # or a power cut could leave the name without the bytes

@@ -1,4 +1,4 @@
-"""One request for a part of a remote file, and what its failure means; `pipeline.storage.remote_file` strings them together.
+"""Makes one request for a part of a remote file, and tells what its failure means.
 
 s3://, http(s)://   the answer is read as it comes: what had arrived before a connection broke is kept
 other drivers       blocks of 8 MiB through fsspec's common `cat_file`: a block that breaks is asked for again

@@ -1,4 +1,4 @@
-"""Read a file behind a URL though the connection breaks: try again with patience, go on at the byte where it broke.
+"""Reads a file behind a URL though the connection breaks: with patience, going on at the byte where it broke.
 
 A `RemoteFile` asks once for everything from where it stands and reads that answer to its end: a shard read in
 order costs one request. Where an answer breaks off, stays away or is an error that may pass (5xx, 408, 429, a lost
@@ -35,7 +35,8 @@ _jitter = random.SystemRandom()  # the global generator belongs to training
 
 class Patience:
     """How often something may fail before it is given up. `shown` is the URL as messages may have it, `kind` the error
-    for what no further try would mend; what is not there is a FileNotFoundError, what is there already a FileExistsError."""
+    for what no further try would mend; what is not there is a FileNotFoundError, what is there already a
+    FileExistsError."""
 
     def __init__(self, shown: str, kind: type[UserError] = DataError) -> None:
         self.shown, self.kind = shown, kind

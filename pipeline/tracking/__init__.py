@@ -1,0 +1,1 @@
+"""Keeps the journals and mirrors them into MLflow."""

@@ -1,4 +1,4 @@
-"""What a tracker does for the runner. The journals in the stage folders are the truth; a tracker only mirrors them."""
+"""Defines what a tracker does for the runner: it mirrors the journals in the stage folders, which are the truth."""
 
 from __future__ import annotations
 

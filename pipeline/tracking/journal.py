@@ -1,4 +1,4 @@
-"""The journal of a stage: what it measured, in order, in its folder; the truth for trackers and reports.
+"""Keeps the journal of a stage: what it measured, in order, in its folder; the truth for trackers and reports.
 
 Local folder: `metrics.jsonl`, one line appended per record. Object store: numbered parts
 `metrics-000001.jsonl` of whole lines, one every ten seconds and at `flush` and `close`. A process killed in
@@ -73,11 +73,11 @@ class Journal:
             yield
         except OSError as error:
             raise OutputError(
-                f"cannot write {storage.join(self.folder, NAME)}: {(error.strerror or str(error)).lower()}; make room there "
-                "and run again"
+                f"cannot write {storage.join(self.folder, NAME)}: {(error.strerror or str(error)).lower()}; make room "
+                "there and run again"
             ) from error
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drop the records after `step`: a run resumed from the checkpoint of `step` measures them again."""
         if self.file is not None:
             self.file.close()
@@ -113,7 +113,7 @@ class Journal:
 def read(folder: str, position: int = 0) -> tuple[list[dict[str, Any]], int]:
     """(records after `position`, new position). Start with 0 and hand the position back to follow a journal.
 
-    A position is opaque. Where the journal was cut before it, all records are returned again, from the first
+    A position is opaque. Where the journal was truncated before it, all records are returned again, from the first
     on: a follower skips the steps that it knows. No journal yet: ([], 0).
     """
     if storage.is_url(folder):

@@ -1,4 +1,4 @@
-"""What is done to MLflow: runs, metrics, artifacts, models. The only code that imports mlflow.
+"""Writes runs, metrics, artifacts and models to MLflow: the only code that imports mlflow.
 
 Everything in here may block or raise; it is called from the background thread of to_mlflow.py.
 """

@@ -1,4 +1,4 @@
-"""What a tracker knows of its runs, and what of it goes into MLflow; no MLflow in here."""
+"""Remembers what a tracker knows of its runs, and what of it goes into MLflow; no MLflow in here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirror the journals into MLflow: one parent run per job, one child run per stage.
+"""Mirrors the journals into MLflow: one parent run per job, one child run per stage.
 
 The runner says which stages begin and end; a background thread does the rest. Once a second it compares what
 MLflow should hold with what it holds and sends the difference, so a dead server only means that there is more

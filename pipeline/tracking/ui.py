@@ -1,4 +1,4 @@
-"""Open MLflow's own user interface on the store of a job, on loopback."""
+"""Opens MLflow's own user interface on the store of a job, on loopback."""
 
 from __future__ import annotations
 

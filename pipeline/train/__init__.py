@@ -1,0 +1,1 @@
+"""Trains: one loop for teachers, students and fine-tunes."""

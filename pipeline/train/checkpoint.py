@@ -1,4 +1,4 @@
-"""Where a training run is, durable at any moment, and what it ends with.
+"""Saves where a training run is, durable at any moment, and what it ends with.
 
     STAGE/
     ├── checkpoints/
@@ -147,8 +147,8 @@ def _thin_out(folder: str, step: int, keep: int, wanted: Collection[int]) -> Non
 
 
 def latest(folder: str, before: float = math.inf) -> Checkpoint | None:
-    """The newest whole checkpoint of a stage folder of a step `before` this one, or None; damaged ones are passed over with
-    a warning."""
+    """The newest whole checkpoint of a stage folder of a step `before` this one, or None; damaged ones are passed over
+    with a warning."""
     for step, _ in _list(folder):
         if step >= before:
             continue

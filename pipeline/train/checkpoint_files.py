@@ -1,4 +1,4 @@
-"""How a checkpoint becomes files: all of them or none, whenever the process dies.
+"""Writes the files of a checkpoint: all of them or none, whenever the process dies.
 
 They are filled in a folder under another name, with a manifest of sizes and CRC-32s written last; the folder is then
 renamed, or its files are sent to the object store one by one, the manifest last. All that takes long here leaves the
@@ -30,7 +30,8 @@ MANIFEST = "manifest.json"
 
 
 def write(path: str, content: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """`content`: state dicts `model`, `ema` and `optimizer`, on the CPU; `facts`: state.json. OSError on a full disk."""
+    """`content`: state dicts `model`, `ema` and `optimizer`, on the CPU; `facts`: state.json. OSError on a full
+    disk."""
     discard(path)  # a damaged or half-uploaded one of the same step
     with _building(path) as local:
         for name in ("model", "ema"):
@@ -50,8 +51,9 @@ def write(path: str, content: Mapping[str, Any], facts: Mapping[str, Any]) -> No
 def _in_order(tensor: torch.Tensor) -> torch.Tensor:
     """Its numbers in the order of their indices, as safetensors wants them: those of channels-last weights are not.
 
-    By numpy. Torch would start OpenMP threads for this thread too; where they make more threads than cores, libgomp lets
-    all of them sleep between operations, also the training thread's, and for good: steps took about a tenth longer.
+    By numpy. Torch would start OpenMP threads for this thread too; where they make more threads than cores, libgomp
+    lets all of them sleep between operations, also the training thread's, and for good: steps took about a tenth
+    longer.
     """
     if tensor.dtype == torch.bfloat16:  # which numpy does not know
         return _in_order(tensor.view(torch.int16)).view(torch.bfloat16)

@@ -16,7 +16,8 @@ from pipeline.train.spec import TrainSpec
 
 
 class Diverged(Exception):
-    """The loss or the weights are not finite: the text says which, when and at what rate. All workers raise it at once."""
+    """The loss or the weights are not finite: the text says which, when and at what rate. All workers raise it at
+    once."""
 
     def __init__(self, text: str, step: int) -> None:
         super().__init__(text)
@@ -59,8 +60,8 @@ def does_not_fit(spec: TrainSpec, step: int, world: World) -> str:
     at_once = -(-spec.images_per_step // (world.size * spec.settings.accumulate))
     again = "" if spec.settings.model.startswith("timm/") else ", set `overrides.checkpointing: true`"
     return (
-        f"step {step + 1} does not fit into the memory of {world.device}, with {at_once} images at once; raise `accumulate` "
-        f"(now {spec.settings.accumulate}){again}, or lower `batch` ({_last_good(spec, step)})"
+        f"step {step + 1} does not fit into the memory of {world.device}, with {at_once} images at once; raise "
+        f"`accumulate` (now {spec.settings.accumulate}){again}, or lower `batch` ({_last_good(spec, step)})"
     )
 
 

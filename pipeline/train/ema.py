@@ -1,4 +1,4 @@
-"""The moving average of weights and batch-norm statistics: what is validated, kept and used as teacher."""
+"""Averages weights and batch-norm statistics: what is validated, kept and used as teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Average:
         self.follow(model)
 
     def follow(self, model: nn.Module) -> None:
-        """List what is averaged; again, where several workers have since cut up model and average alike."""
+        """List what is averaged; again, where several workers have since split up model and average alike."""
         # Listed once: walking through the modules of a deep network takes milliseconds.
         pairs = list(zip(parts(self.module), parts(model), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]

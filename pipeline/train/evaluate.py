@@ -1,4 +1,4 @@
-"""Accuracy on labelled shards: every image exactly once, on any number of workers."""
+"""Measures accuracy on labelled shards: every image exactly once, on any number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processes load images beside a training worker, at what priority, and whether they keep up."""
+"""Decides how many processes load images beside a training worker, and measures whether they keep up."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pipeline.train.spec import TrainSpec
 Batch = TypeVar("Batch")
 
 NICE = 10
-"""Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed aside, so
-that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait for a batch."""
+"""Of loading processes beside training on the CPU. Of two threads that compute, one spins while the other is pushed
+aside, so that loading on equal terms costs twice its time; so it takes what they leave, and both cores while they wait
+for a batch."""
 MOST = 8
 SHARED_MEMORY = "/dev/shm"
 BATCHES = 3  # of a loading process that lie there: two are waited for, one is being made
@@ -40,8 +41,8 @@ class Waited(Generic[Batch]):
 
 
 def loading_processes(spec: TrainSpec, world: World) -> int:
-    """As many as the spec says. If it does not, a GPU gets its share of the machine's cores but one, at most MOST and no more
-    than shared memory has room for; on the CPU training needs all cores itself."""
+    """As many as the spec says. If it does not, a GPU gets its share of the machine's cores but one, at most MOST and
+    no more than shared memory has room for; on the CPU training needs all cores itself."""
     if spec.workers is not None:
         return spec.workers
     if world.device.type == "cpu":

@@ -1,7 +1,8 @@
-"""Fine-tuning at another resolution: a few parameters are trained, the rest of the network is fixed.
+"""Freezes a network but for a few parameters: fine-tuning at another resolution.
 
-Objects appear in another size, which shifts the statistics of the last feature maps; training the classifier and the last
-norm before it makes up for that (Touvron et al. 2019, "Fixing the train-test resolution discrepancy", section 4.2).
+Objects appear in another size, which shifts the statistics of the last feature maps; training the classifier and the
+last norm before it makes up for that (Touvron et al. 2019, "Fixing the train-test resolution discrepancy", section
+4.2).
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ def roles_of(model: nn.Module) -> dict[str, list[str]]:
 
 
 def train_only(model: nn.Module, roles: Sequence[str]) -> None:
-    """Leave nothing to train but the parameters of `roles`, and nothing in training mode but the modules that hold them.
+    """Leave nothing to train but the parameters of `roles`, and nothing in training mode but the modules that hold
+    them.
 
-    So all other running statistics stay, there is no dropout and no stochastic depth, and no gradient goes further back.
+    So all other running statistics stay, there is no dropout and no stochastic depth, and no gradient goes further
+    back.
     """
     names = roles_of(model)
     trained = {name for role in roles for name in names[role]}

@@ -1,4 +1,4 @@
-"""A copy of training's state in host memory, taken so that training stops for the copy alone.
+"""Copies training's state to host memory, so that training stops for the copy alone.
 
 The memory is one block that every copy uses again. A tensor keeps its own strides there, so that even a channels-last
 weight is copied as one run of bytes. Where the state lies on a GPU the block is page-locked, and the copies only
@@ -71,8 +71,8 @@ def _room(tensor: Tensor) -> int:
 
 
 def _places(tensors: Sequence[Tensor], block: np.ndarray) -> list[Tensor]:
-    """Tensors in the block of the dtypes, shapes and orders in memory of the given ones; each with a storage of its own,
-    because of tensors that are views of one storage torch.save writes all of it."""
+    """Tensors in the block of the dtypes, shapes and orders in memory of the given ones; each with a storage of its
+    own, because of tensors that are views of one storage torch.save writes all of it."""
     places, start = [], 0
     for tensor in tensors:
         flat = torch.frombuffer(block, dtype=tensor.dtype, count=max(1, tensor.numel()), offset=start)

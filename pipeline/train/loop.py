@@ -1,4 +1,4 @@
-"""The training loop of teachers, students and fine-tunes: `run(spec)`.
+"""Runs the training loop of teachers, students and fine-tunes: `run(spec)`.
 
 It is called alike in one process, by torchrun's processes and by Ray Train's workers, checkpoints itself and
 goes on from what it finds in its folder, on any number of workers, as if nothing had happened: everything
@@ -43,11 +43,12 @@ log = logging.getLogger(__name__)
 
 def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Train, or go on training, until `spec.steps`; returns `step` and the validation of the weights that it ends with
-    (see `accuracy`), with their `best_step` where `spec.settings.weights` is best, and the number of `rollbacks` if there were any.
+    (see `accuracy`), with their `best_step` where `spec.settings.weights` is best, and the number of `rollbacks` if
+    there were any.
 
-    A run that has ended returns its stored result. `leaving`: whether this machine is about to be taken away; all workers
-    ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not finite, or the
-    device has no room for a step.
+    A run that has ended returns its stored result. `leaving`: whether this machine is about to be taken away; all
+    workers ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not
+    finite, or the device has no room for a step.
     """
     with join() as world, _threads(spec.threads), termination() as stopping:
         ended = checkpoint.read_result(spec.folder) if world.main else None
@@ -67,8 +68,8 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
 def _train(
     spec: TrainSpec, world: World, stopping: threading.Event, leaving: Callable[[], bool] | None
 ) -> dict[str, Any]:
-    """To the end, going back to the last checkpoint with a lower rate as often as `spec.settings.rollbacks` allows; to the one before
-    it, if the run diverges from there again.
+    """To the end, going back to the last checkpoint with a lower rate as often as `spec.settings.rollbacks` allows; to
+    the one before it, if the run diverges from there again.
 
     The rate of a step depends on how often the run went back before, and that is in the checkpoint: a run killed before
     it has saved another one meets the same divergence again and answers it in the same way.
@@ -106,7 +107,7 @@ def _run_steps(
     """The updates that are left, and the end. `diverged`: why the run went back to where it is now."""
     model, average, state = trainee.model, trainee.average, trainee.state
     lowered = spec.settings.rollback_factor ** state["rollbacks"]
-    cut_up = world.size > 1 and spec.settings.parallel == "fsdp"  # saving takes all workers
+    split_up = world.size > 1 and spec.settings.parallel == "fsdp"  # saving takes all workers
     with contextlib.ExitStack() as open_until_the_end:
         # ---- journal and checkpoints: rank 0 alone writes --------------------------------------------------
         journal, checkpoints = None, None
@@ -155,7 +156,7 @@ def _run_steps(
             validates = bool(spec.validation) and _due(step, spec.evaluate_every, spec.steps)
             saves = _due(step, spec.checkpoint_every, spec.steps)
             if not (validates or saves or step % spec.log_every == 0):
-                if stopping.is_set() and world.main and not cut_up:
+                if stopping.is_set() and world.main and not split_up:
                     _leave(trainee, losses, spec, world, save)
                 continue
             mean_loss = checked_mean(losses, step, rate, world)
@@ -199,7 +200,7 @@ def _run_steps(
 def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverged | None) -> None:
     """The journal as it was at this step, and what is new there."""
     step, rollbacks = trainee.step, trainee.state["rollbacks"]
-    journal.cut(step or -1)
+    journal.truncate(step or -1)
     if step == 0:
         images_of = {f"{source.name}_per_step": source.per_step for source in spec.sources}
         epoch: dict[str, Any] = {
@@ -220,7 +221,8 @@ def _begin(journal: Journal, trainee: Trainee, spec: TrainSpec, diverged: Diverg
 def _leave(
     trainee: Trainee, losses: Sequence[torch.Tensor], spec: TrainSpec, world: World, save: Callable[[], None]
 ) -> NoReturn:
-    """SIGTERM between two records: rank 0 saves what it can without the others, whom it would have to wait for, and ends."""
+    """SIGTERM between two records: rank 0 saves what it can without the others, whom it would have to wait for, and
+    ends."""
     if not finite([*losses, *parts(trainee.model)]):
         log.warning("stopped by SIGTERM at step %d of %d, not saved: it has diverged", trainee.step, spec.steps)
         sys.exit(128 + signal.SIGTERM)
@@ -257,7 +259,8 @@ def _best(folder: str, step: int) -> dict[str, torch.Tensor]:
         return checkpoint.load(folder, step).ema
     except WeightsError as error:
         raise WeightsError(
-            f"{error}, and it held the best weights; delete {storage.redact(folder)} to train again, or set `weights: last`"
+            f"{error}, and it held the best weights; delete {storage.redact(folder)} to train again, or set `weights: "
+            "last`"
         ) from error
 
 
@@ -270,8 +273,8 @@ def _check_shares(spec: TrainSpec, world: World) -> None:
     least = sum(source.per_step // world.size for source in spec.sources)
     if least < spec.settings.accumulate:
         raise ConfigError(
-            f"`accumulate` is {spec.settings.accumulate}, but a worker's share of a step may be {least} images; lower it or "
-            "`workers.train`, or raise `batch`"
+            f"`accumulate` is {spec.settings.accumulate}, but a worker's share of a step may be {least} images; lower "
+            "it or `workers.train`, or raise `batch`"
         )
 
 

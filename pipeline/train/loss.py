@@ -1,4 +1,4 @@
-"""Cross-entropy over labelled and pseudo-labelled images of one batch."""
+"""Computes the cross-entropy over labelled and pseudo-labelled images of one batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def weigh(targets: Tensor, source: Tensor, pseudo_weight: float) -> Tensor:
-    """`targets` [b, classes], those of pseudo-labelled images (`source` [b] tells) times their weight: the loss is linear
-    in its targets, and where images are mixed the weight goes with the class that it belongs to."""
+    """`targets` [b, classes], those of pseudo-labelled images (`source` [b] tells) times their weight: the loss is
+    linear in its targets, and where images are mixed the weight goes with the class that it belongs to."""
     if pseudo_weight == 1.0:
         return targets
     return torch.where(source[:, None] == SOURCE_CODES["pseudo"], targets * pseudo_weight, targets)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: an image becomes a blend of two of its batch, and its target becomes the same blend.
+"""Mixes images of a batch by mixup and CutMix: each becomes a blend of two, and so does its target.
 
 What is blended is drawn on the host, from the seed alone, so that a CPU and a GPU mix alike.
 """
@@ -15,9 +15,10 @@ def mix(pixels: Tensor, targets: Tensor, *, mixup: float, cutmix: float, seed: i
 
     pixels [b, 3, h, w], uint8 (rounded) or floating; targets [b, classes], in which weights of images (also that of
     pseudo-labelled ones) must already be: an image takes its partner's weight along with the partner's class.
-    mixup: λ·x + (1-λ)·x', λ ~ Beta(mixup, mixup) (Zhang et al., arXiv 1710.09412, equation 2). cutmix: a box of x' in x,
-    its sides √(1-λ) of the image's, cut off at the border, λ ~ Beta(cutmix, cutmix) (Yun et al., arXiv 1905.04899, §3.1);
-    the targets are blended by the areas that remain. Each image is drawn for itself; with both, one of them at random.
+    mixup: λ·x + (1-λ)·x', λ ~ Beta(mixup, mixup) (Zhang et al., arXiv 1710.09412, equation 2). cutmix: a box of x' in
+    x, its sides √(1-λ) of the image's, cut off at the border, λ ~ Beta(cutmix, cutmix) (Yun et al., arXiv 1905.04899,
+    §3.1); the targets are blended by the areas that remain. Each image is drawn for itself; with both, one of them at
+    random.
     """
     if not (mixup or cutmix) or len(pixels) < 2:
         return pixels, targets

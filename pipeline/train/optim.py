@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate of every step."""
+"""Makes the optimizer, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def create_optimizer(
 
     sgd   Nesterov momentum
     adamw Loshchilov & Hutter, arXiv 1711.05101
-    lamb  You et al., arXiv 1904.00962, whose layers adapt also where `weight_decay` is 0. It clips the gradient's norm at 1
-          itself, unless `clip` says that this has been done.
+    lamb  You et al., arXiv 1904.00962, whose layers adapt also where `weight_decay` is 0. It clips the gradient's norm
+          at 1 itself, unless `clip` says that this has been done.
     """
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -38,7 +38,7 @@ def create_optimizer(
     if name == "lamb":
         groups[0]["always_adapt"] = True
         extra["max_grad_norm"] = None if clip else 1.0
-    elif not any(isinstance(p, DTensor) for p in trained):  # not all fused updates know parameters cut up by FSDP
+    elif not any(isinstance(p, DTensor) for p in trained):  # not all fused updates know parameters split up by FSDP
         extra["fused"] = True
     if name == "sgd":
         extra["momentum"] = momentum

@@ -1,12 +1,12 @@
-"""One model on many workers: replicated (DDP) or cut up (FSDP2), and the few places where that makes a difference.
+"""Puts one model on many workers: replicated (DDP) or sharded (FSDP2).
 
-ddp    every worker holds all weights, their averages and the optimizer's state; gradients are averaged while the backward
-       pass still runs
+ddp    every worker holds all weights, their averages and the optimizer's state; gradients are averaged while the
+       backward pass still runs
 fsdp   every worker holds its part of them and gathers a block's weights just before it computes with them: slower, for
        models that do not fit
 
-FSDP cuts parameters in place and forbids copies, so the order is: copy the model for its moving average, `cut` the copy,
-`wrap` the model, and only then make the optimizer and ask for parameters. On one worker all of this does nothing.
+FSDP splits parameters in place and forbids copies, so the order is: copy the model for its moving average, `split` the
+copy, `wrap` the model, and only then make the optimizer and ask for parameters. On one worker all of this does nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def wrap(model: nn.Module, world: World, kind: str, *, static_graph: bool = Fals
     if world.size == 1:
         return model
     if kind == "fsdp":
-        cut(model, world, kind)
+        split(model, world, kind)
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the successor of broadcast_buffers is too new to be used
@@ -71,14 +71,14 @@ class Replicated(DistributedDataParallel):
                 yield
 
 
-def cut(module: nn.Module, world: World, kind: str) -> None:
+def split(module: nn.Module, world: World, kind: str) -> None:
     """Under FSDP leave each worker its part of the parameters, in place; every worker calls it with equal weights.
 
     What repeats in a network (blocks, stages) is gathered and freed on its own, the rest with the whole.
     """
     if kind != "fsdp" or world.size == 1:
         return
-    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP cuts along the first axis
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP splits along the first axis
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in [*reversed(_units(module)), module]:  # the inner before the outer
         sharded = fully_shard(unit, mesh=mesh)
@@ -168,8 +168,8 @@ def state_of(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dicts of model (not its wrapper) and optimizer as one worker alone would have them.
 
-    Every worker calls it. Where nothing is cut they are the live tensors, not copies. Under FSDP they are gathered one
-    after the other into the CPU memory of rank 0; the others get the same names without tensors (None).
+    Every worker calls it. Where nothing is split they are the live tensors, not copies. Under FSDP they are gathered
+    one after the other into the CPU memory of rank 0; the others get the same names without tensors (None).
     """
     weights: dict[str, Tensor] = tree_map(_gathered, dict(model.state_dict()))
     return weights, tree_map(_gathered, optimizer.state_dict()) if optimizer else {}
@@ -206,7 +206,7 @@ def load_state_of(
 
 
 def _as(value: Any, like: Tensor) -> Any:
-    """The worker's part of `value`, if `like` is cut up and of its shape."""
+    """The worker's part of `value`, if `like` is split up and of its shape."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

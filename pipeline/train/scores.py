@@ -1,4 +1,4 @@
-"""What is counted of a network's answers, image by image, and the figures that the counts give.
+"""Counts a network's answers, image by image, and computes the figures that the counts give.
 
 Counts add up: those of all workers, or of all shards of a set, are those of the whole set.
 """

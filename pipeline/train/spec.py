@@ -35,8 +35,8 @@ class TrainSpec:
     init: str | None = None
     """A .safetensors file to start from; None: new weights."""
     only: tuple[str, ...] = ()
-    """Roles of the parameters that are trained, the rest of the network being fixed (pipeline.train.freeze), on images as
-    validation sees them; (): all are."""
+    """Roles of the parameters that are trained, the rest of the network being fixed (pipeline.train.freeze), on images
+    as validation sees them; (): all are."""
 
     steps: int
     steps_per_epoch: float
@@ -108,8 +108,8 @@ def make_spec(
     workers: int | None = 0,
     threads: int | None = None,
 ) -> TrainSpec:
-    """The TrainSpec of settings on these shards (`pseudo` None: of a run without pseudo-labels): epochs become steps, the rate
-    that of a whole step. ConfigError, TrainingError: `stage` would have no step, or too few images for one."""
+    """The TrainSpec of settings on these shards (`pseudo` None: of a run without pseudo-labels): epochs become steps,
+    the rate that of a whole step. ConfigError, TrainingError: `stage` would have no step, or too few images for one."""
     sources = [_source("labelled", labelled, settings.batch, settings)]
     if pseudo is not None:
         sources.append(_source("pseudo", pseudo, pseudo_per_step(settings), settings))
@@ -151,9 +151,9 @@ def _source(name: str, shards: Sequence[TrainingShard], per_step: int, settings:
     held = sum(shard.count for shard in shards)
     if name == "pseudo" and per_step > held:
         raise TrainingError(
-            f"each step takes {per_step:,} pseudo-labelled images (unlabelled_ratio {settings.unlabelled_ratio:g} × batch "
-            f"{settings.batch}), but the selection holds {held:,}, copies included; lower unlabelled_ratio or batch, or let "
-            "`select` keep more (a lower threshold, a higher per_class)"
+            f"each step takes {per_step:,} pseudo-labelled images (unlabelled_ratio {settings.unlabelled_ratio:g} × "
+            f"batch {settings.batch}), but the selection holds {held:,}, copies included; lower unlabelled_ratio or "
+            "batch, or let `select` keep more (a lower threshold, a higher per_class)"
         )
     return TrainingSource(name, tuple(shards), per_step, segments_for(len(shards), settings.segments), settings.window)
 

@@ -1,4 +1,4 @@
-"""What a training run starts from: network, weights, optimizer and average, new or as the newest checkpoint has them."""
+"""Starts or resumes a training run: network, weights, optimizer and average, new or from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from pipeline.train import checkpoint
 from pipeline.train.ema import Average
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
-from pipeline.train.parallel import cut, load_state_of, wrap
+from pipeline.train.parallel import load_state_of, split, wrap
 from pipeline.train.spec import TrainSpec
 from pipeline.weights import build_model, load_state, read_state
 
 log = logging.getLogger(__name__)
 
-SYNC_BELOW = 32  # images that a worker takes through the network at once: below this, batch norm on GPUs sees those of all workers
+# images that a worker takes through the network at once: below this, batch norm on GPUs sees those of all workers
+SYNC_BELOW = 32
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Trainee:
     model: nn.Module
     """The network itself, whose weights are kept."""
     network: nn.Module
-    """What images go through in training: the model, in what several workers wrap it in, compiled where that is asked for."""
+    """What images go through in training: the model, in what several workers wrap it in, compiled where that is asked
+    for."""
     optimizer: torch.optim.Optimizer
     average: Average
     precision: torch.dtype
@@ -42,7 +44,8 @@ class Trainee:
     step: int
     """Updates made so far."""
     state: dict[str, Any]
-    """What checkpoints know besides: `sync_batch_norm`, how often it went back (`rollbacks`), the last `validation`, and the
+    """What checkpoints know besides: `sync_batch_norm`, how often it went back (`rollbacks`), the last `validation`,
+    and the
     `best`: its `step` and `validation`."""
     saved: bool = False
     """Whether it has saved a checkpoint since it was started."""
@@ -74,7 +77,7 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
         spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained and not (resumed or spec.init)
     )
     if resumed:
-        load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is cut up already
+        load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is split up already
     elif spec.init:
         load_state(model, read_state(spec.init), spec.init)
     state: dict[str, Any] = resumed.state if resumed else {"sync_batch_norm": _sync_batch_norm(spec, model, world)}
@@ -89,13 +92,13 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
         model = _synchronised(model)
     model = (channels_last(model) if spec.channels_last else model).train()
     if spec.settings.parallel != "fsdp" or world.size == 1:
-        model = model.to(world.device)  # else part by part while it is cut up: the whole may not fit
+        model = model.to(world.device)  # else part by part while it is split up: the whole may not fit
     if spec.only:
         train_only(model, spec.only)
 
-    # The order is what cutting up asks for: a copy to average, then the model, then what lists its parameters.
+    # The order is what splitting up asks for: a copy to average, then the model, then what lists its parameters.
     average = Average(model, spec.settings.ema)
-    cut(average.module, world, spec.settings.parallel)
+    split(average.module, world, spec.settings.parallel)
     network = wrap(model, world, spec.settings.parallel, static_graph=spec.settings.static_graph)
     average.follow(model)
     optimizer = create_optimizer(
@@ -115,7 +118,8 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by name."""
+    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by
+    name."""
     takes_bfloat16 = {
         "auto": has_bfloat16(device),
         "fastest": is_bfloat16_fast(device),

@@ -1,4 +1,4 @@
-"""One update of the weights: forward, loss, backward, optimizer, average."""
+"""Updates the weights once: forward, loss, backward, optimizer, average."""
 
 from __future__ import annotations
 

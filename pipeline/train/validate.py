@@ -1,4 +1,4 @@
-"""What a run's weights achieve on its validation shards, and when that is the best so far."""
+"""Validates a run's weights, and says when they are the best so far."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def test_of_a_shard_of_which_little_is_kept_only_that_is_fetched(sparse: Trainin
     shard.cache.open_read(path).close()
     next(file for file in tmp_path.glob("*.tar") if file.stat().st_size == parts.length).unlink()
     with s3.proxy.faults() as whole:
-        assert [prefetch.read(shard, rows, row) for row in range(3)] == [tars.picture(seed) for seed in (1, 2, 3)]
+        assert [prefetch.read_image(shard, rows, row) for row in range(3)] == [tars.picture(seed) for seed in (1, 2, 3)]
     assert not whole
 
 

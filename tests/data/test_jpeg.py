@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.augment.view import Augment, train_view
 from pipeline.data import images, shards
-from pipeline.data.jpeg import Jpeg, read, without_rows_below
+from pipeline.data.jpeg import Jpeg, open_image, without_rows_below
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
@@ -38,7 +38,7 @@ def distance(a, b):
 @pytest.mark.parametrize("box", [(31, 17, 181, 157), (200, 100, 260, 130), (399, 299, 400, 300), (0, 0, 400, 1)])
 def test_a_crop_is_that_of_the_whole_picture(box, resample):
     data = saved(picture(), quality=90)
-    ours = read(data, 0).resize((96, 80), resample, box)
+    ours = open_image(data, 0).resize((96, 80), resample, box)
     theirs = images.decode(data).resize((96, 80), resample, box)
     assert (ours.size, ours.mode) == (theirs.size, theirs.mode)
     assert distance(ours, theirs).max() <= 2  # the same filter, rounded at other places
@@ -66,7 +66,7 @@ def test_a_frame_header_that_is_not_found_is_left_to_the_decoder():
 def test_a_crop_larger_than_the_view_is_decoded_smaller(side, decoded, monkeypatch):
     seen = []
     monkeypatch.setattr(images, "finish", lambda header, of=images.finish: seen.append(of(header)) or seen[0])
-    view = read(saved(picture(), quality=95), 0).resize((side, side), BICUBIC, (0, 0, 400, 300))
+    view = open_image(saved(picture(), quality=95), 0).resize((side, side), BICUBIC, (0, 0, 400, 300))
     assert seen[0].size == decoded
     assert distance(view, picture().resize((side, side), BICUBIC)).mean() < 2.5
 
@@ -78,7 +78,7 @@ def test_orientation_is_known_before_decoding(turn, side):
     exif[images.ORIENTATION] = turn
     data = saved(picture(), quality=95, exif=exif)
     upright = images.decode(data)
-    found = read(data, 0)
+    found = open_image(data, 0)
     assert found.size == upright.size
     box = (10, 20, 250, 260)
     assert distance(found.resize((side, side), BICUBIC, box), upright.resize((side, side), BICUBIC, box)).mean() < 3
@@ -87,36 +87,36 @@ def test_orientation_is_known_before_decoding(turn, side):
 @pytest.mark.parametrize(("mode", "options"), [("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})])
 def test_every_kind_of_jpeg(mode, options):
     data = saved(picture().convert(mode), quality=90, **options)
-    ours = read(data, 0).resize((50, 50), BICUBIC, (0, 0, 300, 300))
+    ours = open_image(data, 0).resize((50, 50), BICUBIC, (0, 0, 300, 300))
     assert distance(ours, images.decode(data).resize((50, 50), BICUBIC, (0, 0, 300, 300))).mean() < 1.5
 
 
 def test_large_pictures_lie_in_several_pieces_of_memory():
     data = saved(Image.new("RGB", (2400, 2000), (200, 100, 50)), quality=80)
-    ours = read(data, 0).resize((1300, 1300), BILINEAR, (0, 0, 2400, 2000))
+    ours = open_image(data, 0).resize((1300, 1300), BILINEAR, (0, 0, 2400, 2000))
     assert ours.getextrema() == tuple((value, value) for value in images.decode(data).getpixel((0, 0)))
 
 
 def test_the_small_and_all_other_formats_are_decoded_outright():
     small, png = saved(picture()), saved(picture(), "PNG")
     for data, limit in ((small, 400 * 300), (png, 0)):
-        found = read(data, limit)
+        found = open_image(data, limit)
         assert isinstance(found, Image.Image)
         assert np.array_equal(np.asarray(found), np.asarray(images.decode(data)))
-    assert isinstance(read(small, 400 * 300 - 1), Jpeg)
+    assert isinstance(open_image(small, 400 * 300 - 1), Jpeg)
 
 
 def test_damage_is_told_when_it_is_met():
     data = saved(picture(), quality=90)
-    cut = read(data[: len(data) // 2], 0)
+    cut = open_image(data[: len(data) // 2], 0)
     with pytest.raises(images.BadImage, match="truncated"):
         cut.resize((32, 32), BICUBIC, (0, 0, 400, 300))
     for bad, status in ((b"", "empty"), (b"no picture at all", "not_an_image"), (data[:30], "truncated")):
         with pytest.raises(images.BadImage) as error:
-            read(bad, 0)
+            open_image(bad, 0)
         assert error.value.status == status
     with pytest.raises(images.BadImage, match="too_large"):
-        read(saved(Image.new("L", (20_000, 9_000))), 0)
+        open_image(saved(Image.new("L", (20_000, 9_000))), 0)
 
 
 def test_random_damage_is_a_bad_image_or_a_picture():
@@ -127,7 +127,7 @@ def test_random_damage_is_a_bad_image_or_a_picture():
         for place in draw.integers(2, 700, 4):  # most of them in the headers
             data[place] = draw.integers(256)
         try:
-            view = read(bytes(data), 0).resize((24, 24), BICUBIC, (5, 5, 80, 60))
+            view = open_image(bytes(data), 0).resize((24, 24), BICUBIC, (5, 5, 80, 60))
             assert (view.size, view.mode) == ((24, 24), "RGB")
         except images.BadImage:
             bad += 1
@@ -139,7 +139,9 @@ def test_views_of_photos_are_those_of_their_pixels(data_root):
     augment, whole, means = Augment(224), [], []
     for path in sorted((data_root / "imagenet-sample").glob("*.tar"))[:1]:
         for sample, data in list(shards.stream(str(path)))[:12]:
-            ours, plain = (train_view(image, augment, sample.index) for image in (read(data, 0), images.decode(data)))
+            ours, plain = (
+                train_view(image, augment, sample.index) for image in (open_image(data, 0), images.decode(data))
+            )
             means.append(distance(ours, plain).mean())
             whole.append(distance(train_view(images.decode(data), augment, sample.index + 1), plain).mean())
     assert max(means) < 1

@@ -125,7 +125,7 @@ def test_every_epoch_visits_every_sample_exactly_once(counts, segments, window, 
 
 
 def test_segments_are_equal_to_one_and_the_first_are_longer():
-    cut = source([10, 13, 20], segments=8).cut
+    cut = source([10, 13, 20], segments=8).in_segments
     assert [int(segment.length.sum()) for segment in cut] == [6, 6, 6, 5, 5, 5, 5, 5]
 
 

@@ -32,7 +32,7 @@ def both(path: str) -> tuple[Scan, list[bytes]]:
     reader = stream(path)
     pairs = list(reader)
     assert [sample for sample, _ in pairs] == seen.samples
-    assert (reader.without_image, reader.cut) == (seen.without_image, seen.cut)
+    assert (reader.without_image, reader.damage) == (seen.without_image, seen.damage)
     for sample, data in pairs:
         assert data == (read_at(path, sample.offset, sample.size) if sample.status == "ok" else b"")
         assert sample.status in images.STATUSES
@@ -69,7 +69,7 @@ def test_a_sample_is_a_run_with_an_image(tmp_path: Path) -> None:
         ],
     )
     seen, data = both(path)
-    assert seen.cut is None and seen.without_image == 2
+    assert seen.damage is None and seen.without_image == 2
     assert [(s.index, s.key, s.suffix) for s in seen.samples] == [
         (0, "a/x", "jpg"),
         (1, "b/x", "jpg"),
@@ -138,7 +138,7 @@ def test_shards_of_gnu_tar(tmp_path: Path, tool: str) -> None:
     command = ["tar", "-C", str(tmp_path / "in"), f"--format={tool}", "--sort=name", "-cf", path, "."]
     assert subprocess.run(command).returncode == 0
     seen, data = both(path)
-    assert [s.key for s in seen.samples] == list("01234") and seen.cut is None
+    assert [s.key for s in seen.samples] == list("01234") and seen.damage is None
     assert data == [name.encode() * 300 for name in names]
 
 
@@ -157,7 +157,7 @@ def test_sparse_members_are_samples_that_cannot_be_read(tmp_path: Path) -> None:
         seen, data = both(path)
         found = [(s.key, s.status) for s in seen.samples]
         assert found == [("a", "ok"), ("b", "unreadable"), ("c", "ok")], flags
-        assert data == [b"1", b"", b"2"] and seen.cut is None
+        assert data == [b"1", b"", b"2"] and seen.damage is None
 
 
 BSDTAR = shutil.which("bsdtar")
@@ -177,7 +177,7 @@ def test_shards_of_bsdtar(tmp_path: Path, tool: str) -> None:
         and subprocess.run([BSDTAR, "-C", str(tmp_path / "in"), "--format", tool, "-cf", path, "."]).returncode == 0
     )
     seen, data = both(path)
-    assert {s.key for s in seen.samples} == {name.rpartition(".")[0] for name in names} and seen.cut is None
+    assert {s.key for s in seen.samples} == {name.rpartition(".")[0] for name in names} and seen.damage is None
     assert sorted(data) == sorted(name.encode() * 20 for name in names)
 
 
@@ -195,7 +195,7 @@ def test_shards_as_bsdtar_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"".join(parts) + END)
     seen, data = both(str(path))
-    assert [s.key for s in seen.samples] == ["a", "sub/b", "n" * 300, "ü"] and seen.cut is None
+    assert [s.key for s in seen.samples] == ["a", "sub/b", "n" * 300, "ü"] and seen.damage is None
     assert data[1] == b"./sub/b.jpg" and seen.without_image == 0
 
 
@@ -205,7 +205,7 @@ def test_a_pax_header_overrides_name_and_size(tmp_path: Path) -> None:
     entry = member("short", size=0)
     path.write_bytes(pax({"path": "z.jpg", "size": "600"}) + entry + data + bytes(424) + END)
     seen, found = both(str(path))
-    assert [(s.key, s.size) for s in seen.samples] == [("z", 600)] and found == [data] and seen.cut is None
+    assert [(s.key, s.size) for s in seen.samples] == [("z", 600)] and found == [data] and seen.damage is None
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
@@ -219,7 +219,7 @@ def test_shards_of_webdataset(tmp_path: Path, suffix: str) -> None:
             scan(path)
         return
     seen, data = both(path)
-    assert [s.key for s in seen.samples] == ["sub/000000", "sub/000001", "sub/000002"] and seen.cut is None
+    assert [s.key for s in seen.samples] == ["sub/000000", "sub/000001", "sub/000002"] and seen.damage is None
     assert data == [picture(number) for number in range(3)]
     assert list(read_texts(path, seen.samples, "cls")) == [b"0", b"1", b"2"]
     theirs = list(webdataset.WebDataset(path, shardshuffle=False))
@@ -254,7 +254,7 @@ def test_the_same_runs_as_tarfile(data_root: Path) -> None:
         with tarfile.open(path) as tar:
             inside = [(info.name, info.offset_data, info.size) for info in tar if info.name.endswith(".jpg")]
         assert [(f"{s.key}.jpg", s.offset, s.size) for s in seen.samples] == inside
-        assert seen.cut is None
+        assert seen.damage is None
 
 
 def test_labels_of_real_shards(data_root: Path) -> None:
@@ -281,7 +281,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
         assert [(s.key, s.status) for s in seen.samples] == expected, size
         assert seen.samples[0].size == min(700, size - 512)
         # One block of zeros is taken for the end; without any the file may have lost members.
-        assert (seen.cut is None) == (size >= 4096), (size, seen.cut)
+        assert (seen.damage is None) == (size >= 4096), (size, seen.damage)
     with pytest.raises(DataError, match=r"cut\.tar is not an uncompressed tar"):
         scan(truncated(path, 300))
 
@@ -305,7 +305,7 @@ def test_damage_ends_the_shard_and_is_told(tmp_path: Path, middle: bytes, reason
     path.write_bytes(member("a.jpg", b"1") + middle + bytes(-len(middle) % 512) + member("b.jpg", b"2") + END)
     seen, _ = both(str(path))
     assert seen.samples[0] == Sample(0, "a", 512, 1, "jpg")
-    assert seen.cut is not None and reason in seen.cut
+    assert seen.damage is not None and reason in seen.damage
     assert [s.status for s in seen.samples[1:]] in ([], ["truncated"])
 
 
@@ -344,7 +344,7 @@ def test_ten_gigabytes_that_are_there_are_stepped_over(tmp_path: Path, name: str
         seen = scan(str(path))
     image = [("b", "too_large", 2**31 - 1)] if name == "b.jpg" else []
     assert [(s.key, s.status, s.size) for s in seen.samples] == [("a", "ok", 1), *image, ("c", "ok", 1)]
-    assert seen.cut is None and not any(s.texts for s in seen.samples)
+    assert seen.damage is None and not any(s.texts for s in seen.samples)
 
 
 HUGE: list[dict[str, Any]] = [
@@ -365,7 +365,7 @@ def test_ten_gigabytes_that_are_not_there_cost_nothing(tmp_path: Path, name: str
     image = [("b", "truncated")] if name == "b.jpg" else []
     assert [(s.key, s.status) for s in seen.samples] == [("a", "ok"), *image]
     assert data[0] == b"1" and not any(data[1:])
-    assert seen.cut is not None and f"declares {fields['size']} bytes" in seen.cut
+    assert seen.damage is not None and f"declares {fields['size']} bytes" in seen.damage
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
@@ -379,7 +379,7 @@ def test_a_header_of_ten_gigabytes_costs_nothing(tmp_path: Path, kind: bytes) ->
         seen = scan(str(path))
     skipped = kind in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # nothing in them is wanted
     assert [s.key for s in seen.samples] == (["a", "c"] if skipped else ["a"])
-    assert skipped or "extended header at byte 1024 declares" in str(seen.cut)
+    assert skipped or "extended header at byte 1024 declares" in str(seen.damage)
 
 
 def test_random_damage_ends_in_a_cut_or_a_sentence(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_url(tmp_path: Path) -> None:
         ("y/000.tar", "memory://test_url/y/000.tar"),
     ]
     assert both(found[0].path)[0] == scan(local)
-    assert both(found[1].path)[0].cut
+    assert both(found[1].path)[0].damage
     with pytest.raises(DataError, match="changed since it was indexed"):
         read_at(found[1].path, 1400, 200)
     fs.rm("/test_url", recursive=True)

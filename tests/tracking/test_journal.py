@@ -1,4 +1,4 @@
-"""The journal: append, follow, cut, survive a kill; on a disk and in an object store."""
+"""The journal: append, follow, truncate, survive a kill; on a disk and in an object store."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_opened_again_it_continues(folder: str) -> None:
 
 
 @pytest.mark.parametrize("again", [2, 30])
-def test_a_follower_survives_a_cut_however_far_the_journal_has_grown_since(folder: str, again: int) -> None:
+def test_a_follower_survives_a_truncation_however_far_the_journal_has_grown_since(folder: str, again: int) -> None:
     book = Journal(folder)
     for step in range(10):
         book.log(step, loss=1.0)
         book.flush()
     _, position = read(folder)
-    book.cut(4)
+    book.truncate(4)
     assert steps(folder) == [0, 1, 2, 3, 4]
     for step in range(5, 5 + again):
         book.log(step, loss=2.0)
@@ -84,11 +84,11 @@ def test_a_follower_survives_a_cut_however_far_the_journal_has_grown_since(folde
     assert [record["step"] for record in read(folder, position)[0]] == [99]
 
 
-def test_cut_includes_what_was_not_yet_written(folder: str) -> None:
+def test_truncation_includes_what_was_not_yet_written(folder: str) -> None:
     book = Journal(folder)
     for step in range(6):
         book.log(step)
-    book.cut(2)
+    book.truncate(2)
     book.log(3)
     book.close()
     assert steps(folder) == [0, 1, 2, 3]

@@ -179,7 +179,7 @@ def test_after_a_kill_the_same_runs_go_on_and_no_step_is_there_twice(tmp_path: P
     tracker = start(output, store)
     tracker.start_stage(teacher)
     with Journal(teacher.folder) as journal:
-        journal.cut(6)
+        journal.truncate(6)
         for step in range(7, 15):
             journal.log(step, loss=2.0)
     tracker.end_stage(teacher, "finished", {}, [])

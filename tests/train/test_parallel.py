@@ -89,10 +89,10 @@ def worker(rank: int, port: int, data: Path, folder: Path) -> None:
             loss_of(wrapped, images(4)[rank::2]).backward()
         found[f"{kind}-own"] = [None if p.grad is None else float(p.grad.norm()) for p in model.parameters()]
 
-    # Frozen parameters, and a moving average that is cut up alike.
+    # Frozen parameters, and a moving average that is split up alike.
     model, copied = network(), network()
     model.blocks.requires_grad_(False)
-    parallel.cut(copied, world, "fsdp")
+    parallel.split(copied, world, "fsdp")
     wrapped = parallel.wrap(model, world, "fsdp")
     loss_of(wrapped, images(4)[rank::2]).backward()
     torch._foreach_lerp_(parallel.parts(copied), parallel.parts(model), 0.5)
