@@ -16,8 +16,8 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/noisy-lambda run jobs/noisy_student.yaml
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  # two processes, see tests/conftest.py
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600

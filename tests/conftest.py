@@ -1,22 +1,65 @@
-"""Shared by all tests: one embedded Ray for the session, the test data, and the number of skipped tests."""
+"""How the tests are run, and what they share.
+
+`make test` runs them in two processes of one thread each (pytest-xdist, `-n 2`); a plain `pytest FILE` runs
+in one, and every test is the same in both. A file is one group, so what a module builds is built once; the files that
+start Ray are one group, and so are those that talk to the S3 server, so each of the two exists in one process at a time.
+The groups that take longest come first (`LONGEST`), or one process would end alone with them.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import flaky_proxy
 
+if TYPE_CHECKING:
+    from tests import small
+
+# Before torch is imported, here or in a process that a test starts: where tests run side by side, a test that takes all
+# cores takes them from another, and tiny tensors are quicker on one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The tests compare with the CPU's arithmetic, to the bit or nearly so: on a machine with GPUs they run without them.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = {"embedded_ray": "ray", "ray_head": "ray", "S3": "s3"}
+"""Words in a test file, and the group that it belongs to for them."""
+LONGEST = ("ray", "tests/test_pipeline.py")
+
+
+@functools.cache
+def group_of(path: str) -> str:
+    """The group of a test file; one with none of the words is a group of its own."""
+    words = set(re.findall(r"\w+", (ROOT / path).read_text()))
+    return next((group for word, group in SHARED.items() if word in words), path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups first."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item.nodeid.partition("::")[0]), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadgroup` does by marks; with pytest 9.2, pytest-xdist 3.8 does not see them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +79,15 @@ def data_root() -> Path:
     if not path.is_dir():
         pytest.skip(f"no test data at {path} (NOISY_LAMBDA_TEST_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> small.Store:
+    """Small jobs that are done, made once for all processes of this run of the tests."""
+    from tests import small
+
+    base = tmp_path_factory.getbasetemp()
+    return small.Store((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "worlds")
 
 
 @dataclass(frozen=True)

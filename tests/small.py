@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
+import hashlib
 import io
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,3 +96,48 @@ def make(folder: Path, **changes: Any) -> World:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(job))
     return World(shards, path, folder / "out", STAGES if job["generations"] else TEACHER_ONLY)
+
+
+def copy(world: World, folder: Path, until: str = "") -> World:
+    """The same shards, job and output in another folder, as if they had been made there: the same bytes and time stamps.
+    `until`: without the folders of the stages after this one."""
+    shutil.copytree(world.shards, folder / "shards")
+    shutil.copytree(world.output, folder / "out")
+    job = yaml.safe_load(world.job.read_text())
+    job["data"]["root"] = str(folder / "shards")
+    path = folder / world.job.name
+    path.write_text(yaml.safe_dump(job))
+    found = dataclasses.replace(world, shards=folder / "shards", job=path, output=folder / "out")
+    for frozen in found.output.glob("corpus-*.json"):  # they name the pattern that was looked up
+        frozen.write_text(frozen.read_text().replace(f'"{world.shards}/', f'"{found.shards}/'))
+    for stage in world.stages[world.stages.index(until) + 1 :] if until else []:
+        shutil.rmtree(found.folder(stage))
+    return found
+
+
+@dataclass(frozen=True)
+class Store:
+    """Finished worlds in a folder that all processes of a run of the tests share: each is made once and then copied."""
+
+    folder: Path
+
+    def finished(self, folder: Path, until: str = "", **changes: Any) -> World:
+        """A world that `make` made and that was run, in `folder`; see `copy`."""
+        return copy(self.original(**changes), folder, until)
+
+    def original(self, **changes: Any) -> World:
+        """The world itself, to be read and never changed."""
+        name = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed; ends with its process
+            ready, world = self.folder / name / "ready", self.folder / name
+            if ready.exists():
+                stages = STAGES if changes.get("generations", True) else TEACHER_ONLY
+                return World(world / "shards", world / "small.yaml", world / "out", stages)
+            shutil.rmtree(world, ignore_errors=True)
+            made = make(world, **changes)
+            ran = made.run()
+            assert (ran.status, ran.err) == (0, ""), ran
+            ready.touch()
+            return made

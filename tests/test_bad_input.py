@@ -32,12 +32,10 @@ def teacher(tmp_path: Path) -> World:
     return small.make(tmp_path, generations=[])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A job that is done, to be copied or read."""
-    world = small.make(tmp_path_factory.mktemp("finished"))
-    assert world.run().status == 0
-    return world
+@pytest.fixture
+def finished(worlds: small.Store) -> World:
+    """A job that is done, to be read."""
+    return worlds.original()
 
 
 def refused(ran: Ran, *words: str) -> None:
@@ -257,11 +255,11 @@ def test_bad_images_are_counted_named_and_skipped(world: World) -> None:
     assert "bad samples: not_an_image" in status
 
 
-def test_a_shard_that_is_tested_on_and_trained_on(world: World) -> None:
+def test_a_shard_that_is_tested_on_and_trained_on(teacher: World) -> None:
     for source in ("validation", "test"):
-        ran = world.run(f"data.{source}=labelled-*.tar")
+        ran = teacher.run(f"data.{source}=labelled-*.tar")
         refused(ran, f"data.{source} and data.labelled both match 1 shards", "must not be trained on")
-    goes_on(world)
+    goes_on(teacher)
 
 
 # ---- models and checkpoints ---------------------------------------------------------------------------------------------
@@ -288,8 +286,8 @@ def test_a_model_that_cannot_be_is_met_before_the_teacher_is_trained(world: Worl
     goes_on(world)
 
 
-def test_a_teacher_for_other_classes(world: World, finished: World) -> None:
-    checkpoint = finished.folder("gen0-teacher")
+def test_a_teacher_for_other_classes(teacher: World, finished: World) -> None:
+    world, checkpoint = teacher, finished.folder("gen0-teacher")
     (world.shards / "classes.json").write_text(json.dumps(["cat", "owl", "dog"]))
     words = ("was trained for other classes (3: cat, dog, owl)", "this job's (3: cat, owl, dog)")
     refused(world.run(f"teacher.checkpoint={checkpoint}"), str(checkpoint), *words)
@@ -301,7 +299,8 @@ def test_a_teacher_for_other_classes(world: World, finished: World) -> None:
     assert f"lambda_resnet_tiny from {checkpoint}" in ran.out
 
 
-def test_weights_that_are_not_the_teachers(world: World, finished: World, tmp_path: Path) -> None:
+def test_weights_that_are_not_the_teachers(teacher: World, finished: World, tmp_path: Path) -> None:
+    world = teacher
     weights = finished.folder("gen0-teacher") / "model.safetensors"
     loose = tmp_path / "loose.safetensors"
     shutil.copy(weights, loose)
@@ -351,10 +350,9 @@ def rewritten(path: Path, **changes: object) -> bytes:
 
 
 @pytest.fixture
-def labelled(finished: World, tmp_path: Path) -> World:
-    """A copy of a finished job's output, to be spoilt."""
-    shutil.copytree(finished.output, tmp_path / "out", copy_function=shutil.copy2)
-    return dataclasses.replace(finished, output=tmp_path / "out")
+def labelled(worlds: small.Store, tmp_path: Path) -> World:
+    """A job that is done but for its student and what follows, to be spoilt."""
+    return worlds.finished(tmp_path, until="gen1-select")
 
 
 def test_label_files_of_another_class_list_or_teacher(labelled: World) -> None:
@@ -378,29 +376,23 @@ def test_label_files_of_another_class_list_or_teacher(labelled: World) -> None:
         refused(ran, f"the label file {file} does not fit this run", words, "label these shards again")
         file.write_bytes(before)
         done.write_bytes(finished)
-    assert not labelled.temporary()
-    ran = labelled.run(train)
-    assert ran.status == 0 and ran.out.count("done before") == 5
+    assert goes_on(labelled, train).out.count("done before") == 5
 
 
 def test_an_image_that_was_readable_when_it_was_labelled(labelled: World) -> None:
     shard = labelled.shards / "unlabelled-000.tar"
     whole, times = shard.read_bytes(), (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
     rows = pq.read_table(labelled.folder("gen1-label") / "unlabelled-000.parquet").to_pylist()
-    try:
-        with shard.open("rb+") as file:
-            for row in rows:
-                file.seek(row["offset"])
-                file.write(bytes(row["size"]))
-        os.utime(shard, ns=times)  # as a disk that rots would leave it
-        words = (f"of {shard} was readable when it was indexed or labelled and no longer is", "restore that shard")
-        refused(labelled.run("generations[0].student.lr=0.02"), *words)
-    finally:
-        shard.write_bytes(whole)
-        os.utime(shard, ns=times)
-    assert not labelled.temporary()
-    ran = labelled.run("generations[0].student.lr=0.02")
-    assert ran.status == 0 and ran.out.count("done before") == 5
+    with shard.open("rb+") as file:
+        for row in rows:
+            file.seek(row["offset"])
+            file.write(bytes(row["size"]))
+    os.utime(shard, ns=times)  # as a disk that rots would leave it
+    words = (f"of {shard} was readable when it was indexed or labelled and no longer is", "restore that shard")
+    refused(labelled.run(), *words)
+    shard.write_bytes(whole)
+    os.utime(shard, ns=times)
+    assert goes_on(labelled).out.count("done before") == 5
 
 
 def test_a_learning_rate_that_diverges(teacher: World) -> None:

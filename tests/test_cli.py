@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import signal
@@ -133,26 +134,20 @@ def test_a_bug_keeps_its_traceback_and_is_status_1(tmp_path: Path) -> None:
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals, word: str) -> None:
     world = small.make(tmp_path)
     long = [f"output={world.output}", "teacher.duration=100000st", "teacher.checkpoint_every=5st"]
-    process = subprocess.Popen(
-        tiny.command(world.job, *long),
-        cwd=tiny.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
-    )
+    process = tiny.start(world.job, *long, err=tmp_path / "err")
     try:
-        while process.poll() is None and not list(world.output.glob("gen0-teacher-*/checkpoints/*/manifest.json")):
+        while process.is_alive() and not list(world.output.glob("gen0-teacher-*/checkpoints/*/manifest.json")):
             time.sleep(0.02)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        os.kill(process.pid, number)
+        process.join(60)
+        err = (tmp_path / "err").read_text()
     finally:
         process.kill()
-    assert (process.returncode, err.splitlines()[-1]) == (128 + number, f"{word}; run the same command to continue")
+    assert (process.exitcode, err.splitlines()[-1]) == (128 + number, f"{word}; run the same command to continue")
     assert "Traceback" not in err
     assert world.done() == ["index"]
     assert json.loads((world.output / "progress.json").read_text())["state"] == "stopped"
-    assert world.run().status == 0
+    assert world.run("generations=[]").status == 0
 
 
 # ---- commands that only look ---------------------------------------------------------------------------------------------
@@ -163,11 +158,9 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = small.make(tmp_path_factory.mktemp("finished"))
-    assert world.run().status == 0
-    return world
+@pytest.fixture
+def finished(worlds: small.Store, tmp_path: Path) -> World:
+    return worlds.finished(tmp_path / "finished")
 
 
 def test_looking_at_a_job_that_never_ran_leaves_nothing(tmp_path: Path) -> None:
@@ -264,7 +257,7 @@ def test_prepare_of_nothing_is_one_sentence(tmp_path: Path) -> None:
 # ---- export ---------------------------------------------------------------------------------------------------------------
 
 
-def test_export_prints_what_it_wrote(finished: World, tmp_path: Path) -> None:
-    ran = command("export", finished.folder("gen0-teacher"), "--out", tmp_path)
+def test_export_prints_what_it_wrote(worlds: small.Store, tmp_path: Path) -> None:
+    ran = command("export", worlds.original().folder("gen0-teacher"), "--out", tmp_path)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.split() == [str(tmp_path / name) for name in ("model.safetensors", "model.yaml", "model.onnx")]

@@ -21,12 +21,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def trained(worlds: small.Store) -> Path:
     """The folder of a trained teacher."""
-    world = small.make(tmp_path_factory.mktemp("trained"), generations=[])
-    assert world.run().status == 0
-    return world.folder("gen0-teacher")
+    return worlds.original(generations=[]).folder("gen0-teacher")
 
 
 @pytest.fixture
@@ -38,11 +36,18 @@ def stage(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "stage"
 
 
-def test_onnx_answers_like_torch_at_any_batch(trained: Path, tmp_path: Path) -> None:
-    paths = export(str(trained), str(tmp_path))
+@pytest.fixture(scope="module")
+def exported(worlds: small.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What export writes of it."""
+    folder = tmp_path_factory.mktemp("exported")
+    paths = export(str(worlds.original(generations=[]).folder("gen0-teacher")), str(folder))
     assert [Path(path).name for path in paths] == ["model.safetensors", "model.yaml", "model.onnx"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(Path(path).name for path in paths)
-    session = onnxruntime.InferenceSession(paths[2], providers=["CPUExecutionProvider"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(Path(path).name for path in paths)
+    return folder
+
+
+def test_onnx_answers_like_torch_at_any_batch(trained: Path, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
     [given], [made] = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape[1:]) == ("images", [3, 8, 8]) and isinstance(given.shape[0], str)
     assert (made.name, made.shape[1:]) == ("logits", [3])
@@ -55,11 +60,10 @@ def test_onnx_answers_like_torch_at_any_batch(trained: Path, tmp_path: Path) -> 
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_exported_loads_again(trained: Path, tmp_path: Path) -> None:
-    export(str(trained), str(tmp_path))
+def test_what_is_exported_loads_again(trained: Path, exported: Path) -> None:
     before, card = weights.load_model(str(trained))
-    after, exported = weights.load_model(str(tmp_path))
-    assert exported == card
+    after, written = weights.load_model(str(exported))
+    assert written == card
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(before(images), after(images))

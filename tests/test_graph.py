@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,20 +64,16 @@ def with_letters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+@pytest.fixture
+def world(worlds: small.Store) -> World:
     """A finished run of a teacher alone."""
-    made = small.make(tmp_path_factory.mktemp("graph"), generations=[])
-    assert made.run().status == 0
-    return made
+    return worlds.original(generations=[])
 
 
 @pytest.fixture
-def finished(world: World, tmp_path: Path) -> World:
+def finished(worlds: small.Store, tmp_path: Path) -> World:
     """A copy of it."""
-    output = tmp_path / "out"
-    shutil.copytree(world.output, output, copy_function=shutil.copy2)
-    return dataclasses.replace(world, output=output)
+    return worlds.finished(tmp_path, generations=[])
 
 
 def states(world: World, *words: str) -> dict[str, str]:

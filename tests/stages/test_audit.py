@@ -34,20 +34,9 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> World:
+def plain(worlds: small.Store) -> World:
     """A finished run without calibration. Tests must not change it."""
-    world = small.make(tmp_path_factory.mktemp("plain"))
-    ran = world.run()
-    assert ran.status == 0, ran
-    return world
-
-
-def calibrated(world: World, *settings: str) -> World:
-    """The same data and job with calibration, run into another output."""
-    other = dataclasses.replace(world, output=world.output.with_name("calibrated"))
-    ran = other.run("label.calibrate=true", *settings)
-    assert ran.status == 0, ran
-    return other
+    return worlds.original()
 
 
 def test_figures_are_those_of_the_files(plain: World) -> None:
@@ -71,10 +60,8 @@ def test_figures_are_those_of_the_files(plain: World) -> None:
     assert found["accuracy"] == pytest.approx(validation)  # measured by training's own evaluation
 
 
-def test_cluster_or_not_is_the_same(plain: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(plain.output, output, copy_function=shutil.copy2)
-    world = dataclasses.replace(plain, output=output)
+def test_cluster_or_not_is_the_same(worlds: small.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = worlds.finished(tmp_path)
     before = audit_of(world)
     shutil.rmtree(world.folder("gen1-audit"))
     monkeypatch.setattr("pipeline.stages.audit.SMALL_BYTES", 0)
@@ -82,8 +69,9 @@ def test_cluster_or_not_is_the_same(plain: World, tmp_path: Path, monkeypatch: p
     assert audit_of(world) == before
 
 
-def test_calibration_divides_the_logits_by_the_temperature(plain: World) -> None:
-    world = calibrated(plain)
+def test_calibration_divides_the_logits_by_the_temperature(plain: World, worlds: small.Store, tmp_path: Path) -> None:
+    world = worlds.finished(tmp_path, until="gen0-teacher")
+    assert world.run("label.calibrate=true").status == 0
     temperature = audit_of(world)["temperature"]
     assert temperature != 1.0 and temperature == audit_of(plain)["temperature"]
     assert world.folder("gen0-teacher").name == plain.folder("gen0-teacher").name
@@ -118,10 +106,8 @@ def test_another_threshold_redoes_the_audit_and_no_labels(plain: World) -> None:
     assert not states["gen1-audit"] and not states["gen1-select"] and states["gen1-label"]
 
 
-def test_a_killed_audit_goes_on_with_the_files_that_are_there(plain: World, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(plain.output, output, copy_function=shutil.copy2)
-    world = dataclasses.replace(plain, output=output)
+def test_a_killed_audit_goes_on_with_the_files_that_are_there(worlds: small.Store, tmp_path: Path) -> None:
+    world = worlds.finished(tmp_path)
     folder = world.folder("gen1-audit")
     before = audit_of(world)
     (folder / "done.json").unlink()

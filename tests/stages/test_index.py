@@ -16,13 +16,19 @@ from tests.small import World
 WHEN = 1_700_000_000
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = small.make(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A job that is done, on shards with known time stamps."""
+    world = small.make(tmp_path_factory.mktemp("finished"))
     for number, shard in enumerate(sorted(world.shards.glob("*.tar"))):
         os.utime(shard, (WHEN + number, WHEN + number))
     assert world.run().status == 0
     return world
+
+
+@pytest.fixture
+def world(finished: World, tmp_path: Path) -> World:
+    return small.copy(finished, tmp_path)
 
 
 def states(world: World, *settings: str) -> dict[str, str]:

@@ -44,9 +44,10 @@ def test_refreeze_labels_only_what_is_new_or_has_changed(tmp_path: Path) -> None
     assert "all is done" in world.run().out
 
 
-def test_a_shard_that_changed_while_the_stage_was_not_done_is_an_error_that_names_it(tmp_path: Path) -> None:
-    world = small.make(tmp_path)
-    assert world.run().status == 0
+def test_a_shard_that_changed_while_the_stage_was_not_done_is_an_error_that_names_it(
+    worlds: small.Store, tmp_path: Path
+) -> None:
+    world = worlds.finished(tmp_path)
     folder = world.folder("gen1-label")
     (folder / "done.json").unlink()
     (folder / "unlabelled-001.parquet").unlink()

@@ -22,15 +22,14 @@ TIMM = {"model": "timm/test_resnet", "overrides": {}, "resolution": 32, "mean": 
 @pytest.fixture(scope="module")
 def timm_teacher(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A finished job: a timm teacher, a student of ours."""
-    world = world_with(tmp_path_factory.mktemp("timm"), teacher=TIMM)
+    world = world_with(small.make(tmp_path_factory.mktemp("timm")), teacher=TIMM)
     ran = world.run()
     assert (ran.status, ran.err) == (0, ""), ran
     return world
 
 
-def world_with(folder: Path, **changes: dict[str, Any]) -> World:
-    """The small job, with settings merged into its teacher and student."""
-    world = small.make(folder)
+def world_with(world: World, **changes: dict[str, Any]) -> World:
+    """The same world, with settings merged into its job's teacher and student."""
     job = yaml.safe_load(world.job.read_text())
     for name, settings in changes.items():
         job[name] |= settings
@@ -51,10 +50,11 @@ def test_a_timm_teacher(timm_teacher: World) -> None:
     assert weights.load_model(str(timm_teacher.folder("gen1-student")))[1].architecture == "lambda_resnet_tiny"
 
 
-def test_a_timm_student_with_noise(tmp_path: Path) -> None:
-    world = world_with(tmp_path, student=TIMM | {"dropout": 0.2, "stochastic_depth": 0.1})
+def test_a_timm_student_with_noise(worlds: small.Store, tmp_path: Path) -> None:
+    labelled = worlds.finished(tmp_path, until="gen1-select")
+    world = world_with(labelled, student=TIMM | {"dropout": 0.2, "stochastic_depth": 0.1})
     ran = world.run()
-    assert (ran.status, ran.err) == (0, ""), ran
+    assert (ran.status, ran.err, ran.out.count("done before")) == (0, "", 5), ran
     model, card = weights.load_model(str(world.folder("gen1-student")))
     assert card.overrides == {"drop_rate": 0.2, "drop_path_rate": 0.1}
     assert model.drop_rate == 0.2
@@ -98,16 +98,17 @@ def test_a_run_goes_on_from_another_runs_teacher(timm_teacher: World, tmp_path: 
 def test_bare_weights_are_what_the_teachers_settings_say(timm_teacher: World, tmp_path: Path) -> None:
     loose = tmp_path / "best.safetensors"
     shutil.copy(timm_teacher.folder("gen0-teacher") / WEIGHTS, loose)
-    world = world_with(tmp_path, teacher=TIMM)
+    world = world_with(small.make(tmp_path, generations=[]), teacher=TIMM)
     ran = world.run(f"teacher.checkpoint={loose}")
     assert (ran.status, ran.err) == (0, ""), ran
     card = weights.read_card(str(world.folder("gen0-teacher")))
     assert (card.architecture, card.size, card.classes) == ("timm/test_resnet", 32, small.CLASSES)
 
 
-def test_a_student_that_starts_from_its_teacher(tmp_path: Path) -> None:
+def test_a_student_that_starts_from_its_teacher(worlds: small.Store, tmp_path: Path) -> None:
     """`init: teacher` needs the same shapes, and another teacher makes another student."""
-    world = world_with(tmp_path, student={"init": "teacher", "dropout": 0.0})
+    labelled = worlds.finished(tmp_path, until="gen1-select")
+    world = world_with(labelled, student={"init": "teacher", "dropout": 0.0})
     assert world.run().status == 0
     other = world.run("teacher.overrides.widths=[8,8,8]")
     assert other.status == 2
