@@ -14,7 +14,7 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m pipeline run jobs/noisy_student.yaml
+	$(BIN)/noisy-lambda run jobs/noisy_student.yaml
 
 test: setup  # two processes, see tests/conftest.py
 	$(BIN)/python -m pytest -n 2

@@ -38,7 +38,8 @@ from pipeline.augment.view import Augment
 from pipeline.data.index_files import make_indexer, rows_path
 from pipeline.data.shards import Shard
 from pipeline.loading import loader, sample_order
-from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.loading.loader import TrainingShard, TrainingSource
+from pipeline.loading.targets import SoftTargets
 
 POLICY = "rand-m15-mmax15-n2-p1"
 PARTS = ("photos", "photos_policy", "stub", "cifar", "cifar_policy")

@@ -1,4 +1,5 @@
-"""The command line: `python -m pipeline COMMAND …`, also installed as `noisy-lambda`.
+"""The command line: `noisy-lambda COMMAND …`; `python -m noisy_lambda` and, in the repository, `python -m pipeline` are
+the same.
 
 Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1
 failed (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was
@@ -15,15 +16,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, RemoteError, UserError
+from pipeline.errors import RemoteError, UserError
 from pipeline.malloc import keep_memory
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipeline.cluster.contract import Cluster
     from pipeline.config.settings import Job
-    from pipeline.tracking.contract import Tracker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add_job(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = add(name, command, text)
-        sub.add_argument("job", metavar="JOB", help="a job file, such as jobs/noisy_student.yaml")
+        sub.add_argument("job", metavar="JOB", help="a job file, or the name of a shipped job, such as noisy_student")
         sub.add_argument(
             "settings",
             metavar="key=value",
@@ -79,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    add("jobs", jobs, "list the jobs that come with noisy-lambda")
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
@@ -130,11 +128,18 @@ def _load(args: argparse.Namespace) -> Job:
     return load_job(args.job, args.settings)
 
 
-def _console() -> Console:
-    from rich.console import Console
+def jobs(args: argparse.Namespace) -> int:
+    from rich.markup import escape
+    from rich.table import Table
 
-    # Into a file or a job's log, tables need not fit a screen.
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    from pipeline.config import shipped
+    from pipeline.progress import console
+
+    table = Table("name", "time", "what", box=None, pad_edge=False)
+    for job in shipped.jobs():
+        table.add_row(job.name, escape(job.time), escape(job.what))
+    console().print(table)
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,28 +149,11 @@ def run(args: argparse.Namespace) -> int:
     if torchrun.follows():
         torchrun.follow()
         return 0
-    from pipeline import runner
-    from pipeline.graph import stages_of
-    from pipeline.progress import Screen, results_table
-    from pipeline.tracking import ui as mlflow_ui
+    from pipeline import launch
 
     job = _load(args)
-    console = _console()
-    screen = Screen(console, job.output, job.name, [stage.name for stage in stages_of(job)])
     signal.signal(signal.SIGTERM, _stop)
-    cluster, tracker = _cluster(job), _tracker(job, screen.warn)
-    try:
-        summary = runner.run(job, cluster, tracker, screen, refreeze=args.refreeze)
-    finally:
-        tracker.close()
-        cluster.close()
-    console.print()
-    console.print(results_table(summary))
-    console.print(f"\nreport   {summary['report']}", soft_wrap=True)
-    if job.tracking.enabled:
-        console.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)
-    if screen.nothing_ran:
-        console.print("all is done; nothing had to run")
+    summary = launch.run(job, refreeze=args.refreeze)
     print(json.dumps(summary), flush=True)
     return 0
 
@@ -174,46 +162,19 @@ def _stop(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def _cluster(job: Job) -> Cluster:
-    from pipeline.cluster import torchrun
-
-    if torchrun.launched():
-        if job.cluster not in ("auto", "inline"):
-            raise ConfigError(
-                f"torchrun started this job, whose `cluster` is '{job.cluster}'; start it without torchrun, or set "
-                "cluster: inline to train on torchrun's processes"
-            )
-        return torchrun.Torchrun()
-    if job.cluster == "inline":
-        from pipeline.cluster.inline import Inline
-
-        return Inline()
-    from pipeline.cluster.on_ray import OnRay
-
-    return OnRay(job.cluster)
-
-
-def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:
-    if not job.tracking.enabled:
-        from pipeline.tracking.contract import NullTracker
-
-        return NullTracker()
-    from pipeline.tracking.to_mlflow import MlflowTracker
-
-    return MlflowTracker(job.output, uri=job.tracking.uri, warn=warn)
-
-
 def plan(args: argparse.Namespace) -> int:
+    from pipeline.progress import console
     from pipeline.views import plan_table
 
-    _console().print(plan_table(_load(args)))
+    console().print(plan_table(_load(args)))
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
+    from pipeline.progress import console
     from pipeline.views import status_table
 
-    _console().print(status_table(_load(args)))
+    console().print(status_table(_load(args)))
     return 0
 
 
@@ -261,9 +222,9 @@ def export(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    from pipeline.progress import bar
+    from pipeline.progress import bar, console
 
-    with bar(_console(), "writing shards") as progress:
+    with bar(console(), "writing shards") as progress:
         if args.what == "digits":
             from pipeline.data.prepare_digits import digits
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,11 @@ from pipeline.tracking import journal
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
+
+
+def console() -> Console:
+    """One that writes to standard output; into a file, or a job's log, tables need not fit a screen."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 class Screen:

@@ -27,27 +27,40 @@ CLASSES = 1000  # where they are not known
 SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
 
 
+def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[str, str]]:
+    """Every stage as {stage, state, folder, what}: "done", "will run", "blocked" or "not run"; where it lies or will
+    lie, "" while the stages before it decide that; what it found, would do, or what is in its way."""
+    found = graph.look(job) if found is None else found
+    done = _done(found)
+    labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
+    rows = []
+    for look in found:
+        state = "done" if look.done else "blocked" if look.problem else "will run"
+        what = str(look.done.info.get("line", "") if look.done else look.problem or _what(job, look.stage, labelled))
+        rows.append({"stage": look.stage.name, "state": state, "folder": look.folder, "what": what})
+    if stop := early_stop.find(job, done):
+        rows.append({"stage": stop.what, "state": "not run", "folder": "", "what": str(stop)})
+    return rows
+
+
 def plan_table(job: Job) -> Group:
     """Shards of every source, and what is done or would run of every stage."""
     found = graph.look(job)
-    done = {look.stage.name: look.done for look in found if look.done}
-    labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
+    done = _done(found)
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
-    for look in found:
-        shown = storage.name(look.folder) if look.folder else f"{look.stage.name}-…"
-        state = "done" if look.done else "blocked" if look.problem else "will run"
-        what = (
-            str(look.done.info.get("line", "")) if look.done else str(look.problem or _what(job, look.stage, labelled))
-        )
-        table.add_row(look.stage.name, state, shown, escape(what))
-    stop = early_stop.find(job, done)
-    if stop:
-        table.add_row(stop.what, "not run", "", str(stop))
+    for row in plan_rows(job, found):
+        unknown = "" if row["state"] == "not run" else f"{row['stage']}-…"
+        folder = storage.name(row["folder"]) if row["folder"] else unknown
+        table.add_row(row["stage"], row["state"], folder, escape(row["what"]))
     if job.measure.models:
         return Group(table)
     prepared = job.data.root is not None or bool(found[0].done)
     shards = _shards_table(job, done) if prepared else "shards: written by the first stage"
     return Group(shards, "", table, *_notes_on_models(job, done), *_sorted_shards(job, found))
+
+
+def _done(found: Sequence[graph.Look]) -> dict[str, Done]:
+    return {look.stage.name: look.done for look in found if look.done}
 
 
 def _sorted_shards(job: Job, found: Sequence[graph.Look]) -> list[str]:

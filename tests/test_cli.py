@@ -25,6 +25,7 @@ from tests.small import World, command
 JOB = ["JOB", "key=value"]
 FILES = ["--out", "--split", "--unlabelled", "--seed", "--shard-images", "--shard-bytes", "--processes"]
 SURFACE = {
+    "jobs": [],
     "run": [*JOB, "--refreeze"],
     "plan": JOB,
     "status": JOB,
@@ -106,7 +107,7 @@ def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
         assert ran.status == 2
         assert (
             ran.err
-            == f"error: cannot read the job file {tmp_path}/none.yaml: No such file or directory; name one of jobs/*.yaml\n"
+            == f"error: there is no job file {tmp_path}/none.yaml; name a file, or one of the shipped jobs that `noisy-lambda jobs` lists\n"
         )
     assert command("export", tmp_path).status == 2
 

@@ -18,7 +18,7 @@ import pytest
 from tests.cluster.head import Head, ray_head
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ["pipeline", "models", "jobs", "conf", "pyproject.toml"]
+COPIED = ["noisy_lambda.py", "pipeline", "models", "jobs", "conf", "pyproject.toml"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.inline import last_line
+from pipeline.config import shipped
 from pipeline.errors import ClusterError, ConfigError
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3  # the exit status of `submit`
@@ -26,12 +27,15 @@ EXCLUDES = ["/runs/", "/.git/", "/.venv/", "/mlruns/", "*.db", "__pycache__/", "
 def submit(
     job_path: str, overrides: Sequence[str], address: str | None, working_dir: str | None, follow: bool = True
 ) -> int:
-    """Run `python -m pipeline run JOB key=value …` on the cluster; 0 succeeded, 1 failed, 3 stopped.
+    """Run `python -m noisy_lambda run JOB key=value …` on the cluster; 0 succeeded, 1 failed, 3 stopped.
+
+    That takes code of the repository from the job's folder where it lies there, and works beside a folder `models` of
+    the user's.
 
     `address` is the dashboard's, http://HOST:8265 (None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine).
     `working_dir` is uploaded and becomes the job's folder, a cache: the job's `output` must be absolute then, and
-    `job_path` lie inside. None: the job runs where the head was started. Without `follow`: 0 as soon as it is queued.
-    The job gets this shell's MLFLOW_TRACKING_URI.
+    `job_path` lie inside or be the name of a shipped job. None: the job runs where the head was started. Without
+    `follow`: 0 as soon as it is queued. The job gets this shell's MLFLOW_TRACKING_URI.
     """
     client = _connect(address)
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": working_dir, "excludes": EXCLUDES}
@@ -40,7 +44,7 @@ def submit(
     job = job_path if working_dir is None else _inside(job_path, working_dir)
     try:
         submission = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "pipeline", "run", job, *overrides]),
+            entrypoint=shlex.join(["python", "-m", "noisy_lambda", "run", job, *overrides]),
             runtime_env=environment,
         )
     except Exception as error:
@@ -72,7 +76,9 @@ def _connect(address: str | None) -> Any:
 
 
 def _inside(job_path: str, working_dir: str) -> str:
-    """The job's path as it will be below the uploaded folder."""
+    """The job's path as it will be below the uploaded folder; the name of a shipped one means the same there."""
+    if shipped.named(Path(job_path)) and not Path(job_path).is_file():
+        return job_path
     try:
         return str(Path(job_path).resolve().relative_to(Path(working_dir).resolve()))
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""The cluster contract under torchrun: `torchrun --nproc-per-node 8 -m pipeline run JOB`.
+"""The cluster contract under torchrun: `torchrun --nproc-per-node 8 --no-python noisy-lambda run JOB`.
+
+`-m noisy_lambda run JOB` in place of `--no-python noisy-lambda` is the same; `-m pipeline run JOB` too, unless a folder
+`models` or `pipeline` lies in the working directory.
 
 The first process runs the job as `inline` does. The others wait until it trains, run the same training loop beside it,
 and wait again. All that is said between them goes over a gloo group of its own, whose patience has no end: hours may

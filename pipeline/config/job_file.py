@@ -1,8 +1,8 @@
 """Reads job files as YAML: their bases, and three things that YAML 1.1 would let pass.
 
-`base:` inside any mapping names files, from conf/ or beside the job, that are merged below it. A key that is there
-twice is an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63. A number with a leading zero is an
-error too: 010 would be 8, 10 or text, depending on who reads it.
+`base:` inside any mapping names files, beside the job or shipped ones of conf/, that are merged below it. A key that is
+there twice is an error, and numbers are those of YAML 1.2: 1e-3 is one, and 1:3 is not 63. A number with a leading zero
+is an error too: 010 would be 8, 10 or text, depending on who reads it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import shipped
 from pipeline.errors import ConfigError
 
 WRITTEN = "# Every setting of a run, those of its bases included; written by noisy-lambda.\n"  # how job.yaml begins
@@ -29,13 +30,14 @@ NUMBERS = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file with its bases merged below it. ConfigError: it, or one of them, cannot be read."""
-    return _read(path, [])
+    """The file, or the shipped one of this name, with its bases merged below it. ConfigError: it, or one of them,
+    cannot be read."""
+    return _read(shipped.job_path(path), [])
 
 
 def read_own(path: Path) -> dict[str, Any]:
     """What the file itself says, without its bases; nothing of a job.yaml, which spells out every setting of a run."""
-    text = path.read_text(encoding="utf-8")
+    text = shipped.job_path(path).read_text(encoding="utf-8")
     return {} if text.startswith(WRITTEN) else _without_bases(parse(text) or {})
 
 
@@ -125,7 +127,10 @@ def _read(path: Path, trail: list[Path]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the job file {path}: {error.strerror}; name one of jobs/*.yaml") from error
+        raise ConfigError(
+            f"cannot read the job file {path}: {error.strerror}; name a file, or one of those that `noisy-lambda jobs` "
+            "lists"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error.reason}); save it as UTF-8") from error
     try:
@@ -155,13 +160,13 @@ def _with_bases(raw: dict[str, Any], path: Path, trail: list[Path]) -> dict[str,
 
 
 def _find_base(name: str, path: Path) -> Path:
-    package = Path(__file__).resolve().parents[2] / "conf"
-    for folder in (path.parent, path.parent.parent / "conf", package):
+    conf = shipped.folder(shipped.CONF)
+    for folder in (path.parent, path.parent.parent / "conf", conf, shipped.folder(shipped.JOBS)):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.yaml"))
+    known = sorted(p.relative_to(conf).as_posix() for p in conf.rglob("*.yaml"))
     close = difflib.get_close_matches(name, known, 3, 0.3)
     raise ConfigError(
-        f"{path}: base '{name}' is neither beside the job nor in conf/; did you mean {', '.join(close or known)}?"
+        f"{path}: base '{name}' is neither beside the job nor shipped; did you mean {', '.join(close or known)}?"
     )

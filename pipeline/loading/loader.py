@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import storage
 from pipeline.augment import randaugment
 from pipeline.augment.view import Augment, seeded_view, undisturbed, view_and_operations
-from pipeline.data import images, label_files
+from pipeline.data import images
 from pipeline.data.jpeg import Jpeg, open_image
 from pipeline.errors import ConfigError, DataError, RemoteError, UserError
 from pipeline.loading import prefetch, sample_order, worker_process
 from pipeline.loading.packed_batch import Kind, Packed, allocate
+from pipeline.loading.targets import SoftTargets
 from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
 
 ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process, beyond those that are read at a time
@@ -44,18 +45,6 @@ class TrainingSource:
     per_step: int
     segments: int = sample_order.SEGMENTS
     window: int = 8
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """How targets are made: label smoothing where the label is hard, temperature where it is soft.
-
-    Hard labels are the labelled source's, and with `hard_pseudo` the pseudo source's most probable classes too.
-    """
-
-    smoothing: float = 0.0
-    temperature: float = 1.0
-    hard_pseudo: bool = False
 
 
 class TrainingData(Dataset):
@@ -113,10 +102,9 @@ class TrainingData(Dataset):
                 rows = self._find(number, batch)
                 here = slice(start, start + len(rows))
                 start = here.stop
-                to["source"][here] = SOURCE_CODES[self.sources[number].name]
-                to["targets"][here], to["hard"][here] = self._targets(number, rows)
-                # The loss is linear in its targets: an image weighs what they sum to.
-                to["targets"][here] *= np.array([of.weight[row] for of, row in rows], np.float32)[:, None]
+                source = self.sources[number].name
+                to["source"][here] = SOURCE_CODES[source]
+                to["targets"][here], to["hard"][here] = self.soft.make(source, rows, self.classes)
                 for place, shard, (of_shard, row), seed in zip(
                     range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), strict=True
                 ):
@@ -144,15 +132,12 @@ class TrainingData(Dataset):
         if key in self._rows:
             self._rows.move_to_end(key)
             return self._rows[key]
-        rows = load_rows(self.sources[number].shards[shard], soft=self._is_soft(number))
+        rows = load_rows(self.sources[number].shards[shard], soft=self.soft.are_soft(self.sources[number].name))
         self._rows[key] = rows
         self._rows_bytes += rows.nbytes
         while self._rows_bytes > ROWS_BYTES and len(self._rows) > self._read_at_once:
             self._rows_bytes -= self._rows.popitem(last=False)[1].nbytes
         return rows
-
-    def _is_soft(self, number: int) -> bool:
-        return self.sources[number].name == "pseudo" and not self.soft.hard_pseudo
 
     def _find(self, number: int, batch: sample_order.Batch) -> list[tuple[TrainingRows, int]]:
         found = []
@@ -160,19 +145,6 @@ class TrainingData(Dataset):
             rows = self.rows(number, shard)
             found.append((rows, int(rows.row_of_slot[slot])))
         return found
-
-    def _targets(self, number: int, rows: list[tuple[TrainingRows, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """(targets float32 [b, classes], hard labels int64 [b], -1 where soft)."""
-        if self._is_soft(number) and rows:
-            classes = np.stack([of.classes[row] for of, row in rows])
-            probs = np.stack([of.probs[row] for of, row in rows])
-            targets = label_files.spread_targets(classes, probs, self.classes, temperature=self.soft.temperature)
-            return targets, np.full(len(rows), -1, np.int64)
-        hard = np.array([of.label[row] for of, row in rows], np.int64)
-        smoothing = self.soft.smoothing
-        targets = np.full((len(rows), self.classes), smoothing / self.classes, np.float32)
-        targets[np.arange(len(rows)), hard] += 1 - smoothing
-        return targets, hard
 
     def _view(
         self, to: dict[str, np.ndarray], place: int, key: tuple[int, int, int], rows: TrainingRows, seed: int

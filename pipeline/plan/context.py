@@ -26,8 +26,7 @@ Value = TypeVar("Value")
 @dataclass(frozen=True)
 class Context:
     """`stages`: all of the job, in order; `needs`: those that must be done before this one; `warn` shows a person a
-    sentence;
-    `token`: what workers must find in the output (storage.require_token)."""
+    sentence; `token`: what workers must find in the output (storage.require_token)."""
 
     job: Job
     stage: Stage

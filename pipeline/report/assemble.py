@@ -51,7 +51,7 @@ def assemble(context: Context) -> Result:
             sections,
             _stages(context),
             stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
-            command=f"python -m pipeline run {storage.redact(storage.join(context.job.output, JOB))}",
+            command=f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}",
             further=accuracy.further(models, rows),
             sets=accuracy.on_sets(models, rows),
         )

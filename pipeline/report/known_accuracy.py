@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline import storage, weights
+from pipeline.config import shipped
 from pipeline.config.settings import Measure, Measured
 from pipeline.plan.stage import EVALUATION
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "conf" / "measure" / "published_accuracy.yaml"
+PUBLISHED = shipped.folder(shipped.CONF) / "measure" / "published_accuracy.yaml"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pipeline.config.durations import steps
 from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
 from pipeline.data.images import View
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource
+from pipeline.loading.loader import TrainingShard, TrainingSource
 from pipeline.loading.sample_order import segments_for
+from pipeline.loading.targets import SoftTargets
 
 SEEDS_PER_JOB = 1000  # every generation has its own order and noise
 

@@ -1,7 +1,8 @@
-"""The cluster contract, the same for both back ends."""
+"""The cluster contract, the same for both back ends, and for small work, which a stage does without its cluster."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,28 @@ import pytest
 
 from pipeline.cluster.contract import Outcome, Resources
 from pipeline.cluster.inline import Inline
+from pipeline.config.load import load_job
 from pipeline.errors import DataError, WeightsError
+from pipeline.plan.context import Context
 from tests.cluster.units import Training, Unit, loop, make_counter, make_worker, make_worker_of
 
 
-@pytest.fixture(params=["inline", "ray"])
+class Small(Inline):
+    """`map` as a stage with small work has it; its cluster would fail."""
+
+    def map(self, make_worker: Any, units: Any, *, resources: Resources, attempts: int = 3, overlap: int = 1) -> Any:
+        assert attempts == 3  # which no stage changes
+        unused: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Context))
+        context = Context(**unused | {"job": load_job("smoke")})
+        return context.map(make_worker, units, resources.workers, small=True, overlap=overlap)
+
+
+@pytest.fixture(params=["inline", "small", "ray"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "inline":
         yield Inline()
+    elif request.param == "small":
+        yield Small()
     else:
         yield request.getfixturevalue("embedded_ray")
 

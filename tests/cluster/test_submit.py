@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.submit import submit
+from pipeline.cluster.submit import _inside, submit
 from pipeline.errors import ClusterError, ConfigError
 from tests.cluster.head import Head, ray_head
 from tests.cluster.test_on_ray import run_python
 
-PIPELINE = """\
+TOLD = """\
 import os, sys, time
 print("arguments", sys.argv[1:], flush=True)
 print("in", os.getcwd(), flush=True)
@@ -28,10 +28,9 @@ if "do=wait" in sys.argv:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository in the small: a package `pipeline` that tells how it was called, and a job."""
+    """A repository in the small: a module `noisy_lambda` that tells how it was called, and a job."""
     root = tmp_path_factory.mktemp("tree")
-    (root / "pipeline").mkdir()
-    (root / "pipeline" / "__main__.py").write_text(PIPELINE)
+    (root / "noisy_lambda.py").write_text(TOLD)
     (root / "jobs").mkdir()
     (root / "jobs" / "a b.yaml").write_text("name: x\n")
     (root / "runs").mkdir()
@@ -51,6 +50,15 @@ def head(tree: Path) -> Iterator[Head]:
 def test_no_cluster_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterError, match=r"^no Ray cluster takes jobs at http://127.0.0.1:1 "):
         submit("jobs/x.yaml", [], "http://127.0.0.1:1", None)
+
+
+def test_a_shipped_job_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _inside("smoke", str(tmp_path)) == "smoke"
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "smoke.yaml").touch()
+    with pytest.raises(ConfigError, match="is not inside the working directory"):
+        _inside("jobs/smoke.yaml", str(tmp_path / "other"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+"""noisy-lambda from Python: lambda layers and models, the trained models of a run, and whole jobs.
+
+    import noisy_lambda
+
+    summary = noisy_lambda.run("noisy_student", "seed=1")
+    model = noisy_lambda.load("runs/noisy_student/gen2-student-1a2b3c4d")
+    logits = model(images)  # float32 [b, 3, size, size], as model.card.view() has them; logits are [b, classes]
+
+What `__all__` names stays; all else may change. Nothing heavy is imported before it is used. From the first use on,
+`import models` and `import pipeline` mean this package's in this process, whatever else of these names lies on
+sys.path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models import LambdaLayer as LambdaLayer
+    from models import create_model as create_model
+    from models import list_models as list_models
+    from pipeline.cli import main as main
+    from pipeline.errors import UserError as UserError
+
+__all__ = ["LambdaLayer", "UserError", "create_model", "list_models", "load", "plan", "run"]
+
+ELSEWHERE = {
+    "LambdaLayer": "models",
+    "create_model": "models",
+    "list_models": "models",
+    "UserError": "pipeline.errors",
+    "main": "pipeline.cli",  # the command `noisy-lambda`
+}
+OURS = ("models", "pipeline")
+HOME = Path(__file__).resolve().parent
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The trained model of a stage folder (gen2-student-…), of its export, or of a URL of one: in eval mode on the CPU.
+
+    Its `card` is what model.yaml says: `classes` (names, in the order of the logits), `size`, `mean` and `std` of its
+    images and what else it takes to prepare them; `card.view()` has that as `pipeline.data.images` takes it. UserError:
+    there is no model, or its files are damaged.
+    """
+    claim()
+    from pipeline.weights import load_model
+
+    model, card = load_model(str(folder))
+    model.card = card  # type: ignore[assignment]
+    return model
+
+
+def run(job: str | Path, *overrides: str) -> dict[str, Any]:
+    """Run a job as `noisy-lambda run JOB key=value …` does, progress on standard output included; its summary.json.
+
+    `job` is a path or the name of a shipped job; `overrides` are such as "seed=1" or "teacher.lr=0.2". What is done is
+    not done again. UserError: a mistake in the job or its data, in one sentence; the job can be run again. As in the
+    command, the allocator keeps the memory of this process for the next batch. Under torchrun every process calls this,
+    and all but the first get {}.
+    """
+    claim()
+    from pipeline.cluster import torchrun
+    from pipeline.malloc import keep_memory
+
+    keep_memory()
+    if torchrun.follows():
+        torchrun.follow()
+        return {}
+    from pipeline import launch
+    from pipeline.config.load import load_job
+
+    return launch.run(load_job(str(job), overrides))
+
+
+def plan(job: str | Path, *overrides: str) -> list[dict[str, str]]:
+    """The stages of a job in their order, each {"stage", "state", "folder", "what"}. Nothing is written.
+
+    `state` is "done", "will run", "blocked" (`what` says by what) or "not run" (training stops before it); `folder` is
+    "" until the stages before it decide it. UserError: a mistake in the job.
+    """
+    claim()
+    from pipeline.config.load import load_job
+    from pipeline.views import plan_rows
+
+    return plan_rows(load_job(str(job), overrides))
+
+
+# ---- imports -------------------------------------------------------------------------------------------------------
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ELSEWHERE:
+        raise AttributeError(f"module 'noisy_lambda' has no attribute '{name}'")
+    claim()
+    return getattr(importlib.import_module(ELSEWHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Ours(MetaPathFinder):
+    """Finds `models` and `pipeline` beside this file, or where sys.path had them when they were claimed."""
+
+    def __init__(self) -> None:
+        self.path = [str(HOME), *sys.path]
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, self.path) if fullname in OURS else None
+
+
+def claim() -> None:
+    """Have `models` and `pipeline` mean ours from here on; a user's folder of such a name may come first on sys.path.
+
+    Called in each of Ray's workers too, before Ray puts the working directory in front there. ImportError: another
+    package of such a name is in use already.
+    """
+    for name in OURS:
+        module = sys.modules.get(name)
+        found = [Path(path).resolve() for path in getattr(module, "__path__", [])]
+        if module is not None and (HOME / name).is_dir() and HOME / name not in found:
+            raise ImportError(
+                f"noisy_lambda has a package `{name}` of its own, and this process has imported another one, "
+                f"{found[0] if found else module}; use noisy_lambda in a process that does not import that"
+            )
+    if not any(isinstance(finder, _Ours) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Ours())
+
+
+if __name__ in ("__main__", "__mp_main__"):  # python -m noisy_lambda, and the processes that it starts
+    from noisy_lambda import main
+
+    if __name__ == "__main__":
+        sys.exit(main())

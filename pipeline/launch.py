@@ -1,0 +1,64 @@
+"""Runs a job here and shows it on the screen: chooses its cluster and its tracker, and closes both in the end.
+
+The command `run` and `noisy_lambda.run` are this function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import runner
+from pipeline.cluster import torchrun
+from pipeline.cluster.contract import Cluster
+from pipeline.config.settings import Job
+from pipeline.errors import ConfigError
+from pipeline.graph import stages_of
+from pipeline.progress import Screen, console, results_table
+from pipeline.tracking import ui as mlflow_ui
+from pipeline.tracking.contract import NullTracker, Tracker
+
+
+def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
+    """Every stage that is not done; the report's summary. UserError, RemoteError: what stopped it."""
+    out = console()
+    screen = Screen(out, job.output, job.name, [stage.name for stage in stages_of(job)])
+    cluster, tracker = _cluster(job), _tracker(job, screen.warn)
+    try:
+        summary = runner.run(job, cluster, tracker, screen, refreeze=refreeze)
+    finally:
+        tracker.close()
+        cluster.close()
+    out.print()
+    out.print(results_table(summary))
+    out.print(f"\nreport   {summary['report']}", soft_wrap=True)
+    if job.tracking.enabled:
+        out.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)
+    if screen.nothing_ran:
+        out.print("all is done; nothing had to run")
+    return summary
+
+
+def _cluster(job: Job) -> Cluster:
+    if torchrun.launched():
+        if job.cluster not in ("auto", "inline"):
+            raise ConfigError(
+                f"torchrun started this job, whose `cluster` is '{job.cluster}'; start it without torchrun, or set "
+                "cluster: inline to train on torchrun's processes"
+            )
+        return torchrun.Torchrun()
+    if job.cluster == "inline":
+        from pipeline.cluster.inline import Inline
+
+        return Inline()
+    from pipeline.cluster.on_ray import OnRay
+
+    return OnRay(job.cluster)
+
+
+def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:
+    if not job.tracking.enabled:
+        return NullTracker()
+    from pipeline.tracking.to_mlflow import MlflowTracker
+
+    return MlflowTracker(job.output, uri=job.tracking.uri, warn=warn)
