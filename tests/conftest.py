@@ -2,7 +2,8 @@
 
 `make test` runs them in two processes of one thread each (pytest-xdist, `-n 2`); a plain `pytest FILE` runs
 in one, and every test is the same in both. A file is one group, so what a module builds is built once; the files that
-start Ray are one group, and so are those that talk to the S3 server, so each of the two exists in one process at a time.
+start Ray are one group, so are those that talk to the S3 server, and those of the pair of gloo workers: each of the three
+exists in one process.
 The groups that take longest come first (`LONGEST`), or one process would end alone with them.
 """
 
@@ -31,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = {"embedded_ray": "ray", "ray_head": "ray", "S3": "s3"}
+SHARED = {"embedded_ray": "ray", "ray_head": "ray", "S3": "s3", "gloo_pair": "gloo"}
 """Words in a test file, and the group that it belongs to for them."""
 LONGEST = ("ray", "tests/test_pipeline.py")
 

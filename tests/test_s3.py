@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.errors import OutputError
 from pipeline.storage import lock as locks
 from pipeline.storage.lock import lock
-from tests import labelling, small
+from tests import label_stage, small
 from tests.conftest import ROOT, S3
 from tests.data import tars
 from tests.flaky_proxy import Fault
@@ -30,12 +30,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> small.World:
     """A small job with a teacher beside it, its unlabelled shards also on S3, and the rows of a local run."""
     folder = tmp_path_factory.mktemp("s3")
     made = small.make(folder)
-    labelling.make_teacher(folder / "teacher")
+    label_stage.make_teacher(folder / "teacher")
     for number in range(SHARDS):
         name = f"unlabelled-{number:03d}.tar"
         s3.upload(tars.shard(made.shards / name, IMAGES, start=1000 * number), f"world/{name}")
     s3.upload(made.shards / "classes.json", "world/classes.json")
-    labelling.run(str(made.shards), folder / "teacher", str(made.output))
+    label_stage.run(str(made.shards), folder / "teacher", str(made.output))
     return made
 
 
@@ -75,20 +75,20 @@ def requests(seen: list, part: str) -> Counter[str]:
 def test_labels_through_faults_are_those_of_a_local_run(world: small.World, s3: S3, quick: None) -> None:
     output = f"{s3.bucket}/faulty"
     with s3.proxy.faults(share=0.1, seed=3) as seen:
-        result = labelling.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
+        result = label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     assert result.info["images"] == SHARDS * IMAGES and result.info["failed"] == []
-    assert labelling.rows(output) == labelling.rows(str(world.output))
+    assert label_stage.rows(output) == label_stage.rows(str(world.output))
     assert sum(request.fault is not None for request in seen) >= 5
 
 
 def test_a_shard_costs_a_handful_of_requests(world: small.World, s3: S3) -> None:
     output = f"{s3.bucket}/counted"
     with s3.proxy.faults() as seen:
-        labelling.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
+        label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     per_shard = [requests(seen, f"unlabelled-{number:03d}") for number in range(SHARDS)]
     assert all(found["GET"] <= 4 and found["HEAD"] <= 2 and found["PUT"] == 1 for found in per_shard), per_shard
     with s3.proxy.faults() as again:
-        labelling.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
+        label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     assert not requests(again, "unlabelled")["PUT"] and not requests(again, ".tar"), "no finished shard is read again"
     assert sum("list-type" in request.path for request in again) <= 10, "whatever the number of shards"
 
@@ -97,16 +97,16 @@ def test_the_cache_serves_a_second_run(world: small.World, s3: S3, tmp_path: Pat
     settings = f"data.cache={tmp_path / 'cache'}", "data.cache_gb=0.01"
     for output in ("first", "second"):
         with s3.proxy.faults() as seen:
-            labelling.run(f"{s3.bucket}/world", world.job.parent / "teacher", str(tmp_path / output), *settings)
+            label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", str(tmp_path / output), *settings)
         assert requests(seen, ".tar")["GET"] == (SHARDS if output == "first" else 0)
-    assert labelling.rows(str(tmp_path / "second")) == labelling.rows(str(world.output))
+    assert label_stage.rows(str(tmp_path / "second")) == label_stage.rows(str(world.output))
 
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on(world: small.World, s3: S3, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     output, teacher = f"{s3.bucket}/killed", world.job.parent / "teacher"
-    folder = labelling.files(output)
-    command = [sys.executable, "-m", "tests.labelling", f"{s3.bucket}/world", str(teacher), output]
+    folder = label_stage.files(output)
+    command = [sys.executable, "-m", "tests.label_stage", f"{s3.bucket}/world", str(teacher), output]
     with s3.proxy.faults(*[Fault(pause=0.2)] * 100, only=r"GET .*\.tar"):
         driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         while len([name for name in storage.walk(folder) if name.endswith(".parquet")]) < 2:
@@ -117,15 +117,15 @@ def test_a_killed_driver_goes_on(world: small.World, s3: S3, quick: None, monkey
     before = described(folder)
     assert 2 <= len(before) < SHARDS
     with pytest.raises(OutputError, match=r"in use by another run .* if it was killed"):
-        labelling.run(f"{s3.bucket}/world", teacher, output)
+        label_stage.run(f"{s3.bucket}/world", teacher, output)
     monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)
     with s3.proxy.faults(share=0.1, seed=5):
-        labelling.run(f"{s3.bucket}/world", teacher, output)
+        label_stage.run(f"{s3.bucket}/world", teacher, output)
     after = described(folder)
     assert len(after) == SHARDS and {name: after[name] for name in before} == before, (
         "what was finished is not written again"
     )
-    assert labelling.rows(output) == labelling.rows(str(world.output))
+    assert label_stage.rows(output) == label_stage.rows(str(world.output))
     assert not [name for name in storage.walk(output) if ".lock" in name or "tmp" in name]
 
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tars import shard
 
 from pipeline.data import corpus
 from pipeline.data.classes import read_classes, write_classes
 from pipeline.data.shards import find_shards
 from pipeline.errors import DataError
+from tests.data.tars import shard
 
 
 @pytest.fixture

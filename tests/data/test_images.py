@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tars import picture
 
 from pipeline.data import images
 from pipeline.data.images import FORMATS, STATUSES, BadImage, View, decode, load, normalise, to_array
 from pipeline.data.shards import stream
 from pipeline.errors import ConfigError
+from tests.data.tars import picture
 
 
 def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from tars import END, make, member, pax, picture, shard, truncated
 
 from pipeline.data import images, shards, tar
 from pipeline.data.shards import Sample, Scan, find_shards, read_at, read_texts, scan, stream
 from pipeline.errors import DataError
+from tests.data.tars import END, make, member, pax, picture, shard, truncated
 
 
 def both(path: str) -> tuple[Scan, list[bytes]]:

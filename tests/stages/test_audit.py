@@ -168,7 +168,8 @@ def test_shards_for_the_audit_only_are_audited(audited: World) -> None:
     assert files == {"validation/val-000.parquet", "audit_only/checked-000.parquet"}
 
 
-def test_plan_shows_the_audit_and_its_shards(audited: World, tmp_path: Path) -> None:
+def test_plan_shows_the_audit_and_its_shards(audited: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # however long the path of the output is
     words = (audited.job, "data.audit_only=checked-*.tar")
     ran = small.command("plan", *words, f"output={audited.output}")
     assert any(line.split()[:3] == ["audit_only", "checked-*.tar", "1"] for line in ran.out.splitlines()), ran.out

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.train import loop
+from tests.train.pair import Pair
 from tests.train.tiny import make_spec
+
+
+@pytest.fixture(scope="session")
+def gloo_pair() -> Iterator[Pair]:
+    """The two workers of all tests that need two."""
+    pair = Pair()
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(scope="session")

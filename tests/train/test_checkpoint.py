@@ -297,6 +297,7 @@ def die_in_write(folder, moment, how, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "writing", dying)
+        patch.setattr(storage.files, "writing", dying)  # what writes JSON
         save(folder, 10, keep=1)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from pipeline import weights
 from pipeline.cluster.world import World
@@ -31,10 +29,9 @@ def final(folder):
     return weights.read_state(f"{folder}/model.safetensors")
 
 
-def worker(rank: int, port: int, data: Path, folder: Path) -> None:
-    """All that the tests below need from two workers, in one start of them. Ray Train's way: the group is there."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = {
+def worker(rank: int, data: Path, folder: Path) -> dict[str, Any]:
+    """All that the tests below need from two workers. Ray Train's way: the group is there."""
+    found: dict[str, Any] = {
         "five": run(make_spec(data, folder / "five", **SHORT)),
         "parts": run(make_spec(data, folder / "parts", accumulate=2, **SHORT)),
         "back": run(make_spec(data, folder / "back", **DIVERGING)),
@@ -53,19 +50,14 @@ def worker(rank: int, port: int, data: Path, folder: Path) -> None:
         run(make_spec(data, folder / "few", sources=(one,)))
     except ConfigError as error:
         found["few"] = {"error": str(error)}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def two(data, tmp_path_factory):
+def two(data, gloo_pair, tmp_path_factory):
     """(folder of the runs of two workers, what each of the workers returned)"""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, data, folder), nprocs=2)
-    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return folder, gloo_pair.call(worker, data, folder)
 
 
 def test_two_workers_are_one(data, two, tmp_path):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from torch import nn
 
 from pipeline import weights
@@ -60,10 +56,8 @@ def trained(
     return model, updates
 
 
-def worker(rank: int, port: int, data: Path, folder: Path) -> None:
-    """All that the tests below need from two workers, in one start of them."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, data: Path, folder: Path) -> dict[str, object]:
+    """All that the tests below need from two workers."""
     world = World(rank, 2, torch.device("cpu"))
     found: dict[str, object] = {}
 
@@ -126,23 +120,16 @@ def worker(rank: int, port: int, data: Path, folder: Path) -> None:
         run(make_spec(data, folder / "fsdp-then-one", parallel="fsdp", **SHORT))
     except InterruptedError:
         found["died"] = True
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def two(data, tmp_path_factory):
+def two(data, gloo_pair, tmp_path_factory):
     """(folder that two workers filled, what each of them found)"""
     folder = tmp_path_factory.mktemp("two")
     torch.save(parallel.state_of(*trained(ALONE, "ddp")), folder / "one.pt")
     cut_short(data, folder / "one-then-fsdp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Forked, they need not import everything again, which takes longer than the rest; with a GPU torch forbids it.
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(worker, (port, data, folder), nprocs=2, start_method=method)
-    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return folder, gloo_pair.call(worker, data, folder)
 
 
 def cut_short(data: Path, folder: Path) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from tars import picture
 
 from pipeline.data import images, prepare_files
 from pipeline.data.shard_writer import split_shards
 from pipeline.data.shards import read_texts, scan, stream
 from pipeline.errors import ConfigError, DataError
+from tests.data.tars import picture
 
 
 def sums(folder: Path) -> dict[str, str]:

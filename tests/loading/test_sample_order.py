@@ -1,6 +1,6 @@
 """The order of training data: numpy against plain loops, and what training relies on.
 
-Run: pytest tests/data/test_order.py
+Run: pytest tests/loading/test_sample_order.py
 """
 
 from __future__ import annotations

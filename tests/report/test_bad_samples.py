@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.report import bad_samples
 from pipeline.stages import report
-from tests.stages.made_up import fake_run, page_of, png_of, random_images, random_probs
+from tests.report.made_up import fake_run, page_of, png_of, random_images, random_probs
 
 
 def jpeg(side: int = 64) -> bytes:

@@ -1,6 +1,6 @@
 """What is announced is what is read: the shards' side of the order against the order itself.
 
-Run: pytest tests/data/test_upcoming.py
+Run: pytest tests/loading/test_upcoming_shards.py
 """
 
 from __future__ import annotations

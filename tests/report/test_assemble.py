@@ -21,7 +21,7 @@ from pipeline.plan.stage import Result
 from pipeline.report import assemble, plots, samples, style
 from pipeline.stages import report
 from pipeline.tracking import journal
-from tests.stages.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
+from tests.report.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
 
 PICTURES = ("confidence", "classes", "reliability", "threshold", "contact", "dropped")
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.report import page
 from pipeline.report.page import Page, Picture
-from tests.stages.made_up import Parsed, png_of
+from tests.report.made_up import Parsed, png_of
 
 CONTROL = "\x00\x1b[31m\r\n\x85\u202e\u2066\u2028\ud800"
 HOSTILE = f"</code></style>{CONTROL}<script>'\"><img src=x onerror=y> &lt; {{{{ 7 * 7 }}}} {{% endif %}} "

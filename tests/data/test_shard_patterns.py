@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from tars import shard
 
 from pipeline.data import corpus, shard_patterns
 from pipeline.data.shards import find_shards, scan
 from pipeline.errors import DataError
 from tests import small
+from tests.data.tars import shard
 
 
 @pytest.fixture

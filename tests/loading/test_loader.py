@@ -1,6 +1,6 @@
 """Batches from real tar shards, index files, label files and selections.
 
-Run: pytest tests/data/test_loader.py
+Run: pytest tests/loading/test_loader.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The label stage alone, in this process or one of its own: `python -m tests.labelling SHARDS TEACHER OUTPUT`."""
+"""The label stage alone, in this process or one of its own: `python -m tests.label_stage SHARDS TEACHER OUTPUT`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The training view: a pure function of image, settings and seed that leaves every generator alone.
 
-Run: pytest tests/data/test_augment.py
+Run: pytest tests/augment/test_view.py
 """
 
 from __future__ import annotations
