@@ -2,8 +2,8 @@
 
 `make test` runs them in two processes of one thread each (pytest-xdist, `-n 2`); a plain `pytest FILE` runs
 in one, and every test is the same in both. A file is one group, so what a module builds is built once; the files that
-start Ray are one group, so are those that talk to the S3 server, and those of the pair of gloo workers: each of the three
-exists in one process.
+start Ray are one group, so are those that talk to the S3 server, and those of the pair of gloo workers: each of the
+three exists in one process.
 The groups that take longest come first (`LONGEST`), or one process would end alone with them.
 """
 

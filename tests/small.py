@@ -73,8 +73,8 @@ class World:
 
 
 def make(folder: Path, **changes: Any) -> World:
-    """One labelled, validation and test shard, two unlabelled ones, and a job of a teacher and one student of two steps;
-    `changes` replace settings at the top of the job."""
+    """One labelled, validation and test shard, two unlabelled ones, and a job of a teacher and one student of two
+    steps; `changes` replace settings at the top of the job."""
     shards = folder / "shards"
     tars.shard(shards / "labelled-000.tar", 6, labels=[0, 1, 2, 0, 1, 2])
     tars.shard(shards / "val-000.tar", 3, labels=[0, 1, 2], start=100)
@@ -99,7 +99,8 @@ def make(folder: Path, **changes: Any) -> World:
 
 
 def copy(world: World, folder: Path, until: str = "") -> World:
-    """The same shards, job and output in another folder, as if they had been made there: the same bytes and time stamps.
+    """The same shards, job and output in another folder, as if they had been made there: the same bytes and time
+    stamps.
     `until`: without the folders of the stages after this one."""
     shutil.copytree(world.shards, folder / "shards")
     shutil.copytree(world.output, folder / "out")

@@ -1,5 +1,5 @@
-"""A user's mistakes: each ends in one sentence and exit status 2, leaves nothing half-written, and once it is mended the
-same command goes on. Bad images are counted, named and skipped."""
+"""A user's mistakes: each ends in one sentence and exit status 2, leaves nothing half-written, and once it is mended
+the same command goes on. Bad images are counted, named and skipped."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def goes_on(world: World, *settings: str) -> Ran:
     return ran
 
 
-# ---- where the shards are ---------------------------------------------------------------------------------------------
+# ---- where the shards are ----------------------------------------------------------------------------------
 
 
 def test_a_pattern_that_matches_nothing(world: World) -> None:
@@ -120,7 +120,7 @@ def test_no_class_list(teacher: World) -> None:
     goes_on(teacher)
 
 
-# ---- what is in them ----------------------------------------------------------------------------------------------------
+# ---- what is in them ---------------------------------------------------------------------------------------
 
 
 def text_file(content: bytes) -> bytes:
@@ -262,7 +262,7 @@ def test_a_shard_that_is_tested_on_and_trained_on(teacher: World) -> None:
     goes_on(teacher)
 
 
-# ---- models and checkpoints ---------------------------------------------------------------------------------------------
+# ---- models and checkpoints --------------------------------------------------------------------------------
 
 
 IMPOSSIBLE_MODELS = [
@@ -326,7 +326,7 @@ def test_a_selection_that_keeps_nothing(world: World) -> None:
     assert ran.out.count("done before") == 3
 
 
-# ---- labels that are not this run's, and training that cannot go on ------------------------------------------------------
+# ---- labels that are not this run's, and training that cannot go on ----------------------------------------
 
 
 def test_a_step_that_needs_more_pseudo_labelled_images_than_were_selected(world: World) -> None:
@@ -402,7 +402,7 @@ def test_a_learning_rate_that_diverges(teacher: World) -> None:
     goes_on(teacher)
 
 
-# ---- where the output goes ------------------------------------------------------------------------------------------------
+# ---- where the output goes ---------------------------------------------------------------------------------
 
 
 def test_an_output_that_cannot_be_written(teacher: World, tmp_path: Path) -> None:
@@ -431,7 +431,7 @@ def test_a_relative_output_where_ray_unpacked_the_job(
     goes_on(teacher)
 
 
-# ---- in a process of its own ----------------------------------------------------------------------------------------------
+# ---- in a process of its own -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

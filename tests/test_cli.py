@@ -95,7 +95,7 @@ def test_the_docs_show_every_command() -> None:
     assert not missing
 
 
-# ---- exit status --------------------------------------------------------------------------------------------------------
+# ---- exit status -------------------------------------------------------------------------------------------
 
 
 def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
@@ -107,7 +107,8 @@ def test_a_mistake_on_the_command_line_is_status_2(tmp_path: Path) -> None:
         assert ran.status == 2
         assert (
             ran.err
-            == f"error: there is no job file {tmp_path}/none.yaml; name a file, or one of the shipped jobs that `noisy-lambda jobs` lists\n"
+            == f"error: there is no job file {tmp_path}/none.yaml; name a file, or one of the shipped jobs that "
+            "`noisy-lambda jobs` lists\n"
         )
     assert command("export", tmp_path).status == 2
 
@@ -150,7 +151,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     assert world.run("generations=[]").status == 0
 
 
-# ---- commands that only look ---------------------------------------------------------------------------------------------
+# ---- commands that only look -------------------------------------------------------------------------------
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -190,7 +191,7 @@ def test_clean_deletes_only_with_yes(finished: World) -> None:
     assert "all is done" in finished.run("generations[0].student.lr=0.02").out
 
 
-# ---- prepare -------------------------------------------------------------------------------------------------------------
+# ---- prepare -----------------------------------------------------------------------------------------------
 
 
 def keys(folder: Path, pattern: str) -> list[str]:
@@ -254,7 +255,7 @@ def test_prepare_of_nothing_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# ---- export ---------------------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
 
 
 def test_export_prints_what_it_wrote(worlds: small.Store, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_export_that_differs_writes_nothing(stage: Path, tmp_path: Path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-# ---- what cannot be loaded -------------------------------------------------------------------------------------------------
+# ---- what cannot be loaded ---------------------------------------------------------------------------------
 
 
 def edit_card(stage: Path, **changes: object) -> None:

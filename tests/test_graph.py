@@ -1,4 +1,4 @@
-"""Stages as records: a new one touches its own file and a line of the graph; formats rise without undoing what is done."""
+"""Stages as records: a new one touches its file and a line of the graph; a format rises and undoes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.small import World
 HEAVY = ("torch", "timm", "torchvision", "ray", "mlflow", "matplotlib", "pyarrow", "numpy")
 
 
-# ---- what would be the file of a new stage --------------------------------------------------------------------------------
+# ---- what would be the file of a new stage -----------------------------------------------------------------
 
 
 def count(context: Context) -> Result:
@@ -61,7 +61,7 @@ def with_letters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -51,8 +51,16 @@ def test_git_keeps_the_execute_bit() -> None:
 def test_no_folder_is_needed_on_the_path(tmp_path: Path) -> None:
     """`plan` answers for the paper-scale job without its data."""
     env = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pipeline", "plan", "jobs/imagenet.yaml", f"data.root={tmp_path}",
-               f"data.unlabelled={tmp_path}/**/*.tar", f"output={tmp_path}/out"]  # fmt: skip
+    command = [
+        str(ROOT / ".venv" / "bin" / "python"),
+        "-m",
+        "pipeline",
+        "plan",
+        "jobs/imagenet.yaml",
+        f"data.root={tmp_path}",
+        f"data.unlabelled={tmp_path}/**/*.tar",
+        f"output={tmp_path}/out",
+    ]
     import sys
 
     command[0] = sys.executable

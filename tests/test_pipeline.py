@@ -104,8 +104,10 @@ def test_a_rerun_does_nothing_and_imports_nothing_heavy(
     before = {
         path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name in ("done.json", "model.safetensors")
     }
-    code = ("import sys; from pipeline.cli import main; status = main(sys.argv[1:]);"
-            "heavy = {'torch', 'ray', 'mlflow', 'timm'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)")  # fmt: skip
+    code = (
+        "import sys; from pipeline.cli import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'ray', 'mlflow', 'timm'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)"
+    )
     words = [sys.executable, "-c", code, "run", str(job), f"output={output}"]
     done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -132,7 +134,8 @@ def test_a_changed_student_redoes_itself_and_what_follows(finished: Finished, tm
 
 
 def test_kill_9_in_every_stage_changes_nothing(finished: Finished, tmp_path: Path) -> None:
-    """One run, killed in the teacher, in labelling, in selection and in the student, ends bitwise like the undisturbed one."""
+    """One run, killed in the teacher, in labelling, in selection and in the student, ends bitwise like the undisturbed
+    one."""
     job, undisturbed, _ = finished
     output = tmp_path / "out"
     marks = ["gen0-teacher-*/checkpoints/step-*/manifest.json", "gen1-label-*/*.parquet", "gen1-select-*/*.parquet",

@@ -138,7 +138,7 @@ def test_processes_that_write_shards(world: World, script: Path, form: list[str]
     assert len(list((folder / "shards2").glob("*.tar"))) == 2
 
 
-# ---- python -m pipeline, and import noisy_lambda ------------------------------------------------------------------------
+# ---- python -m pipeline, and import noisy_lambda -----------------------------------------------------------
 
 
 def test_python_m_pipeline_says_what_is_in_the_way(tmp_path: Path) -> None:

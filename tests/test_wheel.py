@@ -125,7 +125,8 @@ def test_an_editable_installation_finds_the_folders_of_its_checkout(tmp_path: Pa
     [wheel] = site.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import json, site, sys; [site.addsitedir(path) for path in sys.argv[1:]]; import noisy_lambda, pipeline.config.shipped as s;"
+        "import json, site, sys; [site.addsitedir(path) for path in sys.argv[1:]]; import noisy_lambda, "
+        "pipeline.config.shipped as s;"
         "print(json.dumps([str(s.folder('conf')), str(s.folder('jobs')), noisy_lambda.plan('smoke')[0]['stage']]))"
     )
     command = [sys.executable, "-S", "-c", code, str(site), sysconfig.get_path("purelib")]
@@ -135,7 +136,7 @@ def test_an_editable_installation_finds_the_folders_of_its_checkout(tmp_path: Pa
     assert json.loads(found.stdout) == [str(checkout / "conf"), str(checkout / "jobs"), "prepare"]
 
 
-# ---- which file a name means ------------------------------------------------------------------------------------------
+# ---- which file a name means -------------------------------------------------------------------------------
 
 
 def test_a_job_is_the_path_as_written_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,8 @@ def test_an_unknown_job_is_one_sentence_with_the_nearest(tmp_path: Path, monkeyp
     ran = small.command("plan", "noisy_studnet")
     assert (ran.status, ran.err) == (
         2,
-        "error: there is no job file noisy_studnet; did you mean noisy_student? name a file, or one of the shipped jobs that "
+        "error: there is no job file noisy_studnet; did you mean noisy_student? name a file, or one of the shipped "
+        "jobs that "
         "`noisy-lambda jobs` lists\n",
     )
     assert (

@@ -73,7 +73,8 @@ FORKS.set_forkserver_preload(["tests.imported"])
 
 
 def start(job: Path, *settings: str, err: Path | str = os.devnull) -> BaseProcess:
-    """`python -m pipeline run JOB SETTINGS`, begun in a process and a process group of its own; standard error to a file."""
+    """`python -m pipeline run JOB SETTINGS`, begun in a process and a process group of its own; standard error to a
+    file."""
     process = FORKS.Process(target=_run, args=(["run", str(job), *settings], dict(os.environ), str(err)))
     process.start()
     return process

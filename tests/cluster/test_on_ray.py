@@ -105,7 +105,8 @@ def test_two_training_workers_form_a_group_and_go_on_after_a_kill(embedded_ray: 
 def test_a_lost_worker_that_ends_rays_controller_is_a_restart_too(
     embedded_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen where a machine went just after the worker group had grown; only luck makes Ray do it, so its answer is given."""
+    """Seen where a machine went just after the worker group had grown; only luck makes Ray do it, so its answer is
+    given."""
     from ray.exceptions import ActorUnavailableError
     from ray.train import ControllerError
     from ray.train.torch import TorchTrainer
@@ -150,8 +151,13 @@ def run_python(code: str, cwd: str | Path = ROOT, **env: str) -> subprocess.Comp
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env={**clean, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True, timeout=120, check=False, cwd=cwd,
-    )  # fmt: skip
+        env={**clean, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+    )
 
 
 def test_several_training_processes_on_one_gpu_are_refused(embedded_ray: Any, tmp_path: Path) -> None:

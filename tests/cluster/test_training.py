@@ -103,7 +103,8 @@ def head() -> Iterator[Head]:
 
 @contextlib.contextmanager
 def driver(head: Head, loop: str, folder: Path, patience: float = 180.0, **resources: Any) -> Iterator[Popen[str]]:
-    """`fit` in a process of its own, for a process that was in one Ray cannot be in another: they differ in their settings.
+    """`fit` in a process of its own, for a process that was in one Ray cannot be in another: they differ in their
+    settings.
 
     It prints the result, or the sentence of an error.
     """
@@ -119,7 +120,8 @@ def driver(head: Head, loop: str, folder: Path, patience: float = 180.0, **resou
         training.RESIZE_SECONDS = 5.0
         cluster = OnRay(address, patience=float(patience))
         try:
-            found = cluster.fit(getattr(units, loop), folder, resources=Resources(**json.loads(resources)), folder=folder)
+            found = cluster.fit(getattr(units, loop), folder, resources=Resources(**json.loads(resources)),
+            folder=folder)
         except ClusterError as error:
             found = str(error)
         finally:

@@ -124,7 +124,8 @@ def loop(spec: Training) -> dict[str, Any]:
 
 
 def train_and_die(spec: Any) -> dict[str, Any]:
-    """The real training loop; its last worker is killed with -9 at step 7, once, when the checkpoint of step 6 is there."""
+    """The real training loop; its last worker is killed with -9 at step 7, once, when the checkpoint of step 6 is
+    there."""
     import torch.distributed as dist
 
     from pipeline.train.loop import run

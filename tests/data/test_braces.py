@@ -81,7 +81,7 @@ def test_as_many_names_as_are_allowed() -> None:
     assert (len(names), names[0], names[-1]) == (1_000_000, "000/000", "999/999")
 
 
-# ---- random patterns --------------------------------------------------------------------------------------------------
+# ---- random patterns ---------------------------------------------------------------------------------------
 
 
 def expand_innermost_first(pattern: str) -> list[str]:

@@ -210,7 +210,8 @@ def test_signed_urls_keep_their_query_out_of_names(tmp_path: Path) -> None:
     ],
 )
 def test_the_stamp_of_a_shard_is_what_it_was_when_it_was_indexed(driver: str, told: dict[str, Any], stamp: str) -> None:
-    """As `driver` tells of a file: stamps are part of what `index` is known by, so another one reads all shards again."""
+    """As `driver` tells of a file: stamps are part of what `index` is known by, so another one reads all shards
+    again."""
     info = {"name": "x/000.tar", "size": 10240, "type": "file", **told}
     assert shard_patterns._entry(info) == shard_patterns.Entry(10240, stamp, False)
 

@@ -1,4 +1,4 @@
-"""The labelling worker: every sample one row, whatever is wrong with it; rows that depend on shard and teacher alone."""
+"""The labelling worker: every sample has one row, whatever is wrong with it, of shard and teacher alone."""
 
 import functools
 import gc
@@ -325,7 +325,8 @@ def test_running_ahead_raises_what_went_wrong_and_leaves_no_thread(where: str) -
 
 
 class Small(Colours):
-    """A device whose memory holds `room` images: real errors of torch, as a GPU's allocator and the CPU's raise them."""
+    """A device whose memory holds `room` images: real errors of torch, as a GPU's allocator and the CPU's raise
+    them."""
 
     def __init__(self, room: int, kind: str) -> None:
         super().__init__()

@@ -23,7 +23,8 @@ from pipeline.augment.view import Augment
 from pipeline.data import label_files
 from pipeline.errors import DataError
 from pipeline.loading import loader
-from pipeline.loading.loader import SoftTargets, TrainingData, TrainingShard, TrainingSource, batches
+from pipeline.loading.loader import TrainingData, TrainingShard, TrainingSource, batches
+from pipeline.loading.targets import SoftTargets
 from pipeline.train.loss import batch_loss, cross_entropy, weigh
 
 CLASSES = 4

@@ -20,9 +20,10 @@ from pipeline.augment.view import Augment
 from pipeline.data import label_files
 from pipeline.errors import ConfigError, DataError
 from pipeline.loading import loader, prefetch
-from pipeline.loading.loader import SoftTargets, TrainingShard, TrainingSource, batches
+from pipeline.loading.loader import TrainingShard, TrainingSource, batches
 from pipeline.loading.prefetch import Feed, Fill
 from pipeline.loading.sample_order import share
+from pipeline.loading.targets import SoftTargets
 from pipeline.loading.training_rows import load_rows
 from pipeline.storage import node_cache as caches
 from pipeline.storage.node_cache import Cache
@@ -47,9 +48,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> TrainingSource:
 def uploaded(local: TrainingSource, s3: S3) -> TrainingSource:
     """The same tars on S3; the index files stay where they are."""
     shards = (
-        dataclasses.replace(shard, path=s3.upload(shard.path, f"fill/{Path(shard.path).name}"), size=Path(shard.path).stat().st_size)
+        dataclasses.replace(
+            shard, path=s3.upload(shard.path, f"fill/{Path(shard.path).name}"), size=Path(shard.path).stat().st_size
+        )
         for shard in local.shards
-    )  # fmt: skip
+    )
     return dataclasses.replace(local, shards=tuple(shards))
 
 
@@ -171,7 +174,13 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> TrainingShard:
     """A tar of 18 MiB, of which a selection keeps three small images: two side by side, one far away."""
     folder = tmp_path_factory.mktemp("sparse")
     noise = np.random.default_rng(0).bytes(9 * MIB)
-    members = [("a.png", tars.picture(1)), ("b.png", tars.picture(2)), ("big0.jpg", noise), ("big1.jpg", noise), ("c.png", tars.picture(3))]  # fmt: skip
+    members = [
+        ("a.png", tars.picture(1)),
+        ("b.png", tars.picture(2)),
+        ("big0.jpg", noise),
+        ("big1.jpg", noise),
+        ("c.png", tars.picture(3)),
+    ]
     path = tars.make(folder / "sparse.tar", members)
     ends = np.cumsum([512 + -(-len(data) // 512) * 512 for _, data in members])
     columns = {

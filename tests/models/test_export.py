@@ -1,4 +1,4 @@
-"""Members leave torch: one graph for every batch size, checked with onnxruntime; three of them here, all in test-slow."""
+"""Members leave torch: one graph for every batch size, checked with onnxruntime; three here, all in test-slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes memory, never a result: loss, gradients and running statistics are bit for bit the same."""
+"""Gradient checkpointing changes memory, never a result: loss, gradients, running statistics are the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up runs for the report: real shards, label files, audits, selections and journals; only the models are invented."""
+"""Made-up runs for the report: real shards, label files, audits, selections and journals, invented models."""
 
 from __future__ import annotations
 

@@ -163,7 +163,8 @@ def test_report_in_an_object_store(tmp_path: Path) -> None:
 
 
 def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
-    """Against sorting all kept and all other rows; confidences repeat, so that ties matter; no image stands on both sides."""
+    """Against sorting all kept and all other rows; confidences repeat, so that ties matter; no image stands on both
+    sides."""
     pictures = [random_images(80, 1), random_images(80, 2), random_images(9, 3)]
     probs = [[np.round(random_probs(len(p), 3, n), 1) for n, p in enumerate(pictures)]]
     context = fake_run(
@@ -259,7 +260,7 @@ def test_models_that_are_equal_can_be_drawn() -> None:
         assert Image.open(io.BytesIO(draw([model, twin]))).size == (1040, 700)
 
 
-# ---- the audit ------------------------------------------------------------------------------------------------------------
+# ---- the audit ---------------------------------------------------------------------------------------------
 
 
 def test_the_audit_is_told_in_a_sentence_and_in_numbers(finished: tuple[Context, Result]) -> None:

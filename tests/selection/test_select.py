@@ -162,7 +162,8 @@ def read_back(folder: Path, names: Iterable[str]) -> dict[str, dict[int, int]]:
 
 @pytest.fixture(params=[(1 << 20, 1 << 21), (1 << 20, 0), (64, 0), (64, 40)])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is, where all rows are gathered at once; never gathered; with few counters, and none or some gathered late."""
+    """As it is, where all rows are gathered at once; never gathered; with few counters, and none or some gathered
+    late."""
     monkeypatch.setattr(radix, "BINS", request.param[0])
     monkeypatch.setattr(radix, "GATHERED", request.param[1])
     monkeypatch.setattr(candidates, "BUFFERED", 300)

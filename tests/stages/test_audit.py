@@ -1,4 +1,4 @@
-"""The audit stage in a whole small run: its figures against the files themselves, calibration, and what it keeps apart."""
+"""The audit stage in a whole small run: its figures against the files, calibration, and what it keeps apart."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_bad_validation_images_are_no_part_of_it(tmp_path: Path) -> None:
     assert found["images"] == 4 and found["bad"] == {}
 
 
-# ---- shards that only the audit sees -------------------------------------------------------------------------------------
+# ---- shards that only the audit sees -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_an_unlabelled_image_for_the_audit_is_named(tmp_path: Path) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-# ---- what is computed -----------------------------------------------------------------------------------------------------
+# ---- what is computed --------------------------------------------------------------------------------------
 
 
 def test_classes_may_have_thresholds_of_their_own() -> None:

@@ -23,7 +23,10 @@ def sentence() -> str:
         weights.parameter_count(weights.build_model("lambda_resnet_tiny", 3, overrides))
         for overrides in ({**SMALL, "widths": [8, 8, 16]}, SMALL)
     )
-    return f"gen1-student has {student:,} parameters, its teacher {teacher:,}: Noisy Student wants a student at least as large"
+    return (
+        f"gen1-student has {student:,} parameters, its teacher {teacher:,}: Noisy Student wants a student at least as "
+        "large"
+    )
 
 
 def test_plan_names_a_smaller_student(world: World) -> None:

@@ -1,4 +1,5 @@
-"""Label and selection files are a public product: other programs read them, with the very lines of docs/label_files.md."""
+"""Label and selection files are a public product: other programs read them, with the very lines of
+docs/label_files.md."""
 
 from __future__ import annotations
 

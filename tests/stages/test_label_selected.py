@@ -18,8 +18,8 @@ from tests.small import World
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A finished run of two generations, of which the first kept one image of each class at most; shard 2 holds copies of a
-    validation image, of which none can be kept, and shard 3 is no tar."""
+    """A finished run of two generations, of which the first kept one image of each class at most; shard 2 holds copies
+    of a validation image, of which none can be kept, and shard 3 is no tar."""
     generations = [{"student": {}}, {"student": {}, "label": {"corpus": "selected"}, "select": {"top_fraction": 1.0}}]
     world = small.make(
         tmp_path_factory.mktemp("selected"), generations=generations, select={"threshold": 0.0, "top_fraction": 0.3}
@@ -86,7 +86,8 @@ def test_a_file_says_which_selection_it_follows_and_fits_no_other(world: World) 
 
 
 def test_a_shard_of_which_nothing_was_kept_is_not_read(world: World) -> None:
-    """Its rows come from the label file of the generation before: they are there though the tar holds nothing but zeros."""
+    """Its rows come from the label file of the generation before: they are there though the tar holds nothing but
+    zeros."""
     folder, shard = world.folder("gen2-label"), world.shards / "unlabelled-002.tar"
     path = folder / "unlabelled-002.parquet"
     rows, stamp, data = parquet_files.read_table(str(path)), shard.stat().st_mtime_ns, shard.read_bytes()

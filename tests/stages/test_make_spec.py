@@ -55,7 +55,8 @@ def test_the_loop_gets_the_settings_as_they_are(context: Context) -> None:
 
 
 def test_a_fine_tune_is_a_training_without_noise(context: Context) -> None:
-    """Of its own settings all, of those before it what says how the work is carried out, and the model as it was left."""
+    """Of its own settings all, of those before it what says how the work is carried out, and the model as it was
+    left."""
     noisy = Train(
         model="m", mixup=0.5, dropout=0.5, clip=1.0, rollbacks=3, segments=3, window=2, precision="float32", keep=7
     )
@@ -161,8 +162,16 @@ def test_noise_that_a_later_student_cannot_have_is_refused_before_the_teacher_tr
 
 
 def test_the_training_view_is_what_the_settings_say() -> None:
-    noise = Train(model="m", resolution=32, augment="rand-m9-n1-p1", augment_ops=["Rotate"], crop_scale=[0.5, 1.0], flip=0.0,
-                  affine=Affine(degrees=3.0), mean=[0.1, 0.2, 0.3])  # fmt: skip
+    noise = Train(
+        model="m",
+        resolution=32,
+        augment="rand-m9-n1-p1",
+        augment_ops=["Rotate"],
+        crop_scale=[0.5, 1.0],
+        flip=0.0,
+        affine=Affine(degrees=3.0),
+        mean=[0.1, 0.2, 0.3],
+    )
     view = augment_of(noise)
     assert (view.size, view.policy, view.ops, view.scale, view.flip) == (
         32,

@@ -20,7 +20,29 @@ from pipeline.report import costs_on_paper, known_accuracy, measured_plot
 from pipeline.report.known_accuracy import PUBLISHED, accuracy_of, published
 from tests.small import Ran, command
 
-COLUMNS = ["name", "model", "size", "overrides", "family", "parameters", "flops", "top1", "accuracy_source", "inference_batch", "inference_images_per_second", "inference_peak_bytes", "training_batch", "training_images_per_second", "training_peak_bytes", "latency_ms", "problem", "device", "dtype", "compile", "versions"]  # fmt: skip
+COLUMNS = [
+    "name",
+    "model",
+    "size",
+    "overrides",
+    "family",
+    "parameters",
+    "flops",
+    "top1",
+    "accuracy_source",
+    "inference_batch",
+    "inference_images_per_second",
+    "inference_peak_bytes",
+    "training_batch",
+    "training_images_per_second",
+    "training_peak_bytes",
+    "latency_ms",
+    "problem",
+    "device",
+    "dtype",
+    "compile",
+    "versions",
+]
 MODELS = ["lambda_resnet_tiny@16", {"model": "timm/test_resnet", "size": 32, "label": "timm's $mallest | one"}]
 
 
@@ -132,17 +154,23 @@ def test_what_does_not_fit_in_memory_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "wanted"),
     [
-        (["lambda_resnet_tiny@16", "lambda_resnet_51@16"], ["measure.models[1]", "lambda_resnet_51", "lambda_resnet_50"]),
+        (
+            ["lambda_resnet_tiny@16", "lambda_resnet_51@16"],
+            ["measure.models[1]", "lambda_resnet_51", "lambda_resnet_50"],
+        ),
         (["timm/test_resnett@32"], ["measure.models[0]", "timm has no model", "test_resnet"]),
         (["lambda_resnet_tiny"], ["measure.models[0] is 'lambda_resnet_tiny'", "model@size"]),
         ([{"model": "lambda_resnet_tiny"}], ["measure.models[0].size is not set"]),
         ([{"modle": "lambda_resnet_tiny", "size": 16}], ["measure.models[0].modle", "'model'"]),
         (["lambda_resnet_tiny@2"], ["measure.models[0].size is 2", "between 4 and 4096"]),
-        ([{"model": "lambda_resnet_tiny", "size": 16, "overrides": {"q": 1}}], ["measure.models[0]", "no model setting 'q'"]),
+        (
+            [{"model": "lambda_resnet_tiny", "size": 16, "overrides": {"q": 1}}],
+            ["measure.models[0]", "no model setting 'q'"],
+        ),
         (["timm/test_vit@100"], ["measure.models[0]", "does not take images of 100 × 100 pixels", "another size"]),
         (["lambda_resnet_tiny@16"] * 2, ["measure.models[0] and [1]", "lambda_resnet_tiny@16", "label"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_list_is_one_clear_sentence(tmp_path: Path, models: list[Any], wanted: list[str]) -> None:
     ran = command("run", write_job(tmp_path, models=models), f"output={tmp_path / 'out'}")
     assert ran.status == 2
@@ -251,9 +279,17 @@ def test_families(model: str, family: str) -> None:
 
 def test_the_plot_takes_what_is_known() -> None:
     row = {
-        "name": "a", "model": "m", "size": 8, "family": "f", "top1": 80.0, "inference_images_per_second": 5.0, "training_images_per_second": 1.0,
-        "device": "CPU", "dtype": "float32", "compile": "eager",
-    }  # fmt: skip
+        "name": "a",
+        "model": "m",
+        "size": 8,
+        "family": "f",
+        "top1": 80.0,
+        "inference_images_per_second": 5.0,
+        "training_images_per_second": 1.0,
+        "device": "CPU",
+        "dtype": "float32",
+        "compile": "eager",
+    }
     assert measured_plot.pareto([row | {"top1": None}, row | {"inference_images_per_second": None}]) is None
     one = measured_plot.pareto([row, row | {"top1": None}])
     two = measured_plot.pareto([row, row | {"name": "b", "top1": 81.0, "training_images_per_second": None}])

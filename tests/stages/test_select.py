@@ -1,4 +1,4 @@
-"""What the selection stage adds to the selection: names of classes, and how far the labels are from the labelled images."""
+"""What the selection stage adds to the selection: names of classes, and how far the labels are from the data."""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def test_a_student_that_starts_from_its_teacher(worlds: small.Store, tmp_path: P
 
 
 def test_several_teachers_are_averaged(timm_teacher: World, tmp_path: Path) -> None:
-    """One folder with all of them in it; labels are the mean of their probabilities, and another list another teacher."""
+    """One folder with all of them in it; labels are the mean of their probabilities, and another list another
+    teacher."""
     first = timm_teacher.folder("gen0-teacher")
     other = small.make(tmp_path)
     settings = [f"data.root={timm_teacher.shards}", "generations=[]"]

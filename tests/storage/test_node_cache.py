@@ -25,7 +25,8 @@ import sys
 from pipeline.storage.node_cache import Cache
 folder, limit, *urls = sys.argv[1:]
 for url in urls:
-    print(hash_of := __import__("hashlib").sha256(Cache(folder, int(limit)).open_read(url).read()).hexdigest(), flush=True)
+    print(hash_of := __import__("hashlib").sha256(Cache(folder, int(limit)).open_read(url).read()).hexdigest(),
+    flush=True)
 """
 KIB = 1 << 10
 

@@ -22,7 +22,10 @@ from tests.train.tiny import make_spec
 
 SIDE, PAPER = 32, "rand-m15-mmax15-n2-p1"
 MOVING = [name for name in auto_augment._RAND_TRANSFORMS if name.startswith(("Shear", "Translate", "Rotate"))]
-IN_PLACE = sorted({*auto_augment._RAND_TRANSFORMS, *auto_augment._RAND_INCREASING_TRANSFORMS, "PosterizeOriginal", "Desaturate"} - {*MOVING})  # fmt: skip
+IN_PLACE = sorted(
+    {*auto_augment._RAND_TRANSFORMS, *auto_augment._RAND_INCREASING_TRANSFORMS, "PosterizeOriginal", "Desaturate"}
+    - {*MOVING}
+)
 
 
 def pictures(count=24):

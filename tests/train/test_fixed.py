@@ -1,4 +1,4 @@
-"""Fine-tuning head and last norm: the rest of the network stays as it is, to the bit, and sees images as validation does."""
+"""Fine-tuning head and last norm: the rest stays as it is, to the bit, and sees images as validation does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pipeline.augment.view import Augment
 from pipeline.data import images
 from pipeline.data.images import View
 from pipeline.errors import ConfigError
-from pipeline.loading.loader import SoftTargets, batches
+from pipeline.loading.loader import batches
+from pipeline.loading.targets import SoftTargets
 from pipeline.train import loop
 from pipeline.train.freeze import ROLES, roles_of, train_only
 from pipeline.train.loop import run
@@ -57,9 +58,19 @@ def spec_of(data, folder, before, **changes):
     """Eight steps at twice the resolution, on the labelled images alone."""
     plain = make_spec(data, folder)
     changes = {
-        "model": MODEL, "overrides": {}, "init": before, "only": ROLES, "sources": plain.sources[:1], "resolution": 16, "crop": 0.8,
-        "steps": 8, "checkpoint_every": 4, "lr": 0.1, "ema": 0.5, **changes,
-    }  # fmt: skip
+        "model": MODEL,
+        "overrides": {},
+        "init": before,
+        "only": ROLES,
+        "sources": plain.sources[:1],
+        "resolution": 16,
+        "crop": 0.8,
+        "steps": 8,
+        "checkpoint_every": 4,
+        "lr": 0.1,
+        "ema": 0.5,
+        **changes,
+    }
     return change(plain, **changes)
 
 

@@ -163,7 +163,8 @@ def test_a_step_without_room_says_what_to_do_and_what_is_kept(data, tmp_path, mo
         patch.setattr(loop, "update", full)
         run(spec)
     assert str(caught.value) == (
-        f"step 4 does not fit into the memory of cpu, with 7 images at once; raise `accumulate` (now 2){again}, or lower "
+        f"step 4 does not fit into the memory of cpu, with 7 images at once; raise `accumulate` (now 2){again}, or "
+        "lower "
         f"`batch` (the last good checkpoint is {tmp_path}/checkpoints/step-000002)"
     )
     assert run(tiny.change(spec, accumulate=3))["step"] == 4

@@ -95,7 +95,8 @@ def test_lamb_moves_each_layer_by_a_share_of_its_own_norm(network, weight_decay,
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_fused_optimizer_goes_on_from_the_state_of_another_one(network, name):
-    """The weights lie in channels-last order, a state from a file in another one; it may come from an unfused optimizer."""
+    """The weights lie in channels-last order, a state from a file in another one; it may come from an unfused
+    optimizer."""
     network = network.to(memory_format=torch.channels_last)
     plain = copy.deepcopy(network)
     optimizers = [create_optimizer(n, name, weight_decay=0.1, momentum=0.9) for n in (network, plain)]

@@ -1,4 +1,4 @@
-"""However often a run is stopped, and whatever number of workers goes on, it trains on the same images to the same weights."""
+"""However often a run is stopped, and whoever goes on, it trains on the same images to the same weights."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_two_workers_killed_in_the_middle_come_to_the_same_weights(data, tmp_pat
     "workers, parallel, loading, saved", [(1, "ddp", 0, 7), (2, "ddp", 0, 7), (2, "ddp", 2, 7), (2, "fsdp", 1, 8)]
 )
 def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, workers, parallel, loading, saved):
-    """Alone and under torchrun, which passes it on to all processes; another number of workers goes on from there. FSDP's
-    agree at a record."""
+    """Alone and under torchrun, which passes it on to all processes; another number of workers goes on from there.
+    FSDP's agree at a record."""
     changes = SAVING | {"checkpoint_every": 0, "parallel": parallel, "workers": loading, "log_every": 4}
     stopped = execute(command(data, tmp_path, changes, "--terminate", 6, workers=workers))
     assert stopped.returncode != 0

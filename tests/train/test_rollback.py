@@ -1,5 +1,5 @@
-"""A learning rate that diverges: it is named, or the run goes back and lowers it. The divergence is a real one: weight decay
-times rate grows until every update overshoots, and the weights with it, until they overflow."""
+"""A learning rate that diverges: it is named, or the run goes back and lowers it. The divergence is a real one: weight
+decay times rate grows until every update overshoots, and the weights with it, until they overflow."""
 
 from __future__ import annotations
 
