@@ -36,7 +36,7 @@ PICTURE = ROOT / "docs" / "report.png"
 WIDTH, HEIGHT = 1240, 1330  # down to the learning curves
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MARK = "<!-- the demo's output: docs/make_report_picture.py writes it -->\n"
-SHOWN = ("gen0-teacher", "gen1-label", "gen1-select", "gen1-student")
+SHOWN = ("gen0-teacher", "gen1-label", "gen1-student")
 """The stages whose lines the README has room for."""
 
 

@@ -25,8 +25,7 @@ if __name__ == "__main__":
     if folder := in_the_way():
         print(
             f"error: {folder} would be imported in place of noisy-lambda's own package `models`; call `noisy-lambda` "
-            "in place of "
-            "`python -m pipeline`, or work in another folder",
+            "in place of `python -m pipeline`, or work in another folder",
             file=sys.stderr,
         )
         sys.exit(2)
