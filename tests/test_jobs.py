@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from pipeline.config.load import load_job
 from pipeline.graph import stages_of
+from tests.small import command
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -48,24 +48,13 @@ def test_git_keeps_the_execute_bit() -> None:
     assert all(line.startswith("100755") for line in listed.splitlines() if line.endswith(".yaml")), listed
 
 
-def test_no_folder_is_needed_on_the_path(tmp_path: Path) -> None:
+def test_no_folder_is_needed_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan` answers for the paper-scale job without its data."""
-    env = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    command = [
-        str(ROOT / ".venv" / "bin" / "python"),
-        "-m",
-        "pipeline",
-        "plan",
-        "jobs/imagenet.yaml",
-        f"data.root={tmp_path}",
-        f"data.unlabelled={tmp_path}/**/*.tar",
-        f"output={tmp_path}/out",
-    ]
-    import sys
-
-    command[0] = sys.executable
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "gen2-student" in done.stdout
-    assert "no shard matches" in " ".join(done.stdout.split())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    data = (f"data.root={tmp_path}", f"data.unlabelled={tmp_path}/**/*.tar")
+    planned = command("plan", ROOT / "jobs" / "imagenet.yaml", *data, f"output={tmp_path}/out")
+    assert (planned.status, planned.err) == (0, "")
+    assert "gen2-student" in planned.out
+    assert "no shard matches" in " ".join(planned.out.split())
     assert not (tmp_path / "out").exists()

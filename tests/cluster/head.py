@@ -81,9 +81,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End the head and every process below it (jobs and workers too), by their ids."""
     with contextlib.suppress(psutil.NoSuchProcess):
         tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for signum in (signal.SIGTERM, signal.SIGKILL):
+        for signum, patience in ((signal.SIGTERM, 1), (signal.SIGKILL, 5)):  # some of them take no SIGTERM
             for each in tree:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.send_signal(signum)
-            psutil.wait_procs(tree, timeout=5)
+            psutil.wait_procs(tree, timeout=patience)
     process.wait(timeout=10)

@@ -78,16 +78,24 @@ def compiles() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-@pytest.mark.skipif(not compiles(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(
-    "name", ["fourier", *(pytest.param(n, marks=pytest.mark.slow) for n in ORDERS if n != "fourier")]
-)
+BACKENDS = [
+    "aot_eager",  # our part of it: one graph, forward and backward
+    pytest.param(
+        "inductor",  # and its code in C++, which takes most of a minute to be compiled
+        marks=[pytest.mark.slow, pytest.mark.skipif(not compiles(), reason="Inductor needs a C++ compiler")],
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2, 5, 5), (2, 2, 2, 1, 3, 3)])  # query_first meets keys in another way
-def test_compiled_orders_agree(name, shape):
+def test_compiled_orders_agree(shape, name, backend):
     tensors = inputs(shape)
     expected = with_gradients(written_out(tensors, *shape[1:3]), tensors)
     torch._dynamo.reset()
-    found = with_gradients(torch.compile(ORDERS[name].apply, fullgraph=True)(*tensors, *shape[1:3]), tensors)
+    compiled = torch.compile(ORDERS[name].apply, fullgraph=True, backend=backend)
+    found = with_gradients(compiled(*tensors, *shape[1:3]), tensors)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 

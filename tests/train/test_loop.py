@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from pipeline.loading.loader import batches
 from pipeline.tracking import journal
 from pipeline.train import checkpoint, loop, start, update
 from pipeline.train.loop import run
+from tests.tiny import FORKS
 from tests.train import tiny
 from tests.train.tiny import die_at, difference, make_spec, without_noise
 
@@ -78,11 +76,17 @@ def test_the_journal_says_what_an_epoch_is_and_how_far_the_run_is(undisturbed):
     assert "loss" not in records[-1]  # or a tracker would mix it with that of training
 
 
+def run_and_die(data: Path, folder: Path) -> None:
+    """In a process of its own: kill -9 at step 13, once the checkpoint before it is there."""
+    die_at(13, once=folder / "checkpoints" / "step-000010" / "manifest.json")
+    run(make_spec(data, folder))
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(data, undisturbed, tmp_path):
-    command = [sys.executable, str(Path(__file__).with_name("run_tiny.py")), str(data), str(tmp_path), "{}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([*command, "13"], env=env, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = FORKS.Process(target=run_and_die, args=(data, tmp_path))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert checkpoint.latest(str(tmp_path)).step == 10
     result = run(make_spec(data, tmp_path))
     assert result == checkpoint.read_result(str(undisturbed))
