@@ -12,7 +12,7 @@ from tests import small
 
 
 def test_no_url_in_job_yaml_keeps_its_password(tmp_path: Path) -> None:
-    world = small.make(tmp_path, generations=[])
+    world = small.make(tmp_path)
     secret = "http://me:hunter2@tracking.example/path?token=hunter2"
     assert world.run(f"tracking.uri={secret}").status == 0
     written = (world.output / "job.yaml").read_text()

@@ -131,7 +131,7 @@ def test_several_teachers_are_averaged(timm_teacher: World, tmp_path: Path) -> N
     second = other.folder("gen0-teacher")
     world = small.make(tmp_path / "both")
     named = [f"data.root={timm_teacher.shards}", f"teacher.checkpoint=[{first},{second}]"]
-    ran = world.run(*named, "generations=[]")
+    ran = world.run(*named)
     assert (ran.status, ran.err) == (0, ""), ran
     assert f"the mean of timm/test_resnet from {first}, lambda_resnet_tiny from {second}" in ran.out
     averaged, card = weights.load_model(str(world.folder("gen0-teacher")))
@@ -140,8 +140,7 @@ def test_several_teachers_are_averaged(timm_teacher: World, tmp_path: Path) -> N
         expected = sum(weights.load_model(str(path))[0](images).softmax(1) for path in (first, second)) / 2
         torch.testing.assert_close(averaged(images).softmax(1), expected)
     assert card.architecture == "ensemble" and card.size == 32
-    assert "all is done" in world.run(*named, "generations=[]").out
-    labels_alone(world, *named)
+    assert "all is done" in world.run(*named).out
     labels_alone(world, named[0], f"teacher.checkpoint=[{first},{first}]")
     assert len(list(world.output.glob("gen1-label-*/done.json"))) == 2
 
