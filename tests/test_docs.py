@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import shlex
@@ -106,6 +107,22 @@ def test_modules_that_the_docs_start_are_there() -> None:
         for module in re.findall(r"python -m ((?:benchmarks|models|pipeline)[\w.]*)", page.read_text()):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: {module}"
+
+
+def test_imports_in_code_that_is_text_find_what_they_name() -> None:
+    """Code that a test hands to another process, which fails late and far away."""
+    imports = r"^ *from ((?:pipeline|models)[\w.]*) import ([\w, ]+)$"
+    found = [
+        (path.name, module, name.split(" as ")[0].strip())
+        for folder in ("tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for module, names in re.findall(imports, path.read_text(), re.MULTILINE)
+        for name in names.split(",")
+    ]
+    assert len(found) > 300
+    for file, module, name in found:
+        known = hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}")
+        assert known, f"{file}: from {module} import {name}"
 
 
 # ---- figures stand in docs/results.md ----------------------------------------------------------------------

@@ -110,14 +110,14 @@ def driver(head: Head, loop: str, folder: Path, patience: float = 180.0, **resou
     """
     code = """
         import json, sys
-        from pipeline.cluster import training
+        from pipeline.cluster import ray_train
         from pipeline.cluster.contract import Resources
         from pipeline.cluster.on_ray import OnRay
         from pipeline.errors import ClusterError
         from tests.cluster import units
 
         address, loop, folder, patience, resources = sys.argv[1:]
-        training.RESIZE_SECONDS = 5.0
+        ray_train.RESIZE_SECONDS = 5.0
         cluster = OnRay(address, patience=float(patience))
         try:
             found = cluster.fit(getattr(units, loop), folder, resources=Resources(**json.loads(resources)),
