@@ -125,8 +125,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_job(job: Job) -> None:
-    text = job_file.WRITTEN + job_file.dump(_redacted(to_plain(job)))
-    storage.write_bytes(storage.join(job.output, JOB), text.encode())
+    storage.write_bytes(storage.join(job.output, JOB), job_file.dump(_redacted(to_plain(job))).encode())
 
 
 def _redacted(value: Any) -> Any:

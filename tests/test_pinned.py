@@ -114,6 +114,16 @@ def test_a_run_folder_of_0_1_0_is_done(old_run: Path) -> None:
     assert ran.out.count("done before") == 13
 
 
+def test_the_job_yaml_of_0_1_0_can_be_run(old_run: Path) -> None:
+    """It spells out what its bases set, settings without effect included."""
+    job = old_run / "out" / "job.yaml"
+    idle = job.read_text().replace("  momentum: 0.9\n", "  momentum: 0.8\n")
+    assert "optimizer: adamw" in idle and idle != job.read_text()
+    job.write_text(idle)
+    planned = small.command("plan", job, f"data.root={old_run / 'shards'}", f"output={old_run / 'out'}")
+    assert planned.status == 0, planned.err
+
+
 def test_a_run_folder_of_0_1_0_is_continued(old_run: Path) -> None:
     """What is left is done from what is there, under the names that 0.1.0 would have given."""
     out = old_run / "out"

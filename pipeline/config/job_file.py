@@ -17,7 +17,6 @@ from typing import Any
 from pipeline.config import shipped
 from pipeline.errors import ConfigError
 
-WRITTEN = "# Every setting of a run, those of its bases included; written by noisy-lambda.\n"  # how job.yaml begins
 LEADING_ZERO = "leading zero"
 NUMBERS = {
     LEADING_ZERO: (r"[-+]?0[0-9_]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", "-+0"),
@@ -36,9 +35,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_own(path: Path) -> dict[str, Any]:
-    """What the file itself says, without its bases; nothing of a job.yaml, which spells out every setting of a run."""
-    text = shipped.job_path(path).read_text(encoding="utf-8")
-    return {} if text.startswith(WRITTEN) else _without_bases(parse(text) or {})
+    """What the file itself says, without its bases."""
+    return _without_bases(parse(shipped.job_path(path).read_text(encoding="utf-8")) or {})
 
 
 def _without_bases(tree: Any) -> Any:

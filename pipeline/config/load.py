@@ -26,6 +26,9 @@ from pipeline.config.settings_train import Finetune, Train
 from pipeline.errors import ConfigError
 
 RAY_CACHE = "runtime_resources/working_dir_files"
+# What every job.yaml of a run has at its top, since 0.1.0.
+SPELLED_OUT = {"name", "output", "seed", "cluster", "workers", "prepare", "data", "teacher", "generations", "min_gain"}
+SPELLED_OUT |= {"finetune", "evaluate", "measure", "tracking"}
 SHARED: dict[str, type] = {"student": Train, "label": Label, "select": Select}  # job-level defaults of every generation
 
 
@@ -113,8 +116,10 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
 
 
 def _said(path: str, overrides: Sequence[str]) -> set[str]:
-    """Names of the settings that the job file itself or the command line has."""
-    said = names_in(job_file.read_own(Path(path)))
+    """Names of the settings that the job file itself or the command line has; of a run's job.yaml, which spells out
+    every setting, none."""
+    own = job_file.read_own(Path(path))
+    said = set() if own.keys() >= SPELLED_OUT else names_in(own)
     for item in overrides:
         key, _, text = item.partition("=")
         said |= names_in(job_file.parse(text), key.strip())

@@ -323,7 +323,7 @@ def test_a_base_is_only_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "teacher.momentum is 0.5, which has no effect" in caplog.text and "a base of the job sets it" in caplog.text
     # job.yaml of the run spells it out, and can be run again.
     written = tmp_path / "written.yaml"
-    written.write_text(job_file.WRITTEN + yaml.safe_dump(settings.to_plain(loaded)))
+    written.write_text(yaml.safe_dump(settings.to_plain(loaded)))
     assert load_job(str(written)) == loaded
     with pytest.raises(ConfigError, match=r"teacher\.rollback_factor is 0\.1"):
         load_job(str(written), ["teacher.rollback_factor=0.1"])
