@@ -123,8 +123,8 @@ def legend(args: argparse.Namespace) -> str:
     lines = [
         "cl: channels-last was its better format. k=16, h=4, scope 23, except the global context, which is the same"
         " function at sides 7 and 9 and sees (and computes) more at the others.",
-        f"N× the fastest: over {args.slower:g}×, left out after single calls. needs N GiB: over {args.max_gib:g} GiB "
-        "for"
+        f"N× the fastest: over {args.slower:g}×, left out after single calls. "
+        f"needs N GiB: over {args.max_gib:g} GiB for"
         f" {TEMPORARIES} copies of the n × m × k embeddings, not run.",
     ]
     if peers.missing():

@@ -228,9 +228,8 @@ def prepare(args: argparse.Namespace) -> int:
         if args.what == "digits":
             from pipeline.data.prepare_digits import digits
 
-            counts = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)[
-                "images"
-            ]
+            made = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)
+            counts = made["images"]
         else:
             counts = _prepare_files(args, progress)
     print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {args.out}")

@@ -126,8 +126,8 @@ def save_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
         raise
     except OSError as error:
         raise OutputError(
-            f"cannot write {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room there and run "
-            "again"
+            f"cannot write {storage.redact(path)}: {(error.strerror or str(error)).lower()}; "
+            "make room there and run again"
         ) from error
 
 

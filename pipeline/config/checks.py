@@ -61,8 +61,8 @@ def check_checkpoint(job: Job, path: str) -> None:
     several = named if isinstance(named, list) else [named]
     if named is not None and not (several and all(isinstance(one, str) and one for one in several)):
         raise ConfigError(
-            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder or a .safetensors file, or a list of "
-            "them"
+            f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder "
+            "or a .safetensors file, or a list of them"
         )
 
 
@@ -107,8 +107,8 @@ def check_training(settings: Train, where: str, path: str) -> None:
             )
     if where == "teacher" and settings.init == "teacher":
         raise ConfigError(
-            f"{path}: teacher.init is 'teacher', but only students have a teacher; `teacher.checkpoint` takes weights "
-            "over"
+            f"{path}: teacher.init is 'teacher', but only students have a "
+            "teacher; `teacher.checkpoint` takes weights over"
         )
 
 

@@ -126,8 +126,8 @@ def _read(path: Path, trail: list[Path]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"cannot read the job file {path}: {error.strerror}; name a file, or one of those that `noisy-lambda jobs` "
-            "lists"
+            f"cannot read the job file {path}: {error.strerror}; name a file, or "
+            "one of those that `noisy-lambda jobs` lists"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error.reason}); save it as UTF-8") from error

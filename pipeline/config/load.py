@@ -101,8 +101,8 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         )
     if job.data.cache and "://" in job.data.cache:
         raise ConfigError(
-            f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on each node's own disk, so name a local "
-            "folder"
+            f"{path}: data.cache is '{job.data.cache}'; copies of shards lie on "
+            "each node's own disk, so name a local folder"
         )
     for number, generation in enumerate(job.generations):
         checks.check_training(generation.student, f"generations[{number}].student", path)

@@ -55,9 +55,8 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
                 hashes.append(label_files.image_hash(data))
         if reader.damage:
             raise DataError(
-                f"the {source} shard {shard.name} is damaged ({reader.damage}); labelled shards must be whole: write "
-                "it "
-                "again"
+                f"the {source} shard {shard.name} is damaged ({reader.damage}); "
+                "labelled shards must be whole: write it again"
             )
         found = read_labels(shard, good, classes, cache)
         table = pa.table({

@@ -52,8 +52,8 @@ def folder(
     inside = [Path(path).relative_to(directory).parts for path in paths]
     if loose := [path for path, parts in zip(paths, inside, strict=True) if len(parts) == 1]:
         raise DataError(
-            f"{loose[0]} lies in no class sub-folder of {directory}; move it into one, or prepare the folder as "
-            "unlabelled"
+            f"{loose[0]} lies in no class sub-folder of {directory}; move it "
+            "into one, or prepare the folder as unlabelled"
         )
     names = agree_on_classes(out, sorted({parts[0] for parts in inside}))
     index = {name: number for number, name in enumerate(names)}

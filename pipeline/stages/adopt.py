@@ -94,8 +94,8 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
         if card.view() != first.view():
             raise WeightsError(
                 f"teacher.checkpoint {storage.redact(source)} looks at images as {_shown(card)}, and "
-                f"{storage.redact(sources[0])} as {_shown(first)}; teachers that are averaged must look at the same "
-                "pixels"
+                f"{storage.redact(sources[0])} as {_shown(first)}; teachers that "
+                "are averaged must look at the same pixels"
             )
     members = [{"architecture": card.architecture, "overrides": dict(card.overrides)} for card, _ in found]
     card = dataclasses.replace(first, architecture=weights.ENSEMBLE, overrides={"members": members})

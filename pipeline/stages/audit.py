@@ -64,8 +64,8 @@ def run(context: Context) -> Result:
     if generation.label.calibrate and temperature in (calibration.COOLEST, calibration.HOTTEST):
         context.warn(
             f"{context.stage.name}: no temperature between {calibration.COOLEST} and {calibration.HOTTEST} calibrates "
-            f"the teacher on {found['images']} images; {temperature} is used, look at the reliability diagram in the "
-            "report"
+            f"the teacher on {found['images']} images; {temperature} is used, "
+            "look at the reliability diagram in the report"
         )
     metrics = {name: float(found[name]) for name in NUMBERS if found[name] is not None}
     return Result({"line": line_of(found), "temperature": temperature}, metrics=metrics, artifacts=[AUDIT])

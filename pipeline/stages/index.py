@@ -78,8 +78,7 @@ def run(context: Context) -> Result:
     shuffle_quality.write_class_counts(context.folder, [found.classes_of[name] for name in found.rows["labelled"]])
     line = ", ".join(f"{number:,} {source}" for source, number in found.counts.items())
     line += f", {found.bad.total():,} bad" if found.bad else ""
-    # What a source holds, whatever its shards' time stamps: the identity that training, selection and evaluation depend
-    # on.
+    # What a source holds, whatever its shards' time stamps: what training, selection and evaluation depend on.
     content = {source: _digest(sorted(digests.items())) for source, digests in found.digests.items()}
     info = {
         "counts": found.counts,

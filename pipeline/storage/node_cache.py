@@ -181,8 +181,7 @@ def _locked(half: Path) -> Iterator[IO[bytes]]:
     while True:
         with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock may have given the file its final name, or deleted it: then it is not this one any
-            # more.
+            # Whoever held the lock may have given the file its final name, or deleted it: this is another one then.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(half.stat(), os.fstat(file.fileno())):
                     file.truncate(0)

@@ -259,8 +259,8 @@ def _best(folder: str, step: int) -> dict[str, torch.Tensor]:
         return checkpoint.load(folder, step).ema
     except WeightsError as error:
         raise WeightsError(
-            f"{error}, and it held the best weights; delete {storage.redact(folder)} to train again, or set `weights: "
-            "last`"
+            f"{error}, and it held the best weights; delete "
+            f"{storage.redact(folder)} to train again, or set `weights: last`"
         ) from error
 
 
