@@ -17,8 +17,8 @@ from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
 from pipeline.errors import ConfigError, UserError
 from pipeline.labelling.label_progress import shares
 from pipeline.plan import early_stop
-from pipeline.plan.corpora import Corpora, set_source
-from pipeline.plan.inputs import audited_of, training_of
+from pipeline.plan.corpora import Corpora, audited_of, sources_of
+from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
@@ -91,11 +91,8 @@ def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
 def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
     corpora = Corpora(job, done, write=False)
     table = _table("", "source", "pattern", "shards", "GiB")
-    sources = ["labelled", "unlabelled", "audit_only", "validation", "test", *map(set_source, job.evaluate.sets)]
-    for source in sources:
-        pattern = corpora.pattern(source)
-        if not pattern or (source in ("unlabelled", "audit_only") and not job.generations):
-            continue
+    for source in sources_of(job):
+        pattern = corpora.pattern(source) or ""
         try:
             shards = corpora[source].shards
             table.add_row(source, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")

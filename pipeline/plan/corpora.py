@@ -34,6 +34,29 @@ def setting_of(source: str) -> str:
     return source if source.startswith(SET) else f"data.{source}"
 
 
+def indexed_of(job: Job) -> tuple[str, ...]:
+    """The sources whose labels are known, which `index` reads."""
+    return ("labelled", *held_out_of(job))
+
+
+def held_out_of(job: Job) -> tuple[str, ...]:
+    """Those of them that nothing may be trained on."""
+    return ("validation", "test", "audit_only") if job.generations and job.data.audit_only else ("validation", "test")
+
+
+def audited_of(job: Job) -> tuple[str, ...]:
+    """Those on which the labelling is audited: the test images are for the end."""
+    return tuple(source for source in held_out_of(job) if source != "test")
+
+
+def sources_of(job: Job) -> tuple[str, ...]:
+    """All that some stage looks up; a job that measures has none."""
+    if job.measure.models:
+        return ()
+    unlabelled = ("unlabelled",) if job.generations else ()
+    return ("labelled", *unlabelled, *held_out_of(job), *map(set_source, job.evaluate.sets))
+
+
 class Corpora:
     """The job's shards and classes by source, looked up when first asked for; `done`: what is finished by then, among
     it the data that `prepare` writes. `write=False` (for `plan`) freezes nothing. `changes` gets a sentence for each
@@ -68,6 +91,11 @@ class Corpora:
             self.changes += frozen.changes
             self._found[source] = frozen
         return self._found[source]
+
+    def check(self) -> None:
+        """A mistake in a pattern shall not wait until the stage that needs it, behind hours of training. DataError."""
+        for source in sources_of(self.job) if self.root else ():
+            self[source]
 
     def pattern(self, source: str) -> str | None:
         """What the job has for a source."""

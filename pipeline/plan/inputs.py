@@ -67,21 +67,6 @@ def training_of(job: Job, stage: Stage) -> Train:
     return job.generations[stage.generation - 1].student if stage.generation else job.teacher
 
 
-def indexed_of(job: Job) -> tuple[str, ...]:
-    """The sources whose labels are known, which `index` reads."""
-    return ("labelled", *held_out_of(job))
-
-
-def held_out_of(job: Job) -> tuple[str, ...]:
-    """Those of them that nothing may be trained on."""
-    return ("validation", "test", "audit_only") if job.generations and job.data.audit_only else ("validation", "test")
-
-
-def audited_of(job: Job) -> tuple[str, ...]:
-    """Those on which the labelling is audited: the test images are for the end."""
-    return tuple(source for source in held_out_of(job) if source != "test")
-
-
 def checkpoint_sha256(source: str) -> str | dict[str, str]:
     """Identity of an entry of `teacher.checkpoint`. WeightsError: there is nothing."""
     path, card = adopted_files(source)

@@ -20,7 +20,8 @@ from pipeline.data.classes import by_number
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
-from pipeline.plan.inputs import Inputs, audited_of
+from pipeline.plan.corpora import audited_of
+from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import AUDIT, Result
 from pipeline.stages.label import make_spec

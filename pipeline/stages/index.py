@@ -21,8 +21,8 @@ from pipeline import storage
 from pipeline.data.classes import by_number
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
-from pipeline.plan.corpora import setting_of
-from pipeline.plan.inputs import Inputs, indexed_of
+from pipeline.plan.corpora import indexed_of, setting_of
+from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import SHARDS, Result
 from pipeline.tracking.journal import Journal
@@ -66,8 +66,6 @@ class Indexed:
 def run(context: Context) -> Result:
     from pipeline.loading import shuffle_quality
 
-    if context.job.generations:
-        context.corpora["unlabelled"]  # a mistake in its pattern shall not wait until the teacher is trained
     for number, generation in enumerate(context.job.generations):
         by_number(generation.select.thresholds, context.corpora.classes, f"generations[{number}].select.thresholds")
     with context.journal() as log:

@@ -15,7 +15,8 @@ from pipeline.config.fields import identity_of
 from pipeline.data.classes import by_number
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
-from pipeline.plan.inputs import Inputs, held_out_of
+from pipeline.plan.corpora import held_out_of
+from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import SELECTION, Result
 

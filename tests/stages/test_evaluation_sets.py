@@ -79,3 +79,13 @@ def test_a_shard_that_was_touched_is_tested_again(world: World) -> None:
 def test_mistakes_in_sets_are_one_sentence(world: World, setting: str, said: str) -> None:
     ran = world.run(f"evaluate.sets={setting}")
     assert ran.status == 2 and said in ran.err and ran.err.count("\n") == 1, ran
+
+
+def test_a_pattern_that_matches_nothing_does_not_wait_for_evaluate(worlds: small.Store, tmp_path: Path) -> None:
+    """Whatever is done already: neither the first stage that runs, nor a later one, begins."""
+    nothing = "evaluate.sets={none: 'nothing-*.tar'}"
+    for until in ("gen1-select", "index"):
+        finished = worlds.finished(tmp_path / until, until)
+        done = finished.done()
+        ran = finished.run(nothing)
+        assert ran.status == 2 and "no shard matches nothing-*.tar" in ran.err and finished.done() == done
