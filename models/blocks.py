@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.batch_norm import BatchNorm2d
+
 
 def conv_bn(
     channels: int, out: int, kernel: int, *, stride: int = 1, act: bool = True, gamma: float = 1.0
 ) -> nn.Sequential:
     """Convolution without bias ("same" padding), batch norm that starts at scale gamma and, if `act`, ReLU."""
     conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-    norm = nn.BatchNorm2d(out)
-    nn.init.constant_(norm.weight, gamma)
+    norm = BatchNorm2d(out, gamma=gamma)
     return nn.Sequential(conv, norm, nn.ReLU()) if act else nn.Sequential(conv, norm)
 
 
@@ -116,7 +117,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.reduce = conv_bn(channels, width, 1)
-        self.mix = nn.Sequential(mix, nn.BatchNorm2d(width), nn.ReLU())
+        self.mix = nn.Sequential(mix, BatchNorm2d(width), nn.ReLU())
         self.expand = conv_bn(width, out, 1, act=False, gamma=0.0)
         self.se = SqueezeExcite(out) if se else nn.Identity()
         self.drop = StochasticDepth(drop)

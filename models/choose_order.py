@@ -17,11 +17,15 @@ k=16, h=4, r=23, in ms:
 
 from __future__ import annotations
 
+import torch
+
 from models.contraction import ORDERS
 from models.order import Workload
 
 EXPORT_BATCH = 16
 """The batch that a choice assumes where it must not read the true one, as under export."""
+ANY_SIDE = "conv"
+"""The order whose graph holds for every height and width; those of the others hold for one."""
 
 
 def orders(dense: bool = False) -> list[str]:
@@ -30,5 +34,13 @@ def orders(dense: bool = False) -> list[str]:
 
 
 def choose_order(workload: Workload, dense: bool = False) -> str:
-    """The name of the order with the least estimated cost, among those that `orders(dense)` lists."""
-    return min(orders(dense), key=lambda name: ORDERS[name].cost(workload))
+    """The name of the order with the least estimated cost, among those that `orders(dense)` lists; where torch.export
+    was told that height or width are dynamic, the one whose graph then exists."""
+    if not dense and (isinstance(workload.height, torch.SymInt) or isinstance(workload.width, torch.SymInt)):
+        return ANY_SIDE
+    names = orders(dense)
+    best, least = names[0], ORDERS[names[0]].cost(workload)
+    for name in names[1:]:  # no min(…, key=…): torch.compile reads none of sizes that it has seen to change
+        if (cost := ORDERS[name].cost(workload)) < least:
+            best, least = name, cost
+    return best

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.fourier import fourier, fourier_cost
-from models.order import Order, Workload, weighted
+from models.order import Order, Workload, others_differentiate, weighted
 
 
 def position_embeddings(
@@ -64,9 +64,10 @@ def lambda_first(
 ) -> Tensor:
     """Builds every query's lambda in one matrix product over the batch, then applies it. Returns y_BNHV."""
     e_NKJ = position_embeddings(table_YXKU, height, width, mask_NM, place_N)
-    n, k, j = e_NKJ.shape
-    v_JBV = v_BJV.flip(1).transpose(0, 1).reshape(j, -1)
-    p_BNKV = (e_NKJ.flatten(0, 1) @ v_JBV).view(n, k, -1, v_BJV.shape[2]).permute(2, 0, 1, 3)
+    n, k = e_NKJ.shape[:2]
+    v_JBV = v_BJV.flip(1).transpose(0, 1)
+    p_NKBV = (e_NKJ.flatten(0, 1) @ v_JBV.flatten(1)).view(n, k, *v_JBV.shape[1:])
+    p_BNKV = p_NKBV.permute(2, 0, 1, 3)
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
@@ -78,9 +79,10 @@ def lambda_first_cost(w: Workload) -> float:
 def conv(q_BNHK: Tensor, keys_BJK: Tensor | None, v_BJV: Tensor, table_YXKU: Tensor, height: int, width: int) -> Tensor:
     """Builds position lambdas as a convolution of every value channel with the table as kernel. Returns y_BNHV."""
     rows, columns, k, u = table_YXKU.shape
-    maps = v_BJV.unflatten(1, (height, width, u)).permute(0, 4, 3, 1, 2).reshape(-1, u, height, width)
+    maps = v_BJV.unflatten(1, (height, width, u)).permute(0, 4, 3, 1, 2).flatten(0, 1)
     p = F.conv2d(maps, table_YXKU.permute(2, 3, 0, 1), padding=(rows // 2, columns // 2))  # [(B V), K, height, width]
-    p_BNKV = p.view(-1, v_BJV.shape[2], k, height * width).permute(0, 3, 2, 1)
+    p_BVKN = p.view(*v_BJV.shape[::2], k, height * width)
+    p_BNKV = p_BVKN.permute(0, 3, 2, 1)
     return q_BNHK @ (p_BNKV if keys_BJK is None else p_BNKV + (keys_BJK.mT @ v_BJV).unsqueeze(1))
 
 
@@ -107,11 +109,13 @@ def query_first(
     c_BKV = None
     if keys_BJK is not None and heads * n * j > (j + heads * n) * v:  # on small maps keys are cheaper in the map
         c_BKV, keys_BJK = keys_BJK.mT @ v_BJV, None
-    # Compilers and exporters see plain products and derive their own backward.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
-    y_BNHV: Tensor = ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
-    return y_BNHV
+    y_BQV: Tensor
+    if others_differentiate() or not torch.is_grad_enabled():
+        y_BQV = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)[0]
+    else:
+        y_BQV = ApplyMap.apply(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+    # Not inside the Function: nobody may write to what it gives if that is a view.
+    return y_BQV.view(y_BQV.shape[0], n, heads, v)
 
 
 def query_first_cost(w: Workload) -> float:
@@ -122,23 +126,24 @@ def query_first_cost(w: Workload) -> float:
 def apply_map(
     q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns y_BNHV, and the map and the queries in the layout [N, H, B, …].
+    """Returns y_BQV, Q = (N H), and the map and the queries in the layout [N, H, B, …].
 
     In that layout one product per query writes the map and one per image reads it, both with plain strides. Any other
     layout transposes the map, the largest tensor of all, between the two.
     """
-    batch, n, heads, k = q_BNHK.shape
+    batch, _, heads, _ = q_BNHK.shape
     q_NHBK = q_BNHK.permute(1, 2, 0, 3).contiguous()
-    a_NHBJ = torch.bmm(q_NHBK.view(n, -1, k), e_NKJ).view(n, heads, batch, -1)
-    a_BQJ = a_NHBJ.flatten(0, 1).transpose(0, 1)  # Q = (N H)
+    a_NHBJ = torch.bmm(q_NHBK.flatten(1, 2), e_NKJ).unflatten(1, (heads, batch))
+    a_BQJ = a_NHBJ.flatten(0, 1).transpose(0, 1)
+    q_BQK = q_BNHK.flatten(1, 2)
     if keys_BJK is not None:
-        add = torch.baddbmm if torch.compiler.is_compiling() else torch.Tensor.baddbmm_  # exporters write to no view
-        a_BQJ = add(a_BQJ, q_BNHK.reshape(batch, -1, k), keys_BJK.mT)
+        add = torch.baddbmm if others_differentiate() else torch.Tensor.baddbmm_  # exporters write to no view
+        a_BQJ = add(a_BQJ, q_BQK, keys_BJK.mT)
     if c_BKV is None:
         y_BQV = torch.bmm(a_BQJ, v_BJV)
     else:
-        y_BQV = torch.bmm(q_BNHK.reshape(batch, -1, k), c_BKV).baddbmm_(a_BQJ, v_BJV)
-    return y_BQV.view(batch, n, heads, -1), a_NHBJ, q_NHBK
+        y_BQV = torch.bmm(q_BQK, c_BKV).baddbmm_(a_BQJ, v_BJV)
+    return y_BQV, a_NHBJ, q_NHBK
 
 
 class ApplyMap(torch.autograd.Function):
@@ -148,28 +153,28 @@ class ApplyMap(torch.autograd.Function):
     def forward(
         ctx: Any, q_BNHK: Tensor, c_BKV: Tensor | None, keys_BJK: Tensor | None, v_BJV: Tensor, e_NKJ: Tensor
     ) -> Tensor:
-        y_BNHV, a_NHBJ, q_NHBK = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
+        y_BQV, a_NHBJ, q_NHBK = apply_map(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ)
         ctx.save_for_backward(q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK)
-        return y_BNHV
+        return y_BQV
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy_BQV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, c_BKV, keys_BJK, v_BJV, e_NKJ, a_NHBJ, q_NHBK = ctx.saved_tensors
-        n, heads, batch, k = q_NHBK.shape
-        dy_BQV = dy_BNHV.reshape(batch, n * heads, -1)
+        heads, batch = q_NHBK.shape[1:3]
+        q_BQK = q_BNHK.flatten(1, 2)
         dv_BJV = torch.bmm(a_NHBJ.flatten(0, 1).permute(1, 2, 0), dy_BQV)
         da_NHBJ = torch.empty_like(a_NHBJ)
         da_BQJ = da_NHBJ.flatten(0, 1).transpose(0, 1).baddbmm_(dy_BQV, v_BJV.mT, beta=0)
         da_NRJ = da_NHBJ.flatten(1, 2)  # R = (H B)
         de_NKJ = torch.bmm(q_NHBK.flatten(1, 2).mT, da_NRJ)
-        dq_BNHK = torch.bmm(da_NRJ, e_NKJ.mT).view(n, heads, batch, k).permute(2, 0, 1, 3)
+        dq_BNHK = torch.bmm(da_NRJ, e_NKJ.mT).unflatten(1, (heads, batch)).permute(2, 0, 1, 3)
         dc_BKV = dkeys_BJK = None
         if c_BKV is not None:
-            dc_BKV = torch.bmm(q_BNHK.reshape(batch, -1, k).mT, dy_BQV)
+            dc_BKV = torch.bmm(q_BQK.mT, dy_BQV)
             dq_BNHK = torch.bmm(dy_BQV, c_BKV.mT).view_as(q_BNHK).add_(dq_BNHK)
         if keys_BJK is not None:
-            dkeys_BJK = torch.bmm(da_BQJ.mT, q_BNHK.reshape(batch, -1, k))
+            dkeys_BJK = torch.bmm(da_BQJ.mT, q_BQK)
             dq_BNHK = torch.bmm(da_BQJ, keys_BJK).view_as(q_BNHK).add_(dq_BNHK)
         return dq_BNHK, dc_BKV, dkeys_BJK, dv_BJV, de_NKJ
 

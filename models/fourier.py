@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.order import Workload, weighted
+from models.order import Workload, others_differentiate, weighted
 
 TILE = 8
 """The approximate number of columns of a tile. Wider tiles waste less context, narrower ones make thin products; widths
@@ -44,14 +44,16 @@ def fourier(
     columns = tile_width(width)
     matrix_FCE = toeplitz(table_YXKU, of_table, columns)
     c_BKV = None if keys_BJK is None else keys_BJK.mT @ v_BJV
-    # Compilers and exporters see plain products over the whole batch; accelerators prefer few large ones.
-    if torch.compiler.is_compiling() or v_BJV.device.type != "cpu":
+    if others_differentiate() or v_BJV.device.type != "cpu":  # accelerators prefer few large products
         return _whole_batch(q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns)
     tensors = (q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis)
+    y_BYXHV: Tensor
     if torch.is_grad_enabled():
-        y: Tensor = ApplyByImage.apply(*tensors, width, columns)
-        return y
-    return apply_by_image(*tensors, width, columns, keep=False)[0]
+        y_BYXHV = ApplyByImage.apply(*tensors, width, columns)
+    else:
+        y_BYXHV = apply_by_image(*tensors, width, columns, keep=False)[0]
+    # Not inside the Function: nobody may write to what it gives if that is a view.
+    return y_BYXHV.flatten(1, 2)
 
 
 def fourier_cost(w: Workload) -> float:
@@ -139,14 +141,16 @@ def _whole_batch(
     u = v_BJV.shape[1] // (height * width)
     half = (matrix_FCE.shape[2] // (2 * u) - columns) // 2
     v_YXUBV = v_BJV.unflatten(1, (height, width, u)).permute(1, 2, 3, 0, 4)
-    f_FPXUR = (analysis @ v_YXUBV.flatten(1)).view(frequencies, 2, width, u, -1)  # R = (B V)
+    r = v_BJV.shape[0] * v
+    f_FPXUR = (analysis @ v_YXUBV.flatten(1)).view(frequencies, 2, width, u, r)  # R = (B V)
     f_FER = f_FPXUR.transpose(1, 2).flatten(1, 3)
     parts = []
     for first, context, of_matrix in tiles(width, columns, half):
         lambdas_FCR = matrix_FCE[:, :, times(of_matrix, 2 * u)] @ f_FER[:, times(context, 2 * u)]
-        p_YTKR = (synthesis @ lambdas_FCR.reshape(2 * frequencies, -1)).view(height, columns, k, -1)
+        by_plane = lambdas_FCR.reshape(2 * frequencies, columns * k * r)
+        p_YTKR = (synthesis @ by_plane).view(height, columns, k, r)
         parts.append(p_YTKR[:, : width - first])
-    p_BNKV: Tensor = torch.cat(parts, 1).unflatten(3, (-1, v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
+    p_BNKV: Tensor = torch.cat(parts, 1).unflatten(3, (v_BJV.shape[0], v)).permute(3, 0, 1, 2, 4).flatten(1, 2)
     return q_BNHK @ (p_BNKV if c_BKV is None else p_BNKV + c_BKV.unsqueeze(1))
 
 
@@ -155,8 +159,9 @@ def _transformed(v_BJV: Tensor, analysis: Tensor, width: int) -> Tensor:
     height = analysis.shape[1]
     batch, j, v = v_BJV.shape
     u = j // (height * width)
-    f = torch.matmul(analysis, v_BJV.reshape(batch, height, -1)).view(batch, -1, 2, width, u, v)
-    return f.transpose(2, 3).reshape(batch, -1, width * 2 * u, v)
+    rows = v_BJV.unflatten(1, (height, width, u)).flatten(2)
+    f = torch.matmul(analysis, rows).view(batch, len(analysis) // 2, 2, width, u, v)
+    return f.transpose(2, 3).flatten(2, 4)
 
 
 def apply_by_image(
@@ -170,11 +175,11 @@ def apply_by_image(
     columns: int,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Returns y_BNHV, the lambdas of every tile and image if `keep` is set, and the transformed values.
+    """Returns y_BYXHV, the lambdas of every tile and image if `keep` is set, and the transformed values.
 
     It works on one tile of one image at a time: intermediate results stay in a core's cache, and none is transposed.
     """
-    batch, n, heads, k = q_BNHK.shape
+    batch, _, heads, k = q_BNHK.shape
     v = v_BJV.shape[2]
     height, frequencies = len(synthesis), len(matrix_FCE)
     f_BFEV = _transformed(v_BJV, analysis, width)
@@ -202,7 +207,7 @@ def apply_by_image(
             q_YTHK[:, :there] = q_BYXHK[image, :, inside]
             y_YTHV = torch.bmm(q_YTHK.view(-1, heads, k), p_NKV).view(height, columns, heads, v)
             y_BYXHV[image, :, inside] = y_YTHV[:, :there]
-    return y_BYXHV.view(batch, n, heads, v), kept, f_BFEV
+    return y_BYXHV, kept, f_BFEV
 
 
 class ApplyByImage(torch.autograd.Function):
@@ -220,26 +225,26 @@ class ApplyByImage(torch.autograd.Function):
         width: int,
         columns: int,
     ) -> Tensor:
-        y_BNHV, kept, f_BFEV = apply_by_image(
+        y_BYXHV, kept, f_BFEV = apply_by_image(
             q_BNHK, c_BKV, v_BJV, matrix_FCE, analysis, synthesis, width, columns, keep=True
         )
         ctx.save_for_backward(q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept)
         ctx.width, ctx.columns, ctx.content = width, columns, c_BKV is not None
-        return y_BNHV
+        return y_BYXHV
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_BNHV: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy_BYXHV: Tensor) -> tuple[Tensor | None, ...]:
         q_BNHK, matrix_FCE, analysis, synthesis, f_BFEV, *kept = ctx.saved_tensors
         width, columns = ctx.width, ctx.columns
         batch, _, heads, k = q_BNHK.shape
-        v, height, frequencies = dy_BNHV.shape[3], len(synthesis), len(matrix_FCE)
+        v, height, frequencies = dy_BYXHV.shape[4], len(synthesis), len(matrix_FCE)
         planes = f_BFEV.shape[2] // width
         half = (matrix_FCE.shape[2] // planes - columns) // 2
         new = q_BNHK.new_empty
         dq_BNHK, dmatrix_FCE, df_BFEV = new(q_BNHK.shape), torch.zeros_like(matrix_FCE), torch.zeros_like(f_BFEV)
         dc_BKV = q_BNHK.new_zeros(batch, k, v) if ctx.content else None
-        q_BYXHK, dy_BYXHV, dq_BYXHK = (t.unflatten(1, (height, width)) for t in (q_BNHK, dy_BNHV, dq_BNHK))
+        q_BYXHK, dq_BYXHK = (t.unflatten(1, (height, width)) for t in (q_BNHK, dq_BNHK))
         q_YTHK, dy_YTHV = q_BNHK.new_zeros(height, columns, heads, k), q_BNHK.new_zeros(height, columns, heads, v)
         dp_NKV, dlambdas = new(height * columns, k, v), new(2 * frequencies, columns * k * v)
         analyse = synthesis.T.contiguous()
@@ -266,8 +271,8 @@ class ApplyByImage(torch.autograd.Function):
                 df_BFEV[image, :, times(context, planes)] += df_FEV
                 dmatrix.baddbmm_(dlambdas_FCV, f_BFEV[image, :, times(context, planes)].mT)
             dmatrix_FCE[:, :, times(of_matrix, planes)] += dmatrix
-        df = df_BFEV.view(batch, frequencies, width, 2, -1).transpose(2, 3).reshape(batch, 2 * frequencies, -1)
-        dv_BJV = torch.matmul(analysis.T, df).view(batch, -1, v)
+        df = df_BFEV.unflatten(2, (width, 2, planes // 2)).transpose(2, 3).flatten(3).flatten(1, 2)
+        dv_BJV = torch.matmul(analysis.T, df).view(batch, height * width * (planes // 2), v)
         if dc_BKV is not None:
             dc_BKV *= 1 / synthesis[0, 0]
         return dq_BNHK, dc_BKV, dv_BJV, dmatrix_FCE, None, None, None, None

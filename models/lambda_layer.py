@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.choose_order import EXPORT_BATCH, choose_order, orders
 from models.content import KEY_NORMS, masked_content, normalise_keys
 from models.contraction import ORDERS
-from models.order import Order, Workload
+from models.order import Order, Workload, refuse_vmap
 from models.projection import CrossProjection, SelfProjection
 
 PAPER_SCOPE = 23
@@ -81,7 +81,7 @@ class LambdaLayer(nn.Module):
         self.k, self.v, self.h, self.u, self.r, self.order = k, dim // h, h, u, r, order
         self.dims, self.key_norm, self.causal = dims, key_norm, causal
         self.content, self.position = content, position
-        sizes = (h * k, self.v * u, k * u if content else 0)
+        sizes = (h * k, self.v * u, k * u if content else 0, k**-0.5)
         self.project: SelfProjection | CrossProjection = (
             SelfProjection(dim, *sizes) if dim_context is None else CrossProjection(dim, dim_context, *sizes)
         )
@@ -100,7 +100,7 @@ class LambdaLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self.project.reset_parameters(query_scale=self.k**-0.5)
+        self.project.reset_parameters()
         if self.table is not None:
             nn.init.normal_(self.table)
 
@@ -109,7 +109,17 @@ class LambdaLayer(nn.Module):
         table = self._owner[0].embeddings() if self._owner else self.table
         if table is None:
             raise ValueError("this lambda layer has no position embeddings: it was built with position=False")
+        if self._owner and hasattr(table, "full_tensor"):  # a DTensor
+            raise ValueError(
+                "this lambda layer shares the embeddings of another one, of which FSDP has left this process a part; "
+                "let one fully_shard hold both layers"
+            )
         return table
+
+    @property
+    def owner(self) -> LambdaLayer | None:
+        """The layer whose embeddings this one uses too."""
+        return self._owner[0] if self._owner else None
 
     @torch.no_grad()
     def resize_table(self, size: int | tuple[int, int]) -> None:
@@ -121,6 +131,8 @@ class LambdaLayer(nn.Module):
         self.table = nn.Parameter(resized[0].permute(1, 2, 0).unflatten(2, (self.k, self.u)).contiguous())
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if not torch.compiler.is_compiling():
+            refuse_vmap()
         if self.dims == 1:
             x, context = x.unsqueeze(2), None if context is None else context.unsqueeze(2)
         if (context is None) == isinstance(self.project, CrossProjection):

@@ -41,6 +41,13 @@ class Backbone(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def reset_parameters(self) -> None:
+        """Fills everything anew, statistics too: what a network needs after `to_empty`."""
+        for module in reversed([*self.modules()][1:]):  # the inner first, which the outer may start otherwise
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        self.start()
+
+    def start(self) -> None:
         """Initialises convolutions as He et al. do; other layers initialise themselves. Skips the meta device."""
         own = {m for layer in self.modules() if isinstance(layer, OWN_START) for m in layer.modules()}
         for module in self.modules():
@@ -67,7 +74,7 @@ class FeaturePyramid(Backbone):
         a = architecture
         self.channels = [width * a.expansion for width in a.widths]
         self.strides = [STEM_STRIDES[a.stem] * 2**stage for stage in range(len(a.depths))]
-        self.reset_parameters()
+        self.start()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.forward_pyramid(x)
@@ -86,10 +93,10 @@ class LambdaResNet(Backbone):
         self.num_features = architecture.widths[-1] * architecture.expansion
         self.dropout = nn.Dropout(architecture.dropout)
         self.classifier = nn.Linear(self.num_features, num_classes)
-        self.reset_parameters()
+        self.start()
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
+    def start(self) -> None:
+        super().start()
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 
 class Apply(Protocol):
@@ -103,3 +105,20 @@ class Order:
 def weighted(weights: Sequence[float], terms: Sequence[float]) -> float:
     """Sums the terms of a cost by their fitted weights."""
     return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+
+
+def others_differentiate() -> bool:
+    """Whether a compiler, an exporter or a transform of torch.func derives the backward pass.
+
+    It must see plain products then, that write to no view."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def refuse_vmap() -> None:
+    """Raises ValueError inside torch.vmap, which knows nothing of memory formats."""
+    if torch._C._are_functorch_transforms_active() and any(
+        level.key() == torch._C._functorch.TransformType.Vmap for level in retrieve_all_functorch_interpreters()
+    ):
+        raise ValueError(
+            "a lambda layer cannot be called inside torch.vmap; give it the images as one batch, or loop over them"
+        )

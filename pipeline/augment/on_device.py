@@ -30,7 +30,7 @@ def augment(pixels: Tensor, settings: Augment, operations: Tensor) -> Tensor:
     views = pixels.clone()
     arguments = operations.to(pixels.device, non_blocking=True)
     fill = torch.tensor(settings.fill, dtype=torch.uint8).to(pixels.device, non_blocking=True)[:, None, None]
-    kinds = operations[:, :, 0].numpy().astype(np.int64)
+    kinds = operations.numpy()[:, :, 0].astype(np.int64)
     for layer in range(operations.shape[1]):
         for members, change in (
             (tuple(TABLES), _by_tables),

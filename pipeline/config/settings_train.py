@@ -96,7 +96,7 @@ class Train:
     precision: str = identity(
         "auto",
         "numbers of training: float32; bfloat16, by autocast; auto, which is bfloat16 on GPUs that have it, else "
-        "float32; or fastest, which is bfloat16 on CPUs with avx512_bf16 too: they train up to twice as fast in it",
+        "float32; or fastest, whichever of the two trains this network faster, measured at the stage's first start",
         choices=("auto", "fastest", "float32", "bfloat16"),
         neutral="auto",
     )

@@ -62,10 +62,7 @@ class Teacher:
                 pixels = images.normalise(batch.to(self.device, non_blocking=True), self.view)
             else:
                 pixels = self._host.normalise(batch, self.view)
-            logits = self._logits(pixels)
-            if self.flip:
-                logits = (logits.softmax(1) + self._logits(pixels.flip(3)).softmax(1)).div_(2).log_()
-            probs = (logits / self.temperature).softmax(1).clamp_(max=1)
+            probs = self.probabilities(pixels)
             found = torch.empty(probs.shape, dtype=probs.dtype, pin_memory=cuda)
             found.copy_(probs, non_blocking=True)
         if begin and end:
@@ -73,6 +70,13 @@ class Teacher:
             return lambda: (_after(end, found), begin.elapsed_time(end) / 1000)
         seconds = time.perf_counter() - start
         return lambda: (found.numpy(), seconds)
+
+    def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Probabilities float32 [b, classes] of normalised images [b, 3, s, s], on their device."""
+        logits = self._logits(pixels)
+        if self.flip:
+            logits = (logits.softmax(1) + self._logits(pixels.flip(3)).softmax(1)).div_(2).log_()
+        return (logits / self.temperature).softmax(1).clamp_(max=1)
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.module(pixels.contiguous(memory_format=torch.channels_last))

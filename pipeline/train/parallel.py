@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
+from models import LambdaLayer
 from pipeline.cluster.world import World
 from pipeline.errors import ConfigError
 
@@ -90,18 +91,26 @@ def _units(module: nn.Module) -> list[nn.Module]:
     """What repeats: entries of lists of several modules of one type, if they hold enough parameters; outer ones first.
 
     Other modules may be used by what holds them in ways that leave no time to gather (their weights read, their output
-    changed in place).
+    changed in place). So are blocks whose lambda layers share embeddings, which go with their stage.
     """
     least = SMALLEST_UNIT * sum(p.numel() for p in module.parameters())
     found = set()
     for holder in module.modules():
         entries = list(holder.children()) if isinstance(holder, nn.Sequential | nn.ModuleList) else []
+        if any(_borrows(entry) for entry in entries):
+            continue
         kinds = {type(entry) for entry in entries}
         if (
             len(entries) > 1 and len(kinds) == 1 and not kinds & {nn.ModuleList, nn.ModuleDict}
         ):  # these are never called
             found |= {id(e) for e in entries if any(e.children()) and sum(p.numel() for p in e.parameters()) >= least}
     return [entry for entry in module.modules() if id(entry) in found]
+
+
+def _borrows(entry: nn.Module) -> bool:
+    """Whether a lambda layer in it uses the embeddings of one outside."""
+    inside = set(entry.modules())
+    return any(isinstance(m, LambdaLayer) and m.owner is not None and m.owner not in inside for m in inside)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from models.memory_format import channels_last
-from models.precision import has_bfloat16, is_bfloat16_fast
 from pipeline.cluster.world import World
-from pipeline.errors import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.ema import Average
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
 from pipeline.train.parallel import load_state_of, split, wrap
+from pipeline.train.precision import choose_precision
 from pipeline.train.spec import TrainSpec
 from pipeline.weights import build_model, load_state, read_state
 
@@ -57,13 +56,7 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
 
     Every worker calls it. WeightsError: weights or a checkpoint of another network.
     """
-    precision = choose_precision(spec.settings.precision, world.device)
-    if precision == torch.bfloat16 and not is_bfloat16_fast(world.device) and world.main:
-        log.warning(
-            "precision is bfloat16, which this %s only emulates, many times slower than float32; "
-            "precision: fastest takes it only where it is fast",
-            "GPU" if world.device.type == "cuda" else "CPU",
-        )
+    precision = choose_precision(spec, world)
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     on_gpu = world.device.type == "cuda"
 
@@ -115,20 +108,6 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     if spec.settings.compile:
         network = cast(nn.Module, torch.compile(network))
     return Trainee(model, network, optimizer, average, precision, layout, resumed.step if resumed else 0, state)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the GPU has it, else float32; `fastest`: also where the CPU has it; or one of them by
-    name."""
-    takes_bfloat16 = {
-        "auto": has_bfloat16(device),
-        "fastest": is_bfloat16_fast(device),
-        "float32": False,
-        "bfloat16": True,
-    }
-    if name not in takes_bfloat16:
-        raise ConfigError(f"precision is '{name}'; allowed are {', '.join(takes_bfloat16)}")
-    return torch.bfloat16 if takes_bfloat16[name] else torch.float32
 
 
 def _find_checkpoint(spec: TrainSpec, world: World, before: float) -> checkpoint.Checkpoint | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import create_model
+from models import LambdaLayer, create_model
 from models.fold import fold_batch_norms
 
 
@@ -74,3 +74,38 @@ def test_a_layer_folds_itself():
     folded, x = fold_batch_norms(model), torch.randn(2, 3, 4, 4)
     assert norms(folded) == 0 and norms(model) == 1
     torch.testing.assert_close(folded(x), model.eval()(x))
+
+
+def test_norms_that_workers_share_are_folded_too():
+    model = used("lambda_resnet_small", stem="d")
+    plain = fold_batch_norms(model)
+    synchronised = fold_batch_norms(nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    x = torch.randn(2, 3, 18, 23)
+    assert torch.equal(synchronised(x), plain(x))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6, track_running_stats=False), nn.InstanceNorm2d(6, affine=True)])
+def test_a_lambda_layer_refuses_to_fold_what_is_no_scale(norm):
+    layer = LambdaLayer(4, k=1, h=2, r=3)
+    layer.project.norm_qv = norm
+    with pytest.raises(ValueError, match=f"{type(norm).__name__}, which cannot be folded"):
+        layer.fold()
+
+
+def test_what_computes_more_than_a_convolution_and_a_norm_stays_as_it_is():
+    """Layers of timm's: a norm with an activation in it, a convolution that standardises its weights."""
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    pairs = [
+        (nn.Conv2d(3, 4, 1), layers.BatchNormAct2d(4)),
+        (layers.StdConv2d(3, 4, 1), nn.BatchNorm2d(4)),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)),
+        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)),
+        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+    ]
+    x = torch.randn(2, 3, 5, 5)
+    for conv, norm in pairs:
+        if norm.running_mean is not None:
+            nn.init.normal_(norm.running_mean)
+        model = nn.Sequential(conv, norm).eval()
+        torch.testing.assert_close(fold_batch_norms(model)(x), model(x))

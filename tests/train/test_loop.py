@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.precision import is_bfloat16_fast
 from pipeline import storage, weights
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.loading.loader import batches
 from pipeline.tracking import journal
 from pipeline.train import checkpoint, loop, start, update
 from pipeline.train.loop import run
+from pipeline.train.precision import RECORD
 from tests.tiny import FORKS
 from tests.train import tiny
 from tests.train.tiny import die_at, difference, make_spec, without_noise
@@ -334,15 +336,24 @@ def test_bfloat16_trains(data, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["step"] == 3
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_fastest_takes_bfloat16_where_the_cpu_has_it(native, data, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(start, "is_bfloat16_fast", lambda device: native)
-    for name, precision in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        run(make_spec(data, tmp_path / name, precision=name, steps=1))
-        assert start.choose_precision(name, torch.device("cpu")) == precision
-    run(make_spec(data, tmp_path / "fastest", precision="fastest", steps=1))
-    same, other = ("bfloat16", "float32") if native else ("float32", "bfloat16")
-    assert difference(final(tmp_path / "fastest"), final(tmp_path / same)) == 0
-    assert difference(final(tmp_path / "fastest"), final(tmp_path / other)) > 0
+@pytest.mark.parametrize("winner", ["float32", "bfloat16"])
+def test_fastest_goes_on_in_what_the_first_start_found_fastest(winner, data, tmp_path):
+    for name in ("float32", "bfloat16"):
+        run(make_spec(data, tmp_path / name, precision=name, steps=2))
+    storage.write_json(str(tmp_path / "fastest" / RECORD), {"precision": winner})
+    run(make_spec(data, tmp_path / "fastest", precision="fastest", steps=2))
+    for name in ("float32", "bfloat16"):
+        assert (difference(final(tmp_path / "fastest"), final(tmp_path / name)) == 0) == (name == winner)
+
+
+def test_fastest_is_measured_at_the_first_start(data, tmp_path):
+    run(make_spec(data, tmp_path, precision="fastest", steps=1))
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert set(record["seconds"]) == {"float32", "bfloat16"} and min(record["seconds"].values()) > 0
+    assert record["precision"] == min(record["seconds"], key=record["seconds"].get)
+
+
+def test_bfloat16_warns_where_the_cpu_only_emulates_it(data, tmp_path, caplog):
+    run(make_spec(data, tmp_path, precision="bfloat16", steps=1))
     warned = [r.getMessage() for r in caplog.records if "only emulates" in r.getMessage()]
-    assert len(warned) == (0 if native else 1)  # of the run that insisted on bfloat16
+    assert len(warned) == (0 if is_bfloat16_fast(torch.device("cpu")) else 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from pipeline import weights
 from pipeline.cluster.world import World
@@ -54,6 +55,16 @@ def trained(
         updates.step()
         updates.zero_grad(set_to_none=True)
     return model, updates
+
+
+def sharing() -> nn.Module:
+    """Its last stage's lambda layers share one table of embeddings."""
+    torch.manual_seed(0)
+    model = weights.build_model("lambda_resnet_small", CLASSES, {"share_embeddings": True, "lambdas": {4: "all"}})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    return model
 
 
 def worker(rank: int, data: Path, folder: Path) -> dict[str, object]:
@@ -110,6 +121,20 @@ def worker(rank: int, data: Path, folder: Path) -> dict[str, object]:
     back = parallel.state_of(model, updates)
     if rank == 0:
         torch.save(back, folder / "back.pt")
+
+    # Blocks that share embeddings: gathered with their stage; where somebody else split them, a sentence.
+    model = sharing()
+    wrapped = parallel.wrap(model, world, "fsdp")
+    loss_of(wrapped, images(4)).backward()
+    found["shared"] = [float(p.grad.full_tensor().norm()) for p in model.parameters()]
+    model = sharing()
+    for block in model.stages[2]:
+        fully_shard(block)
+    fully_shard(model)
+    try:
+        model(images(4))
+    except ValueError as error:
+        found["refused"] = str(error)
 
     # The loop itself: DDP and FSDP, the latter from one worker's checkpoint and to one worker.
     found["loop"] = run(make_spec(data, folder / "ddp-run", **SHORT))
@@ -173,6 +198,15 @@ def test_fsdp_leaves_each_worker_its_part_and_gathers_on_the_first_alone(two):
     assert (first["held after"], second["held after"]) == (first["held"], second["held"])
     assert second["fsdp-gathered"] is False
     assert first["frozen"] == second["frozen"] == [n for n, _ in network().named_parameters() if n.startswith("blocks")]
+
+
+def test_fsdp_gathers_shared_embeddings_or_says_what_to_do(two):
+    _, (first, second) = two
+    model = sharing()
+    loss_of(model, images(4)).backward()
+    alone = [float(p.grad.norm()) for p in model.parameters()]
+    assert first["shared"] == second["shared"] == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert "let one fully_shard hold both layers" in first["refused"]
 
 
 def test_micro_batches_but_the_last_send_nothing(two):
