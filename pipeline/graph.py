@@ -18,12 +18,12 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config.settings import Job
-from pipeline.errors import UserError
+from pipeline.errors import OutputError, UserError
 from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
-from pipeline.plan.stage import Done, Stage, fingerprint, folder_of, read_done
+from pipeline.plan.stage import DONE, Done, Stage, fingerprint, folder_of, read_done
 from pipeline.stages import adopt, audit, evaluate, finetune, index, label, measure, prepare, report, select, train
 
 STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, report, measure)
@@ -116,6 +116,12 @@ def _look(job: Job, stage: Stage, done: Mapping[str, Done], corpora: Corpora) ->
     folders = [folder_of(job, stage, print_) for print_ in prints]
     for print_, folder in zip(prints, folders, strict=True):
         if finished := read_done(folder):
+            if (finished.name, finished.fingerprint) != (stage.name, print_):
+                raise OutputError(
+                    f"{storage.redact(storage.join(folder, DONE))} is that of {finished.name}-"
+                    f"{finished.fingerprint[:8]}; bring the right one back, or delete it: the next run ends the stage "
+                    "again with what is in its folder"
+                )
             return Look(stage, folder, print_, inputs, finished)
     superseded = next((folder for folder in folders[1:] if storage.listdir(folder)), "")
     return Look(stage, folders[0], prints[0], inputs, superseded=superseded)

@@ -18,7 +18,7 @@ from pipeline.config.settings import Job, to_plain
 from pipeline.plan import early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
-from pipeline.plan.stage import JOB, SUMMARY, Done, write_done
+from pipeline.plan.stage import JOB, SUMMARY, Done, files_of, read_json_file, write_done
 from pipeline.progress import Screen
 from pipeline.storage.lock import lock
 from pipeline.tracking.contract import StageRecord, Tracker
@@ -33,7 +33,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
         try:
             done = _run_stages(job, cluster, tracker, screen, refreeze)
             last = graph.stages_of(job)[-1].name
-            summary: dict[str, Any] = storage.read_json(storage.join(done[last].folder, SUMMARY))
+            summary: dict[str, Any] = read_json_file(done[last], SUMMARY)
         except BaseException as error:
             failed = isinstance(error, Exception)
             screen.write("failed" if failed else "stopped")
@@ -103,6 +103,7 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
         result.metrics,
         result.artifacts,
         result.model,
+        files_of(folder),
     )
     write_done(done)
     screen.line(stage.name, "finished", f"{seconds:6.1f} s  {info.get('line', '')}")

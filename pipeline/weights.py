@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch import nn
 from pipeline import storage
 from pipeline.data.images import View
 from pipeline.errors import ConfigError, OutputError, RemoteError, WeightsError
-from pipeline.plan.stage import CARD, WEIGHTS
+from pipeline.plan.stage import CARD, WEIGHTS, check_file, read_done
 
 ENSEMBLE = "ensemble"  # an architecture in model.yaml, with `overrides: {members: [{architecture, overrides}, …]}`
 
@@ -136,13 +137,25 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     try:
-        return load(storage.read_bytes(path))
+        data = storage.read_bytes(path)
+        if storage.name(path) == WEIGHTS:
+            _check_recorded(path, data)
+        return load(data)
     except FileNotFoundError as error:
         raise WeightsError(
             f"no weights at {storage.redact(path)}; name a stage folder with {WEIGHTS} or a .safetensors file"
         ) from error
+    except OutputError:
+        raise
     except Exception as error:  # safetensors has its own error types for each kind of damage
         raise WeightsError(f"{storage.redact(path)} is not a safetensors file: {error}") from error
+
+
+def _check_recorded(path: str, data: bytes) -> None:
+    """OutputError where a finished stage's file is not what that stage left."""
+    name = storage.name(path)
+    if done := read_done(path.removesuffix(name).rstrip("/")):
+        check_file(done, name, hashlib.sha256(data).hexdigest())
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -169,7 +182,9 @@ def read_card(folder: str) -> Card:
 
     path = storage.join(folder, CARD)
     try:
-        return Card(**yaml.safe_load(storage.read_bytes(path)))
+        data = storage.read_bytes(path)
+        _check_recorded(path, data)
+        return Card(**yaml.safe_load(data))
     except FileNotFoundError as error:
         raise WeightsError(
             f"{storage.redact(folder)} has no {CARD}; name a folder that a training stage wrote"

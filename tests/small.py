@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import cli
+from pipeline import cli, storage
 from tests import tiny
 from tests.data import tars
 
@@ -110,7 +110,8 @@ def copy(world: World, folder: Path, until: str = "") -> World:
     path.write_text(yaml.safe_dump(job))
     found = dataclasses.replace(world, shards=folder / "shards", job=path, output=folder / "out")
     for frozen in found.output.glob("corpus-*.json"):  # they name the pattern that was looked up
-        frozen.write_text(frozen.read_text().replace(f'"{world.shards}/', f'"{found.shards}/'))
+        record = json.dumps(storage.read_record(str(frozen)))
+        storage.write_record(str(frozen), json.loads(record.replace(f'"{world.shards}/', f'"{found.shards}/')))
     for stage in world.stages[world.stages.index(until) + 1 :] if until else []:
         shutil.rmtree(found.folder(stage))
     return found

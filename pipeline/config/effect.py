@@ -17,23 +17,29 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+OF_ALL = r"^generations\[\d+\]\."
 OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
-Idle = tuple[str, Any, Iterable[str], str]
-"""(where, the settings there, the names of those that have no effect, why)"""
+Idle = tuple[str, Any, str, Iterable[str], str]
+"""(where, the settings there, the one that decides or "", the names of those that have no effect, why)"""
 
 
-def check_effect(job: Job, said: Collection[str], path: str) -> None:
-    """ConfigError for a setting without effect that is not at its default and is among those `said` by the job file
-    itself or by the command line (dotted names); a warning for one that a base brings."""
+def check_effect(job: Job, in_file: Collection[str], on_line: Collection[str], path: str) -> None:
+    """ConfigError for a setting without effect that is not at its default and is said by the job file itself
+    (`in_file`, dotted names) or by the command line (`on_line`); a warning for one that a base brings. Where the
+    command line switches something off (`finetune.resolution=null`), the job file may go on speaking of it."""
     idle = {
-        f"{where}.{name}": (getattr(settings, name), why)
-        for where, settings, names, why in _idle(job)
+        f"{where}.{name}": (getattr(settings, name), f"{where}.{switch}", why)
+        for where, settings, switch, names, why in _idle(job)
         for name in names
         if getattr(settings, name) != getattr(type(settings)(), name)
     }
-    for name, (value, why) in idle.items():
+    for name, (value, switch, why) in idle.items():
         found = f"{name} is {value!r}, which has no effect: {why}"
-        shared = re.sub(r"^generations\[\d+\]\.", "", name)
+        shared = re.sub(OF_ALL, "", name)
+        switched = {switch, re.sub(OF_ALL, "", switch)} & set(on_line)
+        said = set(on_line) if switched else {*in_file, *on_line}
+        if switched and name not in said and shared not in said:
+            continue
         everywhere = all(f"generations[{number}].{shared}" in idle for number in range(len(job.generations)))
         if name in said or (
             shared in said and everywhere
@@ -45,37 +51,37 @@ def check_effect(job: Job, said: Collection[str], path: str) -> None:
 
 def _idle(job: Job) -> Iterator[Idle]:
     if not job.measure.models:
-        yield "measure", job.measure, _others(job.measure, "models"), "measure.models names no model"
+        yield "measure", job.measure, "models", _others(job.measure, "models"), "measure.models names no model"
         if not job.teacher.checkpoint:
             yield from _idle_in_training("teacher", job.teacher)
-        yield "teacher", job.teacher, OF_STUDENTS, "a teacher has no pseudo-labels"
+        yield "teacher", job.teacher, "", OF_STUDENTS, "a teacher has no pseudo-labels"
     for number, generation in enumerate(job.generations):
         where, student, select = f"generations[{number}]", generation.student, generation.select
         yield from _idle_in_training(f"{where}.student", student)
         if student.labels == "hard":
-            yield f"{where}.student", student, ["temperature"], "it is for soft labels, and these are hard"
+            yield f"{where}.student", student, "labels", ["temperature"], "it is for soft labels, and these are hard"
         if not select.per_class:
-            yield f"{where}.select", select, ["max_copies"], "without per_class nothing is copied"
+            yield f"{where}.select", select, "per_class", ["max_copies"], "without per_class nothing is copied"
     if not job.finetune.resolution:
         names = _others(job.finetune, "resolution")
-        yield "finetune", job.finetune, names, "without finetune.resolution there is no fine-tune"
+        yield "finetune", job.finetune, "resolution", names, "without finetune.resolution there is no fine-tune"
     else:
         yield from _idle_in_optimizer("finetune", job.finetune)
     if not job.prepare.dataset:
-        yield "prepare", job.prepare, ["labels_per_class"], "prepare.dataset names no data to write"
+        yield "prepare", job.prepare, "dataset", ["labels_per_class"], "prepare.dataset names no data to write"
     if not job.data.cache:
-        yield "data", job.data, ["cache_gb"], "without data.cache there are no copies"
+        yield "data", job.data, "cache", ["cache_gb"], "without data.cache there are no copies"
 
 
 def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
     yield from _idle_in_optimizer(where, settings)
     if not settings.rollbacks:
-        yield where, settings, ["rollback_factor"], "with rollbacks 0 no run goes back"
+        yield where, settings, "rollbacks", ["rollback_factor"], "with rollbacks 0 no run goes back"
 
 
 def _idle_in_optimizer(where: str, settings: Train | Finetune) -> Iterator[Idle]:
     if settings.optimizer != "sgd":
-        yield where, settings, ["momentum"], f"only sgd has it, and the optimizer is {settings.optimizer}"
+        yield where, settings, "optimizer", ["momentum"], f"only sgd has it, and the optimizer is {settings.optimizer}"
 
 
 def _others(settings: Any, *but: str) -> list[str]:

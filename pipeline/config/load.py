@@ -108,18 +108,22 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         checks.check_training(generation.student, f"generations[{number}].student", path)
     if not measuring:
         checks.check_training(job.teacher, "teacher", path)
-    check_effect(job, _said(path, overrides), path)
+    check_effect(job, _said_in(path), _said_by(overrides), path)
     if job.data.root and not storage.is_url(job.data.root):
         job.data.root = os.path.expanduser(job.data.root)
     job.output = resolve_output(job.output)
     return job
 
 
-def _said(path: str, overrides: Sequence[str]) -> set[str]:
-    """Names of the settings that the job file itself or the command line has; of a run's job.yaml, which spells out
-    every setting, none."""
+def _said_in(path: str) -> set[str]:
+    """Names of the settings that the job file itself has; of a run's job.yaml, which spells out every setting, none."""
     own = job_file.read_own(Path(path))
-    said = set() if own.keys() >= SPELLED_OUT else names_in(own)
+    return set() if own.keys() >= SPELLED_OUT else names_in(own)
+
+
+def _said_by(overrides: Sequence[str]) -> set[str]:
+    """Names of the settings that the command line has."""
+    said: set[str] = set()
     for item in overrides:
         key, _, text = item.partition("=")
         said |= names_in(job_file.parse(text), key.strip())

@@ -70,7 +70,7 @@ def freeze(
 
 def _records(output: str) -> list[dict[str, Any]]:
     names = fnmatch.filter(storage.listdir(output), "corpus-*.json")
-    return [storage.read_json(storage.join(output, name)) for name in names]
+    return [storage.read_record(storage.join(output, name)) for name in names]
 
 
 def _write(
@@ -86,7 +86,7 @@ def _write(
     }
     stamps = [shard.stamp for shard in shards]
     record["uses"].append({"source": source, "pattern": texts, "sequence": sequence, "stamps": stamps})
-    storage.write_json(storage.join(output, f"corpus-{found[:8]}.json"), record)
+    storage.write_record(storage.join(output, f"corpus-{found[:8]}.json"), record)
 
 
 def _compare(frozen: dict[str, Any], shards: list[Shard], source: str, touched: dict[str, str]) -> Corpus:

@@ -37,6 +37,11 @@ def rows_path(folder: str, source: str, shard: str) -> str:
     return storage.join(folder, source, label_files.file_name(shard))
 
 
+def metadata_of(folder: str, source: str, shard: str) -> dict[str, str]:
+    """What an index file says of itself: no other one may lie in its place."""
+    return {"stage": storage.name(folder), "source": source, "shard": shard}
+
+
 def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Callable[[tuple[str, Shard]], Indexed]:
     """Returns the function that indexes one (source, shard)."""
 
@@ -67,7 +72,7 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
             "label": pa.array(found, pa.int32()),
             "image_hash": pa.array(hashes, pa.uint64()),
         })  # fmt: skip
-        parquet_files.write_table(rows_path(folder, source, shard.name), table)
+        parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata_of(folder, source, shard.name))
         digest = hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(found, "<i4").tobytes()).hexdigest()
         return Indexed(np.bincount(np.asarray(found, np.int64), minlength=classes), digest, bad)
 

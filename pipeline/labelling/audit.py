@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.data import parquet_files
 from pipeline.data.confidence_bins import Reliability, reliability
 from pipeline.errors import DataError
@@ -88,9 +89,15 @@ def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Count
     each shard its index file and its label file."""
     parts, bad = [], Counter[str]()
     for indexed, labelled in files:
-        known = parquet_files.read_table(indexed, ["index", "label"])
-        columns = ["status", "confidence", "classes", "probs"]
+        known = parquet_files.read_table(indexed, ["index", "label", "image_hash"])
+        columns = ["status", "confidence", "classes", "probs", "image_hash"]
         rows = parquet_files.read_table(labelled, columns).take(known["index"])  # row i is sample i
+        if rows["image_hash"] != known["image_hash"]:
+            raise DataError(
+                f"{storage.redact(labelled)} speaks of other images than {storage.redact(indexed)}: the shard was "
+                "replaced since it was indexed; bring the old one back, or delete the index stage's folder and run "
+                "again"
+            )
         status = rows["status"].combine_chunks().cast(pa.string())
         bad.update(status.filter(pc.not_equal(status, "ok")).to_pylist())
         answered = rows["confidence"].is_valid()

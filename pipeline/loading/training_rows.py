@@ -26,7 +26,8 @@ class TrainingShard:
     count: int
     cache: Cache | None = None  # of the node, for a remote tar
     size: int = 0  # bytes of the tar, where they matter
-    expected: Mapping[str, Any] | None = None  # what a label file must say of itself (labels.CHECKED)
+    expected: Mapping[str, Any] | None = None  # what its file of rows must say of itself
+    selected: Mapping[str, Any] | None = None  # the same of its selection file
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TrainingRows:
     index: np.ndarray  # int32 [n]
     offset: np.ndarray  # int64 [n]
     size: np.ndarray  # int32 [n]
+    image_hash: np.ndarray  # uint64 [n], of the image's bytes
     label: np.ndarray  # int32 [n]
     classes: np.ndarray  # int32 [n, k]; k = 0 where the labels are hard
     probs: np.ndarray  # float16 [n, k]
@@ -50,18 +52,18 @@ class TrainingRows:
 
 def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
-    columns = ["index", "offset", "size", "label", *(["classes", "probs"] if soft else [])]
-    if shard.expected is None:
-        table = parquet_files.read_table(shard.rows, columns)
-    else:
+    columns = ["index", "offset", "size", "image_hash", "label", *(["classes", "probs"] if soft else [])]
+    if shard.selection is not None and shard.expected:
         table, metadata = parquet_files.read_with_metadata(shard.rows, columns)
         label_files.check_labels(metadata, shard.expected, shard.rows)
+    else:
+        table = parquet_files.read_expected(shard.rows, columns, shard.expected)
     index = table["index"].to_numpy()
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
         copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)
     else:
-        chosen = parquet_files.read_table(shard.selection)
+        chosen = parquet_files.read_expected(shard.selection, None, shard.selected)
         wanted, copies = chosen["index"].to_numpy(), chosen["copies"].to_numpy()
         weighted = "weight" in chosen.column_names
         weight = chosen["weight"].to_numpy() if weighted else np.ones(len(wanted), np.float32)
@@ -93,6 +95,7 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
         index=column("index"),
         offset=offset,
         size=size,
+        image_hash=column("image_hash"),
         label=column("label"),
         classes=lists("classes"),
         probs=lists("probs"),

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
 from pipeline.config.settings import Job
-from pipeline.plan.stage import AUDIT, Done
+from pipeline.plan.stage import AUDIT, Done, read_json_file
 
 
 @dataclass(frozen=True)
@@ -63,5 +62,5 @@ def _top1(done: Mapping[str, Done], generation: int) -> float | None:
     top1: float | None = found.info.get("validation", {}).get("top1")
     audit = done.get("gen1-audit")
     if top1 is None and generation == 0 and audit:
-        top1 = storage.read_json(storage.join(audit.folder, AUDIT))["sources"]["validation"]["accuracy"]
+        top1 = read_json_file(audit, AUDIT)["sources"]["validation"]["accuracy"]
     return top1

@@ -32,6 +32,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config.settings import Job
+from pipeline.errors import OutputError
 
 DONE = "done.json"
 WEIGHTS, CARD = "model.safetensors", "model.yaml"
@@ -82,6 +83,8 @@ class Done:
     metrics: Mapping[str, float] = field(default_factory=dict)
     artifacts: Sequence[str] = ()
     model: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of what later stages read of it, by name; Parquet files check themselves. 0.1.0 recorded none."""
 
 
 def fingerprint(kind: str, inputs: Mapping[str, Any], format: int = 1) -> str:
@@ -96,15 +99,72 @@ def folder_of(job: Job, stage: Stage, print_: str) -> str:
 
 
 def read_done(folder: str) -> Done | None:
-    """What a finished stage left, or None where it has not finished."""
+    """What a finished stage left, or None where it has not finished. OutputError: its done.json is damaged."""
+    path = storage.join(folder, DONE)
+    mend = "delete it, and the next run ends that stage again with what is in its folder"
     try:
-        record = storage.read_json(storage.join(folder, DONE))
+        record = storage.read_record(path, mend)
     except (FileNotFoundError, NotADirectoryError):  # `run` says what is wrong with such an output
         return None
-    return Done(folder=folder, **record)
+    try:
+        done = Done(folder=folder, **record)
+    except TypeError as error:
+        raise OutputError(f"{storage.redact(path)} is damaged ({str(error).split('() ')[-1]}); {mend}") from None
+    for value, kind in ((done.name, str), (done.fingerprint, str), (done.output, str), (done.info, dict)):
+        if not isinstance(value, kind):
+            raise OutputError(f"{storage.redact(path)} is damaged ({str(value)[:40]!r} is out of place); {mend}")
+    return done
 
 
 def write_done(done: Done) -> None:
     """Mark a stage as finished: the last file that it writes."""
     record = {key: value for key, value in asdict(done).items() if key != "folder"}
-    storage.write_json(storage.join(done.folder, DONE), record)
+    storage.write_record(storage.join(done.folder, DONE), record)
+
+
+def files_of(folder: str) -> dict[str, str]:
+    """`Done.files` of what lies in a stage's folder."""
+    names = [
+        name
+        for name in storage.listdir(folder)
+        if name.endswith((".json", ".yaml", ".safetensors", ".tar"))
+        and not name.endswith(FAILED)
+        and name not in (DONE, "mlflow.json")
+    ]
+    return {name: storage.sha256(storage.join(folder, name)) for name in sorted(names)}
+
+
+def read_file(done: Done, name: str) -> bytes:
+    """A file of a finished stage. OutputError: it is gone, or not what the stage left."""
+    path = storage.join(done.folder, name)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise OutputError(
+            f"{storage.redact(path)} is gone; delete the folder {storage.redact(done.folder)} and run again, which "
+            "makes it again"
+        ) from None
+    check_file(done, name, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def read_json_file(done: Done, name: str) -> Any:
+    """The JSON in a file of a finished stage. OutputError: it is gone, or not what the stage left."""
+    try:
+        return json.loads(read_file(done, name))
+    except (ValueError, RecursionError) as error:
+        raise OutputError(
+            f"{storage.redact(storage.join(done.folder, name))} is damaged (it is no JSON, {str(error)[:100]}); delete "
+            f"the folder {storage.redact(done.folder)} and run again, which makes it again"
+        ) from None
+
+
+def check_file(done: Done, name: str, sha256: str) -> None:
+    """OutputError unless a file of a finished stage has the sha256 that it had when the stage ended."""
+    known = done.files.get(name) or (done.output if done.model and name == WEIGHTS else None)  # as 0.1.0 recorded it
+    if known and known != sha256:
+        raise OutputError(
+            f"{storage.redact(storage.join(done.folder, name))} is not the file that its stage left (sha256 "
+            f"{sha256[:12]}… instead of {known[:12]}…); bring the file back, or delete the folder "
+            f"{storage.redact(done.folder)} and let its run make it again (if it was changed on purpose: its done.json)"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.plan import early_stop
 from pipeline.plan.context import Context
-from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result
+from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
 from pipeline.report import accuracy, audit, generation, page, plots
 from pipeline.report.page import Page, Picture
 from pipeline.report.plots import Curve, Model
@@ -25,7 +25,7 @@ ROLL = 400  # points of a learning curve; more are averaged in equal groups
 
 def assemble(context: Context) -> Result:
     """Write everything into the folder of the report stage."""
-    evaluation = storage.read_json(storage.join(context.needs["evaluate"].folder, EVALUATION))
+    evaluation = read_json_file(context.needs["evaluate"], EVALUATION)
     fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
     models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
     generations = max(model.generation for model in models)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.labelling import calibration
 from pipeline.plan.context import Context
-from pipeline.plan.stage import AUDIT, SELECTION
+from pipeline.plan.stage import AUDIT, SELECTION, read_json_file
 from pipeline.report.page import Picture
 from pipeline.report.style import DASHED, INK, MUTED, PALE, colour, figure_of, key, note, percent_range, png, tint
 
@@ -18,7 +18,7 @@ from pipeline.report.style import DASHED, INK, MUTED, PALE, colour, figure_of, k
 def summary(context: Context, number: int) -> dict[str, Any]:
     """A generation's audit in numbers, with the noise to expect in what its selection kept."""
     found = _read(context, number)
-    chosen = storage.read_json(storage.join(context.needs[f"gen{number}-select"].folder, SELECTION))
+    chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     noise = calibration.expected_noise(found["precision"], found["noise"], chosen["copies_per_class"])
     numbers = ("images", "accuracy", "ece", "nll", "temperature", "calibrate", "calibrated_ece", "threshold", "noise")
     return {
@@ -134,5 +134,5 @@ def _percent(share: float) -> str:
 
 
 def _read(context: Context, number: int) -> dict[str, Any]:
-    found: dict[str, Any] = storage.read_json(storage.join(context.needs[f"gen{number}-audit"].folder, AUDIT))
+    found: dict[str, Any] = read_json_file(context.needs[f"gen{number}-audit"], AUDIT)
     return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import storage
 from pipeline.data.shards import SKIPPED, Shard, bad_counts
 from pipeline.plan.context import Context
-from pipeline.plan.stage import SELECTION
+from pipeline.plan.stage import SELECTION, read_json_file
 from pipeline.report import audit, bad_samples, plots, samples
 from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.page import Picture, Section
@@ -27,7 +26,7 @@ def section(
     label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
     settings = context.job.generations[number - 1].select
     corpus, names = context.corpora["unlabelled"].shards, context.corpora.classes
-    chosen = storage.read_json(storage.join(select, SELECTION))
+    chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     kept = chosen["kept_per_class"]
     found = samples.scan(label, select, corpus, samples.shown_classes(kept), progress)
     teacher, student = models[number - 1].label, models[number].label

@@ -86,7 +86,8 @@ def select_group(paths: tuple[str, ...], cutoff: Cutoff, out: str) -> Kept:
     sums, greatest = [], reach(cutoff)
     for file in read_files(paths, cutoff.settings):
         table, kept = select_shard(file, cutoff, greatest)
-        metadata = {"shard": file.shard, "samples": table.num_rows, "copies": kept.shards[file.shard]}
+        belongs = {"stage": storage.name(out), "shard": file.shard}  # no other one may lie in its place
+        metadata = {**belongs, "samples": table.num_rows, "copies": kept.shards[file.shard]}
         path = storage.join(out, label_files.file_name(file.shard))
         parquet_files.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
         sums.append(kept)

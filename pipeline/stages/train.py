@@ -15,7 +15,7 @@ from pipeline.config.settings_train import Train
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs, training_of
 from pipeline.plan.kind import Kind, Line
-from pipeline.plan.stage import SELECTION, SHARDS, WEIGHTS, Result
+from pipeline.plan.stage import SELECTION, SHARDS, WEIGHTS, Result, read_json_file
 from pipeline.progress import percent
 
 if TYPE_CHECKING:
@@ -125,18 +125,24 @@ def make_spec(context: Context, settings: Train, *, init: str | None = None, onl
 
 def indexed_shards(context: Context, source: str) -> list[TrainingShard]:
     """The labelled, validation or test shards with their index files."""
-    folder = context.needs["index"].folder
-    counts = storage.read_json(storage.join(folder, SHARDS))[source]
-    return shards_of(context, source, folder, counts)
+    done = context.needs["index"]
+    return shards_of(context, source, done.folder, read_json_file(done, SHARDS)[source])
 
 
 def shards_of(context: Context, source: str, folder: str, counts: Mapping[str, int]) -> list[TrainingShard]:
     """The shards of a source with the index files that lie in `folder`; `counts`: their rows."""
-    from pipeline.data.index_files import rows_path
+    from pipeline.data.index_files import metadata_of, rows_path
     from pipeline.loading.training_rows import TrainingShard
 
     return [
-        TrainingShard(shard.path, rows_path(folder, source, shard.name), None, counts[shard.name], context.cache)
+        TrainingShard(
+            shard.path,
+            rows_path(folder, source, shard.name),
+            None,
+            counts[shard.name],
+            context.cache,
+            expected=metadata_of(folder, source, shard.name),
+        )
         for shard in context.corpora[source].shards
     ]
 
@@ -149,7 +155,7 @@ def selected_shards(context: Context) -> list[TrainingShard]:
     label, select = (context.needs[f"gen{context.stage.generation}-{kind}"].folder for kind in ("label", "select"))
     teacher = context.needs[context.stage.needs[-1]].output
     by = {"class_list": class_list_hash(context.corpora.classes), "teacher": teacher}
-    counts = storage.read_json(storage.join(select, SELECTION))["shards"]
+    counts = read_json_file(context.needs[f"gen{context.stage.generation}-select"], SELECTION)["shards"]
     return [
         TrainingShard(
             shard.path,
@@ -159,6 +165,7 @@ def selected_shards(context: Context) -> list[TrainingShard]:
             context.cache,
             shard.size,
             {"shard": shard.name, "shard_size": shard.size, **by},
+            {"stage": storage.name(select), "shard": shard.name},
         )
         for shard in context.corpora["unlabelled"].shards
         if counts.get(shard.name)

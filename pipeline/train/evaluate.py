@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from pipeline import storage
 from pipeline.cluster.world import World
-from pipeline.data import images, shards
+from pipeline.data import images, parquet_files, shards
+from pipeline.data.label_files import check_image
 from pipeline.errors import DataError
 from pipeline.loading.loader import TrainingShard
 from pipeline.loading.sample_order import share
@@ -41,6 +41,7 @@ class Labelled:
     offset: int
     size: int
     label: int
+    image_hash: int
     cache: Cache | None = None
 
 
@@ -105,12 +106,9 @@ def read_index(validation: Sequence[TrainingShard]) -> list[Labelled]:
     """Every image of the shards, in order, from their index files."""
     found: list[Labelled] = []
     for shard in validation:
-        with storage.open_read(shard.rows) as file:
-            rows = pq.read_table(file, columns=["key", "offset", "size", "label"]).to_pydict()
-        found += [
-            Labelled(shard.path, key, offset, size, label, shard.cache)
-            for key, offset, size, label in zip(*rows.values(), strict=True)
-        ]
+        columns = ["key", "offset", "size", "label", "image_hash"]
+        rows = parquet_files.read_expected(shard.rows, columns, shard.expected)
+        found += [Labelled(path=shard.path, cache=shard.cache, **row) for row in rows.to_pylist()]
     return found
 
 
@@ -145,7 +143,9 @@ def _decode(samples: Sequence[Labelled], view: images.View, batch: int) -> Itera
 
 def _read(sample: Labelled, view: images.View) -> tuple[np.ndarray, int] | None:
     try:
-        return images.load(shards.read_at(sample.path, sample.offset, sample.size, sample.cache), view), sample.label
+        data = shards.read_at(sample.path, sample.offset, sample.size, sample.cache)
+        check_image(data, sample.image_hash, f"{sample.key} of {storage.redact(sample.path)}")
+        return images.load(data, view), sample.label
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(
             f"cannot read {sample.key} of {storage.redact(sample.path)}, on which models are tested "

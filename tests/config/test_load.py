@@ -314,6 +314,30 @@ def test_a_setting_that_has_an_effect_somewhere_is_taken(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("switch", "settings"),
+    [
+        ("finetune.resolution=null", "finetune: {resolution: 256, lr: 0.5}"),
+        (
+            "data.cache=null",
+            "data: {root: /d, labelled: l, unlabelled: u, validation: v, test: t, cache: /c, cache_gb: 5}",
+        ),
+        ("teacher.optimizer=adamw", "teacher: {model: m, optimizer: sgd, momentum: 0.5}"),
+        ("student.labels=hard", "student: {model: m, temperature: 2.0}"),
+    ],
+)
+def test_what_the_command_line_switches_off_may_stand_in_the_file(tmp_path: Path, switch: str, settings: str) -> None:
+    job = {**yaml.safe_load(IDLE), **yaml.safe_load(settings)}
+    job["generations"] = [{}]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    load_job(str(path), [switch])
+    [(section, values)] = yaml.safe_load(settings).items()
+    idle = next(f"{section}.{name}={value}" for name, value in reversed(values.items()))
+    with pytest.raises(ConfigError, match="which has no effect"):
+        load_job(str(path), [switch, idle])
+
+
 def test_a_base_is_only_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "recipe.yaml").write_text("momentum: 0.5\noptimizer: sgd\n")
     path = tmp_path / "job.yaml"

@@ -49,7 +49,9 @@ def write_tar(path, shard, count):
             file.seek(0)
             tar.addfile(info, file)
     with tarfile.open(path) as tar:
-        return [(member.offset_data, member.size) for member in tar]
+        return [
+            (member.offset_data, member.size, label_files.image_hash(tar.extractfile(member).read())) for member in tar
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,10 @@ def corpus(tmp_path_factory):
             pa.table({
                 "index": pa.array(range(count), pa.int32()),
                 "key": [f"{i:04d}" for i in range(count)],
-                "offset": pa.array([o for o, _ in places], pa.int64()),
-                "size": pa.array([s for _, s in places], pa.int32()),
+                "offset": pa.array([o for o, _, _ in places], pa.int64()),
+                "size": pa.array([s for _, s, _ in places], pa.int32()),
                 "label": pa.array([(i + shard) % CLASSES for i in range(count)], pa.int32()),
+                "image_hash": pa.array([h for _, _, h in places], pa.uint64()),
             }),
             folder / f"l{shard}.parquet",
         )  # fmt: skip
@@ -81,10 +84,10 @@ def corpus(tmp_path_factory):
             {
                 "index": range(count),
                 "key": [f"{i:04d}" for i in range(count)],
-                "offset": [o for o, _ in places],
-                "size": [s for _, s in places],
+                "offset": [o for o, _, _ in places],
+                "size": [s for _, s, _ in places],
                 "status": ["not_an_image" if i == 5 else "ok" for i in range(count)],
-                "image_hash": [0] * count,
+                "image_hash": [h for _, _, h in places],
             },
             np.array(good),
             found,
@@ -268,7 +271,7 @@ def test_rows_beyond_the_memory_limit_are_read_again(corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_no_longer_decodes_is_named(corpus, tmp_path, workers):
+def test_an_image_that_is_another_one_is_named(corpus, tmp_path, workers):
     shard = corpus[0].shards[0]
     broken = tmp_path / "broken.tar"
     with open(shard.path, "rb") as file:  # noqa: PTH123
@@ -278,7 +281,7 @@ def test_an_image_that_no_longer_decodes_is_named(corpus, tmp_path, workers):
     content[start : start + rows["size"][3].as_py()] = bytes(rows["size"][3].as_py())
     broken.write_bytes(content)
     source = TrainingSource("labelled", (TrainingShard(str(broken), shard.rows, None, 7),), per_step=7)
-    with pytest.raises(DataError, match=r"^image 3 of .*broken\.tar.* restore .*[^\n]*$"):
+    with pytest.raises(DataError, match=r"^image 3 of .*broken\.tar has other bytes .*; bring the old shard [^\n]*$"):
         run([source], workers=workers)
 
 
@@ -349,13 +352,16 @@ def photos(tmp_path_factory):
             info.size = file.tell()
             tar.addfile(info, io.BytesIO(file.getvalue()))
     with tarfile.open(folder / "photos.tar") as tar:
-        places = [(member.offset_data, member.size) for member in tar]
+        places = [
+            (member.offset_data, member.size, label_files.image_hash(tar.extractfile(member).read())) for member in tar
+        ]
     rows = {
         "index": pa.array(range(count), pa.int32()),
         "key": [f"{i:04d}" for i in range(count)],
-        "offset": pa.array([offset for offset, _ in places], pa.int64()),
-        "size": pa.array([size for _, size in places], pa.int32()),
+        "offset": pa.array([offset for offset, _, _ in places], pa.int64()),
+        "size": pa.array([size for _, size, _ in places], pa.int32()),
         "label": pa.array([0] * count, pa.int32()),
+        "image_hash": pa.array([h for _, _, h in places], pa.uint64()),
     }
     pq.write_table(pa.table(rows), folder / "photos.parquet")
     shard = TrainingShard(str(folder / "photos.tar"), str(folder / "photos.parquet"), None, count)
@@ -381,6 +387,11 @@ def test_a_photo_that_no_longer_decodes_is_named(photos, tmp_path):
     rows = pq.read_table(shard.rows)
     sizes = [size // 2 if index == 9 else size for index, size in enumerate(rows["size"].to_pylist())]
     halved = rows.set_column(rows.column_names.index("size"), "size", pa.array(sizes, pa.int32()))
+    with open(shard.path, "rb") as file:  # noqa: PTH123
+        file.seek(halved["offset"][9].as_py())
+        half = label_files.image_hash(file.read(sizes[9]))
+    hashes = [half if index == 9 else found for index, found in enumerate(halved["image_hash"].to_pylist())]
+    halved = halved.set_column(rows.column_names.index("image_hash"), "image_hash", pa.array(hashes, pa.uint64()))
     pq.write_table(halved, tmp_path / "rows.parquet")
     source = TrainingSource("labelled", (TrainingShard(shard.path, str(tmp_path / "rows.parquet"), None, 16),), 16)
     with pytest.raises(DataError, match=r"^image 9 of .*photos\.tar .* no longer is \(truncated.*[^\n]*$"):

@@ -189,7 +189,7 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> TrainingShard:
         "offset": [int(end) - -(-len(data) // 512) * 512 for end, (_, data) in zip(ends, members, strict=True)],
         "size": [len(data) for _, data in members],
         "status": ["ok"] * 5,
-        "image_hash": [0] * 5,
+        "image_hash": [label_files.image_hash(data) for _, data in members],
     }
     table = label_files.make_table(
         columns, np.arange(5), label_files.rows_from_probs(np.full((5, CLASSES), 0.25, np.float32))

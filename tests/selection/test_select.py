@@ -143,7 +143,7 @@ def written(case: Case, expected: dict[str, dict[int, int]], folder: Path) -> di
         if case.settings.by_confidence:
             columns.append(pa.array(case.shards[name][1][list(rows)].astype(np.float32)))
             schema = schema.append(select.WEIGHT)
-        metadata = {"shard": name, "samples": len(rows), "copies": sum(rows.values())}
+        metadata = {"stage": "out", "shard": name, "samples": len(rows), "copies": sum(rows.values())}
         path = folder / label_files.file_name(name)
         encoding = {"index": "DELTA_BINARY_PACKED", "copies": "DELTA_BINARY_PACKED"}
         table = pa.table(columns, schema=schema)
@@ -208,7 +208,7 @@ def test_files_do_not_depend_on_order_or_grouping(tmp_path: Path) -> None:
     paths = paths_of(tmp_path / "labels", shards)
     contents = []
     for number, (order, groups) in enumerate([(paths, 1), (paths[::-1], 2), (sorted(paths), 100)]):
-        out = tmp_path / str(number)
+        out = tmp_path / str(number) / "out"
         summary = select_all(order, Settings(5, 0.3, 40), inline, str(out), groups=groups)
         contents.append(([(out / label_files.file_name(name)).read_bytes() for name in shards], summary))
     assert len(shards) > 3 and contents[0] == contents[1] == contents[2]

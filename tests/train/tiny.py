@@ -52,6 +52,7 @@ def write_shard(path: Path, count: int, seed: int, broken: int | None = None) ->
             tar.addfile(info, io.BytesIO(file.getvalue()))
     with tarfile.open(path) as tar:
         places = [(member.offset_data, member.size) for member in tar]
+        hashes = [label_files.image_hash(tar.extractfile(member).read()) for member in tar]
     rows = path.with_suffix(".parquet")
     table = {
         "index": pa.array(range(count), pa.int32()),
@@ -59,6 +60,7 @@ def write_shard(path: Path, count: int, seed: int, broken: int | None = None) ->
         "offset": pa.array([offset for offset, _ in places], pa.int64()),
         "size": pa.array([size for _, size in places], pa.int32()),
         "label": pa.array(found, pa.int32()),
+        "image_hash": pa.array(hashes, pa.uint64()),
     }
     pq.write_table(pa.table(table), rows)
     return TrainingShard(str(path), str(rows), None, count)
@@ -71,8 +73,8 @@ def write_pseudo(path: Path, count: int, seed: int) -> TrainingShard:
     truth = np.array(rows["label"], np.int32)
     probs = np.full((count, CLASSES), 0.1, np.float32)
     probs[np.arange(count), truth] = 0.7
-    columns = {name: rows[name] for name in ("index", "key", "offset", "size")}
-    columns |= {"status": ["ok"] * count, "image_hash": [0] * count}
+    columns = {name: rows[name] for name in ("index", "key", "offset", "size", "image_hash")}
+    columns |= {"status": ["ok"] * count}
     table = label_files.make_table(columns, np.arange(count), label_files.rows_from_probs(probs))
     label_files.write_labels(shard.rows, table, {})
     chosen = list(range(0, count, 2))
