@@ -118,6 +118,11 @@ def _open(path: str, columns: Sequence[str] | None, rows: bool) -> tuple[pa.Tabl
             raise  # of the disk or the store
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{shown} is not a readable Parquet file ({reason[:200]}); delete it and run again") from error
+    lacking = [name for name in columns or () if rows and name not in table.column_names]
+    if lacking:
+        raise DataError(
+            f"{shown} has no column '{lacking[0]}'; it is another file, or damaged: delete it and run again"
+        )
     if CHECKSUMS_KEY in found:
         wrong = _differing(table if rows else None, found, columns)
         if wrong:
