@@ -18,7 +18,7 @@ from pipeline.config.settings import Job, to_plain
 from pipeline.plan import early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
-from pipeline.plan.stage import JOB, SUMMARY, Done, files_of, read_json_file, write_done
+from pipeline.plan.stage import JOB, SUMMARY, Done, check_files, files_of, read_json_file, write_done
 from pipeline.progress import Screen
 from pipeline.storage.lock import lock
 from pipeline.tracking.contract import StageRecord, Tracker
@@ -48,6 +48,7 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
     done: dict[str, Done] = {}
     corpora = Corpora(job, done, refreeze=refreeze)
     token, stop = "", None
+    unchecked: list[Done] = []
     for look in graph.walk(job, done, corpora):
         stage, folder = look.stage, look.folder
         if not stop and (stop := early_stop.find(job, done)):
@@ -62,12 +63,14 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
         if finished:
             screen.line(stage.name, "done before", str(finished.info.get("line", "")))
             screen.note(stage.name, folder=folder, state="done before")
+            unchecked.append(finished)
         else:
             if look.superseded:
                 screen.warn(
                     f"{stage.name} was begun in {storage.name(look.superseded)} by an earlier version; it is begun anew"
                 )
             corpora.check()
+            check_files(unchecked)
             token = token or storage.write_token(job.output)
             needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
@@ -75,6 +78,8 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
         tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
         done[stage.name] = finished
+    if token:  # where nothing ran, nothing is read
+        check_files(unchecked)
     return done
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.data.shards import Shard
-from pipeline.errors import DataError
+from pipeline.errors import DataError, OutputError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,26 @@ def freeze(
 
 def _records(output: str) -> list[dict[str, Any]]:
     names = fnmatch.filter(storage.listdir(output), "corpus-*.json")
-    return [storage.read_record(storage.join(output, name)) for name in names]
+    return [_read(storage.join(output, name)) for name in names]
+
+
+def _read(path: str) -> dict[str, Any]:
+    record = storage.read_record(path)
+    try:
+        listed = json.dumps([[str(name), int(size)] for name, size in record["shards"]], separators=(",", ":"))
+        fits = hashlib.sha256(listed.encode()).hexdigest() == record["fingerprint"]
+        fits &= storage.name(path) == f"corpus-{record['fingerprint'][:8]}.json"
+        fits &= all(
+            {"source", "pattern", "sequence"} < use.keys() and len(use["stamps"]) == len(record["shards"])
+            for use in record["uses"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise OutputError(
+            f"{storage.redact(path)} is not the list of shards that it should be; delete it and run again"
+        )
+    return record
 
 
 def _write(

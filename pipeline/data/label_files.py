@@ -120,16 +120,6 @@ def image_hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def check_image(data: bytes, known: int, where: str) -> None:
-    """DataError unless an image's bytes are those that were indexed or labelled, and have this hash."""
-    if image_hash(data) != known:
-        raise DataError(
-            f"{where} has other bytes than when it was indexed or labelled, so its label may be another one; bring the "
-            "old shard back, or take the new one in: delete the folder of the stage that indexed or labelled it, and "
-            "run again"
-        )
-
-
 def printable_key(key: str) -> str:
     """A sample's key as UTF-8 can hold it: bytes that were not UTF-8 become backslash escapes."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

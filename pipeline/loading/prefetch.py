@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from torch.utils.data import get_worker_info
 
 from pipeline import storage
-from pipeline.data import shards
-from pipeline.data.label_files import check_image
+from pipeline.data import known_image
 from pipeline.errors import UserError
 from pipeline.loading import sample_order
 from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
@@ -42,12 +41,10 @@ class Feed:
 
 
 def read_image(shard: TrainingShard, rows: TrainingRows, row: int) -> bytes:
-    """The bytes of an image, from wherever they are at hand. OSError, DataError (shards.read_at; they are others than
-    when it was indexed or labelled)."""
+    """The bytes of an image, from wherever they are at hand. OSError, DataError (known_image.read)."""
+    offset, size, known = int(rows.offset[row]), int(rows.size[row]), int(rows.image_hash[row])
     ready = Ready(shard.cache, rows.parts) if shard.cache else None
-    data = shards.read_at(shard.path, int(rows.offset[row]), int(rows.size[row]), ready)
-    check_image(data, int(rows.image_hash[row]), f"image {rows.index[row]} of {storage.redact(shard.path)}")
-    return data
+    return known_image.read(shard.path, offset, size, known, f"image {rows.index[row]}", ready)
 
 
 class Fill:

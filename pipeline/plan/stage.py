@@ -159,6 +159,17 @@ def read_json_file(done: Done, name: str) -> Any:
         ) from None
 
 
+def check_files(stages: list[Done]) -> None:
+    """`check_file` of all files of some stages, which are taken off the list. OutputError."""
+    while stages:
+        done = stages.pop()
+        for name in done.files or ([WEIGHTS] if done.model else []):
+            path = storage.join(done.folder, name)
+            if not storage.exists(path):
+                read_file(done, name)  # which says so
+            check_file(done, name, storage.sha256(path))
+
+
 def check_file(done: Done, name: str, sha256: str) -> None:
     """OutputError unless a file of a finished stage has the sha256 that it had when the stage ended."""
     known = done.files.get(name) or (done.output if done.model and name == WEIGHTS else None)  # as 0.1.0 recorded it

@@ -3,11 +3,14 @@
     <folder>/.lock            held while room is made
     <folder>/.tmp-<key>       a download under way: locked by its process, already as large as it will be
     <folder>/<key>.tar        a whole shard, or parts of one; its time of change is when it was last used
+    <folder>/<key>.crc32      the CRC-32 of it as it came in
 
 The key is a hash of URL, size, ETag and parts, so a shard that changed is another one. Processes that want the same
 shard wait for the one that downloads it. A download gets its name when it is whole; the locks of a killed process end
-with it, and what it left is deleted when room is made. The copies used longest ago make room; one that is being read
-lives on until it is closed. A shard for which there is no room is read past the cache.
+with it, and what it left is deleted when room is made. A copy of another size, or, where a whole shard is read, with
+other bytes than came in is deleted and fetched again; single images have a hash of their own. The copies used longest
+ago make room; one that is being read lives on until it is closed. A shard for which there is no room is read past the
+cache.
 
 Where copies are fetched before they are needed (pipeline.loading.prefetch), readers are given `Ready` and wait for no
 download.
@@ -22,6 +25,7 @@ import hashlib
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +52,17 @@ class Cache:
 
     def open_read(self, path: str) -> IO[bytes]:
         """The shard, seekable: its copy, after a download if need be."""
-        return (self._copy(path) if storage.is_url(path) else None) or storage.open_read(path)
+        copy = self._copy(path) if storage.is_url(path) else None
+        if copy is not None and not _is_as_it_came(Path(copy.name)):
+            copy.close()
+            self.discard(path)
+            copy = self._copy(path)
+        return copy or storage.open_read(path)
+
+    def discard(self, path: str, parts: Parts | None = None) -> None:
+        """Delete the copies of a shard that turned out to be damaged, and of parts of it."""
+        for each in {None, parts}:
+            _remove(Path(self.folder, f"{_key(path, each)}.tar"))
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends before."""
@@ -62,7 +76,7 @@ class Cache:
     def find(self, path: str, parts: Parts | None) -> IO[bytes] | None:
         """The copy of a remote shard or of parts of it, opened; None where there is none that can be."""
         try:
-            return _use(Path(self.folder, f"{_key(path, parts)}.tar"))
+            return _use(Path(self.folder, f"{_key(path, parts)}.tar"), _size(path, parts))
         except OSError:  # of the folder: whoever fetches says what is wrong with it
             return None
 
@@ -80,23 +94,25 @@ class Cache:
         """The whole copy, opened; None where there is no room for it, or once `closed`.
 
         spared: copies used since this time, in ns, make no room."""
-        key, size = _key(path, parts), parts.length if parts else _describe(path)[0]
+        key, size = _key(path, parts), _size(path, parts)
         whole, half = Path(self.folder, f"{key}.tar"), Path(self.folder, f".tmp-{key}")
         try:
-            if (copy := _use(whole)) is not None:
+            if (copy := _use(whole, size)) is not None:
                 return copy
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             with _locked(half) as file:
-                if (copy := _use(whole)) is not None:  # another process was faster
+                if (copy := _use(whole, size)) is not None:  # another process was faster
                     half.unlink()
                     return copy
                 try:
                     fits = self._make_room(file, size, spared) and _download(path, parts, file, size, closed)
                     if fits:
+                        file.seek(0)
+                        whole.with_suffix(".crc32").write_text(f"{_crc32(file):08x}\n")
                         half.rename(whole)
                 finally:
                     half.unlink(missing_ok=True)
-                return _use(whole) if fits else None
+                return _use(whole, size) if fits else None
         except OSError as error:
             if error.errno == errno.ENOSPC and spared is None:  # a reader reads past the cache
                 return None
@@ -127,7 +143,7 @@ class Cache:
             copies.sort()
             while taken > self.limit:
                 _, oldest, freed = copies.pop(0)
-                oldest.unlink(missing_ok=True)
+                _remove(oldest)
                 taken -= freed
             file.truncate(size)  # seen by others as taken from now on
             return True
@@ -150,6 +166,10 @@ class Ready:
                         return copy.read(size)
         return storage.read_range(path, offset, size)
 
+    def discard(self, path: str) -> None:
+        """`Cache.discard` of the shard and of the parts."""
+        self.cache.discard(path, self.parts)
+
 
 def _key(path: str, parts: Parts | None) -> str:
     size, stamp = _describe(path)
@@ -164,11 +184,41 @@ def _describe(path: str) -> tuple[int, str]:
     return _described[key]
 
 
-def _use(whole: Path) -> IO[bytes] | None:
-    """A copy, opened and marked as used now; None where there is none."""
+def _size(path: str, parts: Parts | None) -> int:
+    return parts.length if parts else _describe(path)[0]
+
+
+def _crc32(file: IO[bytes]) -> int:
+    """Of the rest of a file."""
+    crc = 0
+    while block := file.read(BLOCK):
+        crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _is_as_it_came(whole: Path) -> bool:
+    """Whether a copy has the bytes that were fetched, as far as is known."""
+    try:
+        with whole.open("rb") as file:
+            return int(whole.with_suffix(".crc32").read_text(), 16) == _crc32(file)
+    except (FileNotFoundError, ValueError):  # of an earlier version, or being deleted
+        return True
+
+
+def _remove(whole: Path) -> None:
+    whole.unlink(missing_ok=True)
+    whole.with_suffix(".crc32").unlink(missing_ok=True)
+
+
+def _use(whole: Path, size: int) -> IO[bytes] | None:
+    """A copy, opened and marked as used now; None where there is none of this size."""
     try:
         file = whole.open("rb")
     except FileNotFoundError:
+        return None
+    if os.fstat(file.fileno()).st_size != size:
+        file.close()
+        _remove(whole)
         return None
     with contextlib.suppress(PermissionError):  # another user's
         os.utime(file.fileno())

@@ -16,8 +16,7 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.cluster.world import World
-from pipeline.data import images, parquet_files, shards
-from pipeline.data.label_files import check_image
+from pipeline.data import images, known_image, parquet_files
 from pipeline.errors import DataError
 from pipeline.loading.loader import TrainingShard
 from pipeline.loading.sample_order import share
@@ -143,8 +142,9 @@ def _decode(samples: Sequence[Labelled], view: images.View, batch: int) -> Itera
 
 def _read(sample: Labelled, view: images.View) -> tuple[np.ndarray, int] | None:
     try:
-        data = shards.read_at(sample.path, sample.offset, sample.size, sample.cache)
-        check_image(data, sample.image_hash, f"{sample.key} of {storage.redact(sample.path)}")
+        data = known_image.read(
+            sample.path, sample.offset, sample.size, sample.image_hash, f"image '{sample.key}'", sample.cache
+        )
         return images.load(data, view), sample.label
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import shards
-from pipeline.errors import ConfigError
-from pipeline.storage.node_cache import Cache
+from pipeline.data import known_image, label_files, shards
+from pipeline.errors import ConfigError, DataError
+from pipeline.storage.node_cache import Cache, Ready
 from tests.conftest import ROOT, S3
 from tests.data import tars
 from tests.flaky_proxy import Fault
@@ -97,7 +97,8 @@ def test_the_shard_used_longest_ago_makes_room(s3: S3, tmp_path: Path) -> None:
     cache.open_read(urls[2]).close()
     assert {path.read_bytes()[0] for path in copies(tmp_path)} == {1, 2, 3}
     assert held.read() == bytes(100 * KIB - 5), "what is being read outlives its name"
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 300 * KIB
+    assert sum(path.stat().st_size for path in copies(tmp_path)) <= 300 * KIB
+    assert len(list(tmp_path.glob("*.crc32"))) == 3
 
 
 def test_a_shard_for_which_there_is_no_room_is_read_past_the_cache(s3: S3, tmp_path: Path) -> None:
@@ -154,3 +155,28 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(s3: S3, tmp_path: Path) ->
         ConfigError, match=r"data.cache: .*/file/cache cannot hold copies of shards: Not a directory; name"
     ):
         Cache(str(tmp_path / "file" / "cache"), 1000).open_read(url)
+
+
+def test_a_copy_that_is_damaged_is_fetched_again(s3: S3, tmp_path: Path) -> None:
+    """Cut off or with other bytes, whether the whole is read or one image."""
+    local = tars.shard(tmp_path / "a.tar", 20)
+    whole = list(shards.stream(local))
+    sample, image = whole[3]
+    url, cache = s3.upload(local, "cached/damaged.tar"), Cache(str(tmp_path / "cache"), 1 << 20)
+    known = label_files.image_hash(image)
+    for read in ("whole", "image", "image without a download"):
+        assert list(shards.stream(url, cache)) == whole
+        [copy] = copies(tmp_path / "cache")
+        content = bytearray(copy.read_bytes())
+        content[sample.offset + 50] ^= 1
+        for damaged in (content, content[: len(content) // 2]):
+            copy.write_bytes(damaged)
+            if read == "whole":
+                assert list(shards.stream(url, cache)) == whole
+            else:
+                source = cache if read == "image" else Ready(cache, None)
+                assert known_image.read(url, sample.offset, sample.size, known, "image 3", source) == image
+            assert not copies(tmp_path / "cache") or copy.read_bytes() == Path(local).read_bytes()
+            assert list(shards.stream(url, cache)) == whole and copy.read_bytes() == Path(local).read_bytes()
+    with pytest.raises(DataError, match=r"^image 3 of s3://.* has other bytes than when it was indexed or labelled"):
+        known_image.read(url, sample.offset, sample.size, known + 1, "image 3", cache)
