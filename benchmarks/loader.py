@@ -134,7 +134,7 @@ def make_case(args: argparse.Namespace, part: str, folder: Path) -> Case:
 
 def indexed(paths: list[Path], folder: Path, classes: int) -> tuple[TrainingShard, ...]:
     """The shards with index files, as the index stage writes them."""
-    index, found = make_indexer(str(folder), classes), []
+    index, found = make_indexer(str(folder), [str(number) for number in range(classes)]), []
     for path in paths:
         shard = Shard(path.name, str(path), path.stat().st_size, "", "labelled")
         count = int(index(("labelled", shard)).per_class.sum())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RemoteError, UserError
 from pipeline.malloc import keep_memory
+from pipeline.printable import printable
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Job
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except (UserError, RemoteError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.plan.stage import PROGRESS
+from pipeline.printable import printable
 from pipeline.tracking import journal
 
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
@@ -50,10 +51,10 @@ class Screen:
 
     def line(self, name: str, state: str, detail: str = "") -> None:
         text = f"{MARKS[state]} {name:<{self.width}}  {state:<11}  {detail}"
-        self.console.print(escape(text.rstrip()), highlight=False, soft_wrap=True)
+        self.console.print(escape(printable(text.rstrip())), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]! {escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]! {escape(printable(text))}[/yellow]", highlight=False, soft_wrap=True)
 
     def note(self, name: str, **facts: Any) -> None:
         """Record facts of a stage in progress.json."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pipeline.data.samples import looks_like_picture
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:  # decoding processes start seconds sooner without it
@@ -34,7 +35,6 @@ COPIED = 1 << 24  # pixels of a picture that may be copied and resized as a whol
 WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "PPM", "TIFF")
 Image.init()
 FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # AVIF depends on how Pillow was built
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEGS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 TRANSPOSE = {
@@ -86,7 +86,7 @@ def telling(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise BadImage("too_large", f"more than {min(max_pixels, MAX_PIXELS)} pixels") from None
     except UnidentifiedImageError:
-        if data.startswith(MAGIC) or data[8:12] in (b"WEBP", b"avif", b"avis"):
+        if looks_like_picture(data):
             status = "truncated" if _ends_early(data) else "unreadable"
             raise BadImage(status, "begins like an image, but its header is damaged") from None
         raise BadImage("not_an_image", f"begins with {data[:12]!r}") from None

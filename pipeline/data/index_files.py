@@ -9,9 +9,11 @@ the rest.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.data import images, label_files, parquet_files, shards
-from pipeline.data.shards import Sample, Shard
+from pipeline.data.samples import RULE, Left, Sample
+from pipeline.data.shards import Shard
 from pipeline.errors import DataError
 from pipeline.storage.node_cache import Cache
 
@@ -31,6 +34,7 @@ class Indexed:
     per_class: np.ndarray
     digest: str  # of the images and labels, in order
     bad: list[tuple[str, str]]
+    left: Left
 
 
 def rows_path(folder: str, source: str, shard: str) -> str:
@@ -38,12 +42,15 @@ def rows_path(folder: str, source: str, shard: str) -> str:
 
 
 def metadata_of(folder: str, source: str, shard: str) -> dict[str, str]:
-    """What an index file says of itself: no other one may lie in its place."""
+    """What an index file says of itself, beside the number of the sample rule: no other one may lie in its place."""
     return {"stage": storage.name(folder), "source": source, "shard": shard}
 
 
-def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Callable[[tuple[str, Shard]], Indexed]:
-    """Returns the function that indexes one (source, shard)."""
+def make_indexer(
+    folder: str, names: Sequence[str], cache: Cache | None = None
+) -> Callable[[tuple[str, Shard]], Indexed]:
+    """Returns the function that indexes one (source, shard) with labels of the classes `names`."""
+    classes = Classes(names)
 
     def index(unit: tuple[str, Shard]) -> Indexed:
         source, shard = unit
@@ -63,7 +70,7 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
                 f"the {source} shard {shard.name} is damaged ({reader.damage}); "
                 "labelled shards must be whole: write it again"
             )
-        found = read_labels(shard, good, classes, cache)
+        found = read_labels(shard, good, classes, cache, reader.apart)
         table = pa.table({
             "index": pa.array([s.index for s in good], pa.int32()),
             "key": pa.array([s.key for s in good], pa.string()),
@@ -72,9 +79,11 @@ def make_indexer(folder: str, classes: int, cache: Cache | None = None) -> Calla
             "label": pa.array(found, pa.int32()),
             "image_hash": pa.array(hashes, pa.uint64()),
         })  # fmt: skip
-        parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata_of(folder, source, shard.name))
+        metadata = {**metadata_of(folder, source, shard.name), "rule": RULE}
+        parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata)
         digest = hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(found, "<i4").tobytes()).hexdigest()
-        return Indexed(np.bincount(np.asarray(found, np.int64), minlength=classes), digest, bad)
+        per_class = np.bincount(np.asarray(found, np.int64), minlength=len(names))
+        return Indexed(per_class, digest, bad, reader.left)
 
     return index
 
@@ -89,37 +98,83 @@ def _unusable(sample: Sample, data: bytes) -> str | None:
     return None
 
 
-def read_labels(shard: Shard, samples: list[Sample], classes: int, cache: Cache | None = None) -> list[int]:
+class Classes:
+    """What labels mean: an all-digit `.cls` or a JSON number is a class index, a JSON string or other text the name of a
+    class."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.number = {_plain(name): number for number, name in enumerate(names)}
+
+    def index_of(self, label: object, where: str) -> int:
+        """The class index; DataError where the label is none."""
+        count, shown = len(self.names), str(label)[:40]
+        if isinstance(label, str):
+            text = _plain(label)
+            named = self.number.get(text)
+            digits = text.isascii() and text.isdigit()
+            if digits and named is not None and not (len(text) < 20 and int(text) == named):
+                raise DataError(
+                    f"{where} has the label '{shown}', which is the name of class {named} and another class's index; "
+                    "rename that class, or give the class index as a JSON number"
+                )
+            if named is not None:
+                return named
+            close = difflib.get_close_matches(text, self.number, 1, 0.6)
+            hint = f", such as '{close[0]}'" if close else ""
+            raise DataError(
+                f"{where} has the label '{shown}'; it must be a class index from 0 to {count - 1}, or a class name of "
+                f"classes.json{hint}"
+            )
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise DataError(f"{where} has the label '{shown}'; it must be a class index from 0 to {count - 1}")
+        if not 0 <= label < count:
+            raise DataError(
+                f"{where} has the class index {shown}, but classes.json has {count} classes (0 to "
+                f"{count - 1}); correct the label or the class list"
+            )
+        return label
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def read_labels(
+    shard: Shard, samples: list[Sample], classes: Classes, cache: Cache | None = None, apart: Collection[str] = ()
+) -> list[int]:
     """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first
-    mistake."""
+    mistake. `apart`: keys whose text lies away from any image."""
     texts = shards.read_texts(shard.path, samples, "cls", cache)
     found = []
     for sample, text in zip(samples, texts, strict=True):
         where = f"sample {sample.index} ('{sample.key}') of shard {shard.name}"
-        word = (
-            text.decode("utf-8", "replace").strip() if text is not None else _label_in_json(shard, sample, where, cache)
-        )
-        if not word.isascii() or not word.isdigit():
-            raise DataError(f"{where} has the label '{word[:40]}'; it must be a class index from 0 to {classes - 1}")
-        if int(word) >= classes:
-            raise DataError(
-                f"{where} has the class index {int(word)}, but classes.json has {classes} classes (0 to "
-                f"{classes - 1}); correct the label or the class list"
-            )
-        found.append(int(word))
+        if text is None:
+            label = _label_in_json(shard, sample, where, cache, apart)
+        else:
+            word = text.decode("utf-8-sig", "replace").strip()
+            is_index = word.isascii() and word.isdigit() and len(word) < 20
+            label = int(word) if is_index else word
+        found.append(classes.index_of(label, where))
     return found
 
 
-def _label_in_json(shard: Shard, sample: Sample, where: str, cache: Cache | None) -> str:
+def _label_in_json(shard: Shard, sample: Sample, where: str, cache: Cache | None, apart: Collection[str]) -> object:
     [text] = shards.read_texts(shard.path, [sample], "json", cache)
+    if text is None and sample.key in apart:
+        raise DataError(
+            f"{where} has no label beside it: its .cls or .json member lies elsewhere in the tar; write the tar again "
+            "with what belongs together adjacent, as when its members are sorted by name"
+        )
     if text is None:
         raise DataError(f"{where} has no label; every labelled sample needs a .cls member with the class index")
     try:
-        return str(json.loads(text)["label"])
-    except (ValueError, KeyError, TypeError) as error:
+        found: object = json.loads(text.decode("utf-8-sig"))["label"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f'{where} has a .json member without a "label"; write the class index there or in a .cls member'
         ) from error
+    return found
 
 
 def image_hashes(folder: str, shards: Iterable[tuple[str, str]]) -> np.ndarray:

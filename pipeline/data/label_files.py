@@ -52,6 +52,7 @@ CHECKED = {
     "flip": "the mean with the mirror image",
     "batch_asked": "the batch size that was asked for",
     "selection": "the selection that it follows",
+    "rule": "the number of the sample rule",
 }
 
 

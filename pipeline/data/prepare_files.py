@@ -16,8 +16,8 @@ import pandas
 
 from pipeline import storage
 from pipeline.data.prepare_digits import digits as digits
+from pipeline.data.samples import IMAGE_SUFFIXES
 from pipeline.data.shard_writer import Item, Progress, agree_on_classes, save_classes, split_shards, write_split
-from pipeline.data.shards import IMAGE_SUFFIXES
 from pipeline.errors import ConfigError, DataError
 
 SHARD_BYTES = 256 << 20

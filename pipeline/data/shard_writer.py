@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.data import images
 from pipeline.data.classes import CLASSES_NAME, read_classes, write_classes
 from pipeline.errors import DataError
+from pipeline.printable import printable
 
 BAD_NAME = "bad_files.txt"
 IN_PROCESS = 1000  # fewer files than this are done before processes have started
@@ -180,15 +181,13 @@ def _list_bad(out: str, split: str, bad: list[tuple[str, str]]) -> None:
     path = storage.join(out, BAD_NAME)
     old = storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
     kept = [line for line in old if line.split("\t")[0] != split]
-    new = [f"{split}\t{_printable(name)}\t{_printable(reason)}" for name, reason in bad]
+    new = [f"{split}\t{_one_line(name)}\t{_one_line(reason)}" for name, reason in bad]
     if old != kept + new:
         storage.write_bytes(path, "".join(f"{line}\n" for line in kept + new).encode())
 
 
-def _printable(text: str) -> str:
-    """Undecodable bytes and control characters of file names escaped."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def agree_on_classes(out: str, names: list[str]) -> list[str]:

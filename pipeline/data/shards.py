@@ -1,31 +1,24 @@
 """Finds shards, walks the samples in one, and reads pieces of one.
 
-A shard is an uncompressed tar, known by its name and size. A sample is a maximal run of consecutive regular
-members with the same folder and base name up to the first dot, holding at least one image member; it is known
-by its shard and its index, because keys are unique only inside a tar and sometimes not even there.
-
-Links, devices, folders and hidden files (`.DS_Store`, the `._name.jpg` of macOS; WebDataset ignores them too)
-are skipped as if they were not there.
+A shard is an uncompressed tar, known by its name and size. Which of its members make a sample is the rule of
+pipeline.data.samples. Links, devices, folders and hidden files (`.DS_Store`, the `._name.jpg` of macOS; WebDataset
+ignores them too) are skipped as if they were not there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import IO, cast
 
 from pipeline import storage
+from pipeline.data.samples import SKIPPED, START, Left, Run, Sample, split_name
 from pipeline.data.shard_patterns import Entry, Listing, Pattern, parse
 from pipeline.data.tar import Damage, Member, Tar
 from pipeline.errors import DataError
 from pipeline.storage.hashed_file import Hashed
 from pipeline.storage.node_cache import Cache, Ready
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "ppm", "tif", "tiff")
-TEXT_SUFFIXES = ("cls", "json")
-MAX_IMAGE = 256 << 20  # bytes of an image member that are ever read into memory
-MAX_TEXT = 1 << 20
-SKIPPED = "skipped"  # the status of a sample whose image nobody wanted, so it is not a bad one
 
 
 @dataclass(frozen=True)
@@ -38,27 +31,10 @@ class Shard:
     sha256: str | None = None  # of its bytes, where it is known from before
 
 
-@dataclass(frozen=True)
-class Sample:
-    """`offset` and `size`: where the image member's data lies; `texts`: the same of `.cls` and `.json`.
-
-    `status` is `ok`; `truncated`: the file ends inside the image (`size` is what is there); `too_large`: more
-    than MAX_IMAGE bytes; `unreadable`: a sparse member. Images of the last three are not read.
-    """
-
-    index: int
-    key: str
-    offset: int
-    size: int
-    suffix: str
-    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    status: str = "ok"
-
-
 @dataclass
 class Scan:
     samples: list[Sample]
-    without_image: int  # runs that hold no image
+    left: Left  # what is in no sample
     damage: str | None  # why the archive stops early, where it does
 
 
@@ -152,8 +128,8 @@ def _nothing_found(pattern: Pattern, listing: Listing) -> str:
 
 
 class Reader:
-    """One sequential pass over a shard: iterate, then look at `without_image`, `damage` and, where images were read,
-    the `sha256` of the whole file.
+    """One sequential pass over a shard: iterate, then look at `left`, what is in no sample, at `apart`, keys whose text
+    lies away from any image, at `damage` and, where images were read, at the `sha256` of the whole file.
 
     Yields (sample, image bytes); the bytes are empty where the status is not `ok`, or with `images=False`,
     which seeks over the data. Memory is bounded by one image. Raises DataError where the file is no tar.
@@ -163,39 +139,41 @@ class Reader:
         self.path = path
         self.images = images
         self.cache = cache
-        self.without_image = 0
+        self.left = Left()
+        self.apart: set[str] = set()
         self.damage: str | None = None
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[Sample, bytes]]:
-        self.without_image, self.damage = 0, None
+        self.left, self.apart, self.damage = Left(), set(), None
         index = 0
         with _open(self.path, self.cache) as file:
             hashed = Hashed(file) if self.images else None
             for run, data in self._runs(Tar(cast(IO[bytes], hashed or file))):
-                if run.image is None:
-                    self.without_image += 1
+                if run.is_sample:
+                    yield run.sample(index), data
+                    index += 1
                     continue
-                yield run.sample(index), data
-                index += 1
+                self.left.add(run.left())
+                if run.texts:
+                    self.apart.add(run.key)
             if hashed:
                 self.sha256 = hashed.sha256()
 
-    def _runs(self, tar: Tar) -> Iterator[tuple[_Run, bytes]]:
-        run: _Run | None = None
+    def _runs(self, tar: Tar) -> Iterator[tuple[Run, bytes]]:
+        run: Run | None = None
         data = b""
         while (member := self._next(tar)) is not None:
-            folder, _, base = member.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if not member.regular or not stem:
+            name = split_name(member.name)
+            if not member.regular or name is None:
                 continue
-            key = f"{folder}/{stem}" if folder else stem if "/" not in member.name else f"/{stem}"
+            key, extension = name
             if run is None or run.key != key:
                 if run is not None:
                     yield run, data
-                run, data = _Run(key), b""
-            if run.add(member, extension.rpartition(".")[2].lower()) and self.images and run.status == "ok":
-                data = tar.read(member)
+                run, data = Run(key), b""
+            if run.add(member, extension, partial(tar.read, member, START)) and self.images:
+                data = tar.read(member) if run.status == "ok" else b""
         if run is not None:
             yield run, data
 
@@ -212,36 +190,6 @@ class Reader:
             return None
 
 
-@dataclass
-class _Run:
-    key: str
-    image: Member | None = None
-    suffix: str = ""
-    status: str = "ok"
-    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, member: Member, suffix: str) -> bool:
-        """Take the member in; True where it is the run's image."""
-        whole = member.plain and member.present == member.size
-        if suffix in TEXT_SUFFIXES and suffix not in self.texts and whole and member.size <= MAX_TEXT:
-            self.texts[suffix] = (member.offset, member.size)
-        if suffix not in IMAGE_SUFFIXES or self.image is not None:
-            return False
-        self.image, self.suffix = member, suffix
-        if member.present < member.size:
-            self.status = "truncated"
-        elif member.size > MAX_IMAGE:
-            self.status = "too_large"
-        elif not member.plain:
-            self.status = "unreadable"
-        return True
-
-    def sample(self, index: int) -> Sample:
-        assert self.image is not None
-        size = min(self.image.present, 2**31 - 1)  # int32 in every table
-        return Sample(index, self.key, self.image.offset, size, self.suffix, self.texts, self.status)
-
-
 def _open(path: str, cache: Cache | None) -> IO[bytes]:
     return cache.open_read(path) if cache else storage.open_read(path)
 
@@ -250,7 +198,7 @@ def scan(path: str) -> Scan:
     """The samples of a shard from its headers alone, seeking over the data."""
     reader = Reader(path, images=False)
     samples = [sample for sample, _ in reader]
-    return Scan(samples, reader.without_image, reader.damage)
+    return Scan(samples, reader.left, reader.damage)
 
 
 def stream(path: str, cache: Cache | None = None) -> Reader:

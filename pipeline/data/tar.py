@@ -82,9 +82,9 @@ class Tar:
             else:
                 return self._member(at, block, info, long_name, pax)
 
-    def read(self, member: Member) -> bytes:
-        """The data of the member that `next` returned last, as far as the file holds it."""
-        return self._read(member.offset, member.present)
+    def read(self, member: Member, most: int | None = None) -> bytes:
+        """The data of the member that `next` returned last, as far as the file holds it; the first `most` bytes."""
+        return self._read(member.offset, member.present if most is None else min(most, member.present))
 
     def _member(
         self, at: int, block: bytes, info: tarfile.TarInfo, long_name: bytes | None, pax: dict[bytes, bytes]

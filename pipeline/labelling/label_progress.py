@@ -13,7 +13,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.data.shards import SKIPPED, Shard, bad_counts
+from pipeline.data.samples import SKIPPED
+from pipeline.data.shards import Shard, bad_counts
 from pipeline.tracking.journal import Journal
 
 RECENT_SECONDS = 60.0

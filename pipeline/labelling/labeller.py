@@ -32,7 +32,8 @@ from models.precision import has_bfloat16
 from pipeline import storage
 from pipeline.data import images, label_files, shards
 from pipeline.data.images import View
-from pipeline.data.shards import Sample, Shard
+from pipeline.data.samples import RULE, Sample
+from pipeline.data.shards import Shard
 from pipeline.errors import ClusterError, DataError, WeightsError
 from pipeline.labelling import reuse
 from pipeline.labelling.read_ahead import Ahead
@@ -139,9 +140,9 @@ class Labeller:
     def __call__(self, shard: Shard) -> dict[str, Any]:
         """Write `<out>/<shard>.parquet` unless a finished one is there, and return what its metadata says.
 
-        {"shard", "rows", "counts" (by status), "without_image", "cut" (why the tar stops early, or None),
-        "seconds" (by part), …} and "skipped": nothing had to be done. Images that give no picture have a row
-        with their status. DataError where nothing at all could be read, or the shard is not what was listed.
+        {"shard", "rows", "counts" (by status), "left" (what is in no sample: samples.Left), "cut" (why the tar stops
+        early, or None), "seconds" (by part), …} and "skipped": nothing had to be done. Images that give no picture
+        have a row with their status. DataError where nothing at all could be read, or the shard is not what was listed.
         """
         path = storage.join(self.spec.out, label_files.file_name(shard.name))
         identity = self.identity(shard)
@@ -169,6 +170,7 @@ class Labeller:
             "flip": self.spec.flip,
             "batch_asked": self.spec.batch,
             "selection": self.spec.before.selection if self.spec.before else None,
+            "rule": RULE,
         }
 
     def _halve(self, batch: int) -> None:
@@ -209,7 +211,8 @@ class Labeller:
                 "shard_stamp": shard.stamp,
                 "rows": len(rows.samples),
                 "counts": dict(sorted(Counter(rows.status).items())),
-                "without_image": reader.without_image,
+                "without_image": reader.left.number,
+                "left": dataclasses.asdict(reader.left),
                 "cut": reader.damage,
                 "corpus": "selected" if before else "all",
                 "dtype": str(self.teacher.dtype).removeprefix("torch."),

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from pipeline import storage
 from pipeline.data import label_files, parquet_files
-from pipeline.data.shards import SKIPPED, Reader, Sample, Shard, stream
+from pipeline.data.samples import RULE, SKIPPED, Left, Sample
+from pipeline.data.shards import Reader, Shard, stream
 from pipeline.errors import DataError
 from pipeline.storage.node_cache import Cache
 
@@ -21,7 +22,7 @@ from pipeline.storage.node_cache import Cache
 class Pass(Protocol):
     """One pass over a shard: iterate, then look at the rest, as with shards.Reader."""
 
-    without_image: int
+    left: Left
     damage: str | None
     sha256: str
 
@@ -57,7 +58,7 @@ class _Partly:
 
     def __init__(self, reader: Reader, kept: frozenset[int]) -> None:
         self.reader, self.kept = reader, kept
-        self.without_image = 0
+        self.left = Left()
         self.damage: str | None = None
         self.sha256 = ""
 
@@ -67,7 +68,7 @@ class _Partly:
                 yield sample, data
             else:
                 yield dataclasses.replace(sample, status=SKIPPED), b""
-        self.without_image, self.damage, self.sha256 = self.reader.without_image, self.reader.damage, self.reader.sha256
+        self.left, self.damage, self.sha256 = self.reader.left, self.reader.damage, self.reader.sha256
 
 
 class _Remembered:
@@ -75,8 +76,9 @@ class _Remembered:
 
     def __init__(self, path: str, shard: Shard) -> None:
         self.table, metadata = parquet_files.read_with_metadata(path, ["index", "key", "offset", "size"])
-        label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size}, path)
-        self.without_image: int = metadata["without_image"]
+        expected = {"shard": shard.name, "shard_size": shard.size, "rule": RULE}
+        label_files.check_labels(metadata, expected, path)
+        self.left = Left(**metadata["left"])
         self.damage: str | None = metadata["cut"]
         self.sha256: str = metadata["shard_sha256"]
 

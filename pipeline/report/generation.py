@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.data.shards import SKIPPED, Shard, bad_counts
+from pipeline.data.samples import SKIPPED
+from pipeline.data.shards import Shard, bad_counts
 from pipeline.plan.context import Context
 from pipeline.plan.stage import SELECTION, read_json_file
 from pipeline.report import audit, bad_samples, plots, samples

@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data import images, label_files, parquet_files, shards
+from pipeline.data.samples import SKIPPED
 from pipeline.data.shards import Shard
 from pipeline.plan.stage import FAILED
 from pipeline.report.contact_sheet import CELL, SCALE, Row
@@ -155,7 +156,7 @@ def _scan_shard(label_path: str, select_path: str, shard: str, number: int, show
     found = Found(statuses=Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(status).to_pylist()}))
     if metadata.get("cut"):
         found.damaged.append((shard, str(metadata["cut"])))
-    bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", shards.SKIPPED]))))[:BAD_SHOWN]
+    bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", SKIPPED]))))[:BAD_SHOWN]
     if len(bad):
         named = parquet_files.read_table(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
         found.bad = [BadSample(number, row["key"], row["status"], row["offset"], row["size"]) for row in named]

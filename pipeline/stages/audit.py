@@ -17,6 +17,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config.fields import identity_of
 from pipeline.data.classes import by_number
+from pipeline.data.samples import RULE
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
@@ -121,4 +122,5 @@ KIND = Kind(
     needs=lambda line, generation: ("index", line.model),
     identity=identity,
     run=run,
+    format=RULE,
 )

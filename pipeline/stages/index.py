@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.data.classes import by_number
+from pipeline.data.samples import DOTS, RULE
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import indexed_of, setting_of
@@ -98,12 +99,13 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
     units = [
         (f"{source}/{shard.name}", (source, shard)) for source in sources for shard in context.corpora[source].shards
     ]
-    classes = len(context.corpora.classes)
+    names = context.corpora.classes
+    classes = len(names)
     per_class = {source: np.zeros(classes, np.int64) for source in sources}
     classes_of: dict[str, dict[int, int]] = {}
     answers: dict[str, index_files.Indexed] = {}
     bad: Counter[str] = Counter()
-    worker = functools.partial(index_files.make_indexer, context.folder, classes, context.cache)
+    worker = functools.partial(index_files.make_indexer, context.folder, names, context.cache)
     small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
     for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):
         found = outcome.value
@@ -118,6 +120,9 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
         for key, reason in found.bad:
             context.warn(f"image '{key}' of shard {outcome.name} is left out: {reason}")
             bad[f"{source}: {reason}"] += 1
+        for reason, count in found.left.images.items():
+            context.warn(left_out(outcome.name, reason, count, found.left.example[reason]))
+            bad[f"{source}: {reason}"] += count
         log.log(number, len(units), shard=outcome.name, images=int(found.per_class.sum()), bad=bad.total())
 
     def by_shard(value: Callable[[index_files.Indexed], Any]) -> dict[str, dict[str, Any]]:
@@ -128,6 +133,19 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
 
     rows, digests = by_shard(lambda found: int(found.per_class.sum())), by_shard(lambda found: found.digest)
     return Indexed(rows, digests, per_class, classes_of, bad)
+
+
+def left_out(shard: str, reason: str, count: int, example: str) -> str:
+    """What to say of pictures that are in no sample (samples.Left.images)."""
+    if reason == DOTS:
+        return (
+            f"{count:,} images of shard {shard}, the first is '{example}', are skipped: names end at their first dot, "
+            "so several share one; write the shard again by `prepare`, which gives each a name of its own"
+        )
+    return (
+        f"{count:,} images of shard {shard}, the first is '{example}', are skipped: {reason} is not decoded here; "
+        "convert them, to JPEG for instance"
+    )
 
 
 def _digest(value: object) -> str:
@@ -160,4 +178,11 @@ def _warn_of_missing_classes(context: Context, indexed: Indexed) -> None:
         )
 
 
-KIND = Kind("index", stages="index", needs=lambda line, generation: line.names("prepare"), identity=identity, run=run)
+KIND = Kind(
+    "index",
+    stages="index",
+    needs=lambda line, generation: line.names("prepare"),
+    identity=identity,
+    run=run,
+    format=RULE,
+)

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.fields import identity_of
-from pipeline.data.shards import SKIPPED, Shard, bad_counts
+from pipeline.data.samples import RULE, SKIPPED, Left
+from pipeline.data.shards import Shard, bad_counts
 from pipeline.errors import DataError
 from pipeline.labelling.label_progress import Progress, shares
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.stage import FAILED, Result
+from pipeline.stages.index import left_out
 from pipeline.tracking import journal
 
 if TYPE_CHECKING:
@@ -145,6 +147,12 @@ def _before(context: Context) -> Before | None:
     if context.job.generations[number - 1].label.corpus == "all":
         return None
     made, chosen = (context.needs[f"gen{number - 1}-{kind}"] for kind in ("label", "select"))
+    if made.info.get("rule", 1) != RULE:
+        raise DataError(
+            f"generations[{number - 1}].label.corpus is 'selected', but {storage.name(made.folder)} counts samples as "
+            "an earlier version did, so its numbers would mean other images; set it to 'all', or delete that folder "
+            "and run again"
+        )
     return Before(made.folder, chosen.folder, chosen.output, frozenset(made.info["failed"]))
 
 
@@ -165,7 +173,7 @@ def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
 
 def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What is summed up over the shards."""
-    return {name: metadata.get(name) for name in ("counts", "cut", "seconds", "batch")}
+    return {name: metadata.get(name) for name in ("counts", "cut", "seconds", "batch", "left")}
 
 
 def _read_facts(spec: LabelSpec, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
@@ -200,12 +208,21 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
     seconds: Counter[str] = Counter()
     batches: Counter[str] = Counter()
     damaged: list[str] = []
+    left = Left()
     for shard in shards:
         if shard.name not in failed:
             facts = made[shard.name]
             counts.update(facts["counts"])
             seconds.update(facts["seconds"])
             batches[str(facts["batch"])] += 1
+            here = Left(**facts["left"]) if facts["left"] else Left()
+            left.add(here)
+            for reason, count in here.images.items():
+                context.warn(left_out(shard.name, reason, count, here.example[reason]))
+            if not facts["counts"] and here.runs:
+                context.warn(f"shard {shard.name} holds no image, only {_kinds(here)}")
+            elif not facts["counts"] and not here.images:
+                context.warn(f"shard {shard.name} holds no image: it has no members")
             if facts["cut"]:
                 damaged.append(shard.name)
                 context.warn(f"shard {shard.name} is damaged, {facts['cut']}; its samples up to there are labelled")
@@ -219,7 +236,8 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             f"{allowed.max_bad_shards}; the first is {[*failed, *damaged][0]}; mend or remove it, or raise "
             "data.max_bad_shards"
         )
-    bad = bad_counts(counts)
+    bad = bad_counts(counts) | left.images
+    total += sum(left.images.values())
     if sum(bad.values()) > allowed.max_bad_fraction * total:
         reasons = ", ".join(f"{number:,} {status}" for status, number in bad.items())
         raise DataError(
@@ -228,6 +246,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         )
     line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""
+    line += f", {_kinds(left)} without an image" if left.runs else ""
     line += f", {skipped:,} skipped that were not kept before" if skipped else ""
     metrics = {
         "images": float(total),
@@ -246,12 +265,20 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         "where": shares(seconds),
         "batches": dict(batches),
         "teacher": spec.teacher,
+        "rule": RULE,
     }
     return Result(info, metrics=metrics)
+
+
+def _kinds(left: Left) -> str:
+    """The runs without a picture, the most frequent first: "12 samples (10 .txt, 2 .npy)"."""
+    kinds = sorted(left.runs.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{number:,} {kind}" for kind, number in kinds[:3]) + (" …" if len(kinds) > 3 else "")
+    return f"{sum(left.runs.values()):,} samples ({shown})"
 
 
 def _failed_name(shard: str) -> str:
     return shard.removesuffix(".tar") + FAILED
 
 
-KIND = Kind("label", stages=STAGES, needs=needs, identity=identity, run=run)
+KIND = Kind("label", stages=STAGES, needs=needs, identity=identity, run=run, format=RULE)

@@ -29,7 +29,7 @@ def content(folder: Path, split: str) -> list[tuple[str, bytes | None, bytes]]:
     for path in sorted(folder.glob(f"{split}-*.tar")):
         reader = stream(str(path))
         pairs = list(reader)
-        assert reader.damage is None and reader.without_image == 0
+        assert reader.damage is None and reader.left.number == 0
         texts = read_texts(str(path), [sample for sample, _ in pairs], "cls")
         found += [(sample.key, text, data) for (sample, data), text in zip(pairs, texts, strict=True)]
     return found

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipeline.data import images, shards, tar
+from pipeline.data import images, samples, tar
 from pipeline.data.shards import Sample, Scan, find_shards, read_at, read_texts, scan, stream
 from pipeline.errors import DataError
 from tests.data.tars import END, make, member, pax, picture, shard, truncated
@@ -32,7 +32,7 @@ def both(path: str) -> tuple[Scan, list[bytes]]:
     reader = stream(path)
     pairs = list(reader)
     assert [sample for sample, _ in pairs] == seen.samples
-    assert (reader.without_image, reader.damage) == (seen.without_image, seen.damage)
+    assert (reader.left.number, reader.damage) == (seen.left.number, seen.damage)
     for sample, data in pairs:
         assert data == (read_at(path, sample.offset, sample.size) if sample.status == "ok" else b"")
         assert sample.status in images.STATUSES
@@ -69,7 +69,7 @@ def test_a_sample_is_a_run_with_an_image(tmp_path: Path) -> None:
         ],
     )
     seen, data = both(path)
-    assert seen.damage is None and seen.without_image == 2
+    assert seen.damage is None and seen.left.number == 2
     assert [(s.index, s.key, s.suffix) for s in seen.samples] == [
         (0, "a/x", "jpg"),
         (1, "b/x", "jpg"),
@@ -104,7 +104,7 @@ def test_what_is_no_regular_file_is_skipped(tmp_path: Path) -> None:
     path.write_bytes(b"".join(parts))
     seen, data = both(str(path))
     assert [sample.key for sample in seen.samples] == ["a", "../../etc/e", "/f"]
-    assert data == [b"1", b"2", b"3"] and seen.without_image == 0
+    assert data == [b"1", b"2", b"3"] and seen.left.number == 0
     assert list(seen.samples[0].texts) == ["cls"]
 
 
@@ -196,7 +196,7 @@ def test_shards_as_bsdtar_writes_them(tmp_path: Path) -> None:
     path.write_bytes(b"".join(parts) + END)
     seen, data = both(str(path))
     assert [s.key for s in seen.samples] == ["a", "sub/b", "n" * 300, "ü"] and seen.damage is None
-    assert data[1] == b"./sub/b.jpg" and seen.without_image == 0
+    assert data[1] == b"./sub/b.jpg" and seen.left.number == 0
 
 
 def test_a_pax_header_overrides_name_and_size(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_folder_of_img2dataset(tmp_path: Path) -> None:
     assert [one.name for one in found] == ["00000.tar", "00001.tar"]
     seen, data = both(found[1].path)
     assert [s.key for s in seen.samples] == ["000010000", "000010001", "000010002"]
-    assert [set(s.texts) for s in seen.samples] == [{"json"}] * 3 and seen.without_image == 0
+    assert [set(s.texts) for s in seen.samples] == [{"json"}] * 3 and seen.left.number == 0
     assert data[2] == picture(2, file_format="JPEG")
 
 
@@ -314,12 +314,12 @@ def test_a_long_chain_of_extended_headers_is_no_recursion(tmp_path: Path) -> Non
     extended = member("x", b"12 path=z.b\n", type=tarfile.XHDTYPE)
     path.write_bytes(extended * 5000 + member("a.jpg", b"1", type=tarfile.REGTYPE) + END)
     assert [s.key for s in scan(str(path)).samples] == []  # named z.b by the last of them
-    assert scan(str(path)).without_image == 1
+    assert scan(str(path)).left.number == 1
 
 
 def test_huge_images_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    size = shards.MAX_IMAGE + 1
+    size = samples.MAX_IMAGE + 1
     with path.open("wb") as file:
         file.write(member("a.jpg", b"1") + member("b.jpg", size=size))
         file.seek(size + -size % 512, 1)  # a hole
@@ -421,7 +421,7 @@ def test_what_is_no_tar_is_an_error(tmp_path: Path, data: bytes) -> None:
 
 
 def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
-    assert both(make(tmp_path / "a.tar", []))[0] == Scan([], 0, None)
+    assert both(make(tmp_path / "a.tar", []))[0] == Scan([], samples.Left(), None)
 
 
 def test_tarfile_reads_what_our_helper_writes(tmp_path: Path) -> None:
