@@ -111,13 +111,15 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
     table.add_argument("source", metavar="FILE", help="the table; relative paths in it start at its folder")
     table.add_argument("--image", default="path", help="column of image paths (default: path)")
-    table.add_argument("--label", default="label", help="column of class names or indices (default: label)")
+    table.add_argument("--label", default="label", help="column of class names (default: label)")
+    table.add_argument("--label-is", choices=("name", "index"), default="name", help="what it holds (default: name)")
     for kind in (digits, folder, table):
         kind.add_argument("--out", required=True, help="folder for the shards")
     for kind in (folder, table):
         kind.add_argument("--split", default="labelled", help="first part of the shard names (default: labelled)")
         kind.add_argument("--unlabelled", action="store_true", help="write no labels")
         kind.add_argument("--seed", type=int, default=0, help="draws the order of the images (default: 0)")
+        kind.add_argument("--max-bad", type=float, default=0.1, help="share of bad pictures allowed (default: 0.1)")
         kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")
         kind.add_argument("--shard-bytes", type=int, default=1 << 30, help="most bytes in a shard (default: 1 GiB)")
         kind.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
@@ -234,8 +236,8 @@ def prepare(args: argparse.Namespace) -> int:
         else:
             counts = _prepare_files(args, progress)
     print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {args.out}")
-    if counts.get("bad"):
-        print(f"what is bad is listed in {args.out}/bad_files.txt")
+    if counts.get("bad") or counts.get("skipped"):
+        print(f"what is bad or skipped is listed in {args.out}/bad_files.txt")
     return 0
 
 
@@ -248,9 +250,10 @@ def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None
         "shard_samples": args.shard_images,
         "seed": args.seed,
         "workers": args.processes,
+        "max_bad": args.max_bad,
         "progress": progress,
     }
     if args.what == "folder":
         return shards_of.folder(args.source, args.out, labelled=not args.unlabelled, **options)
     label = None if args.unlabelled else args.label
-    return shards_of.table(args.source, args.out, image=args.image, label=label, **options)
+    return shards_of.table(args.source, args.out, image=args.image, label=label, label_is=args.label_is, **options)

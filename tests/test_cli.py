@@ -23,7 +23,7 @@ from tests.data import tars
 from tests.small import World, command
 
 JOB = ["JOB", "key=value"]
-FILES = ["--out", "--split", "--unlabelled", "--seed", "--shard-images", "--shard-bytes", "--processes"]
+FILES = ["--out", "--split", "--unlabelled", "--seed", "--max-bad", "--shard-images", "--shard-bytes", "--processes"]
 SURFACE = {
     "jobs": [],
     "run": [*JOB, "--refreeze"],
@@ -35,7 +35,7 @@ SURFACE = {
     "export": ["STAGE_DIR", "--out"],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", *FILES],
-    "prepare table": ["FILE", "--image", "--label", *FILES],
+    "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],
 }
 
 
@@ -224,9 +224,14 @@ def pictures(tmp_path: Path) -> Path:
 def test_prepare_folder(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     words = ("prepare", "folder", pictures, "--out", out, "--processes", "1", "--shard-images", "2")
+    refused = command(*words)
+    assert refused.status == 2 and "1 of 6 pictures are bad or not decoded here" in refused.err
+    words += ("--max-bad", "0.2")
     ran = command(*words)
     assert ran.status == 0, ran
-    assert ran.out == (f"3 shards, 5 images, 1 bad, 2 classes in {out}\nwhat is bad is listed in {out}/bad_files.txt\n")
+    assert ran.out == (
+        f"3 shards, 5 images, 1 bad, 2 classes in {out}\nwhat is bad or skipped is listed in {out}/bad_files.txt\n"
+    )
     assert len(keys(out, "labelled-*.tar")) == 5
     assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
     assert f"{pictures}/dog/4.png" in (out / "bad_files.txt").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -32,6 +33,23 @@ def read_classes(path: str) -> list[str]:
     if twice:
         raise DataError(f"{shown} names a class twice: {', '.join(twice[:3])}; give each a name of its own")
     return names
+
+
+def plain(name: str) -> str:
+    """A class name as labels are compared: without surrounding white space, in Unicode's composed form."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case or Unicode form alone."""
+    seen: dict[str, str] = {}
+    found = []
+    for name in names:
+        key = unicodedata.normalize("NFKC", name).casefold().strip()
+        if key in seen:
+            found.append((seen[key], name))
+        seen.setdefault(key, name)
+    return found
 
 
 def by_number(values: Mapping[str, float], names: Sequence[str], setting: str) -> dict[int, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.data import images, label_files, parquet_files, shards
+from pipeline.data.classes import plain
 from pipeline.data.samples import RULE, Left, Sample
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
@@ -99,18 +99,18 @@ def _unusable(sample: Sample, data: bytes) -> str | None:
 
 
 class Classes:
-    """What labels mean: an all-digit `.cls` or a JSON number is a class index, a JSON string or other text the name of a
-    class."""
+    """What labels mean: an all-digit `.cls` or a JSON number is a class index, a JSON string or other text the name of
+    a class."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.number = {_plain(name): number for number, name in enumerate(names)}
+        self.number = {plain(name): number for number, name in enumerate(names)}
 
     def index_of(self, label: object, where: str) -> int:
         """The class index; DataError where the label is none."""
         count, shown = len(self.names), str(label)[:40]
         if isinstance(label, str):
-            text = _plain(label)
+            text = plain(label)
             named = self.number.get(text)
             digits = text.isascii() and text.isdigit()
             if digits and named is not None and not (len(text) < 20 and int(text) == named):
@@ -134,10 +134,6 @@ class Classes:
                 f"{count - 1}); correct the label or the class list"
             )
         return label
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())
 
 
 def read_labels(

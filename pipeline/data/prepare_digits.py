@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.shard_writer import Item, Progress, agree_on_classes, save_classes, write_split
+from pipeline.data.shard_writer import Item, Progress, agree_on_classes, holding_classes, write_split
 from pipeline.errors import ConfigError
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -58,17 +58,17 @@ def digits(
     }
     total = len(labelled) + len(rest) + len(validated) + len(tested)
     before = 0
-    for split, parts in splits.items():
-        shards = [
-            [
-                Item(f"{i:04d}", "png", None if split == "unlabelled" else int(labels[i]), data=_png(pixels[i]))
-                for i in part
+    with holding_classes(out, CLASSES):
+        for split, parts in splits.items():
+            shards = [
+                [
+                    Item(f"{i:04d}", "png", None if split == "unlabelled" else int(labels[i]), data=_png(pixels[i]))
+                    for i in part
+                ]
+                for part in parts
             ]
-            for part in parts
-        ]
-        write_split(out, split, shards, workers=1, progress=_shifted(progress, before, total))
-        before += sum(map(len, parts))
-    save_classes(out, CLASSES)
+            write_split(out, split, shards, workers=1, progress=_shifted(progress, before, total))
+            before += sum(map(len, parts))
     counts = {split: sum(map(len, parts)) for split, parts in splits.items()}
     return {"images": counts, "unlabelled_shards": len(splits["unlabelled"]), "classes": len(CLASSES)}
 

@@ -1,13 +1,17 @@
-"""Turns images into labelled or unlabelled shards: those of a folder, or of a table of paths.
+"""Turns images into labelled or unlabelled shards: those of a folder, or of a table of paths or of image bytes.
 
-Image files are copied byte for byte; what cannot be read or decoded is listed in bad_files.txt and left out.
+Image files are copied byte for byte. Every other file ends in bad_files.txt: what cannot be read or decoded as bad,
+what is no picture, or of a kind that is not decoded here, as skipped.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +19,63 @@ import numpy as np
 import pandas
 
 from pipeline import storage
+from pipeline.data.classes import alike, plain
 from pipeline.data.prepare_digits import digits as digits
-from pipeline.data.samples import IMAGE_SUFFIXES
-from pipeline.data.shard_writer import Item, Progress, agree_on_classes, save_classes, split_shards, write_split
+from pipeline.data.samples import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, START, looks_like_picture
+from pipeline.data.shard_writer import Item, Progress, agree_on_classes, holding_classes, split_shards, write_split
 from pipeline.errors import ConfigError, DataError
 
 SHARD_BYTES = 256 << 20
 SHARD_SAMPLES = 10_000
+MAX_BAD = 0.1
 SPLIT = re.compile(r"[A-Za-z0-9_]+")
+Skipped = list[tuple[str, str]]
+"""(path, reason)"""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How shards are written. `max_bad`: the share of the pictures that may be bad or of a kind not decoded here."""
+
+    shard_bytes: int = SHARD_BYTES
+    shard_samples: int = SHARD_SAMPLES
+    seed: int = 0
+    workers: int | None = None
+    max_bad: float = MAX_BAD
+    progress: Progress | None = None
 
 
 def folder(
-    directory: str,
-    out: str,
-    *,
-    split: str = "labelled",
-    labelled: bool = True,
-    shard_bytes: int = SHARD_BYTES,
-    shard_samples: int = SHARD_SAMPLES,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    directory: str, out: str, *, split: str = "labelled", labelled: bool = True, **limits: Any
 ) -> dict[str, Any]:
-    """Shards `<split>-000.tar` … of all images below `directory`, in an order drawn by `seed`.
+    """Shards `<split>-000.tar` … of all images below `directory`, in an order drawn by `seed`; `limits`: see Limits.
 
     `labelled`: the sub-folder directly in `directory` is the class. Where `out` has a classes.json already (another
-    split was prepared there), its list is used. Returns counts: shards, images, bad, classes.
+    split was prepared there), its list is used. Returns counts: shards, images, bad, skipped, classes.
     """
     if not Path(directory).is_dir():
         raise DataError(f"there is no folder {directory} to prepare; give the folder that holds the images")
-    paths = sorted(_images(directory))
+    skipped: Skipped = []
+    paths = sorted(_images(directory, skipped))
     if not paths:
-        raise DataError(f"{directory} holds no image files; known suffixes are {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            f"{directory} holds no image files"
+            + (f", but {len(skipped)} others such as {skipped[0][0]} ({skipped[0][1]})" if skipped else "")
+            + f"; known suffixes are {', '.join(IMAGE_SUFFIXES)}"
+        )
+    sources = [_Source(path) for path in paths]
     if not labelled:
-        return _write(out, split, paths, None, [], shard_bytes, shard_samples, seed, workers, progress)
+        return _write(out, split, sources, None, [], skipped, Limits(**limits))
     inside = [Path(path).relative_to(directory).parts for path in paths]
     if loose := [path for path, parts in zip(paths, inside, strict=True) if len(parts) == 1]:
         raise DataError(
             f"{loose[0]} lies in no class sub-folder of {directory}; move it "
             "into one, or prepare the folder as unlabelled"
         )
-    names = agree_on_classes(out, sorted({parts[0] for parts in inside}))
-    index = {name: number for number, name in enumerate(names)}
-    labels = [index[parts[0]] for parts in inside]
-    return _write(out, split, paths, labels, names, shard_bytes, shard_samples, seed, workers, progress)
+    labels, names = _by_name(out, [parts[0] for parts in inside])
+    return _write(out, split, sources, labels, names, skipped, Limits(**limits))
 
 
 def table(
@@ -68,109 +85,183 @@ def table(
     split: str = "labelled",
     image: str = "path",
     label: str | None = "label",
-    shard_bytes: int = SHARD_BYTES,
-    shard_samples: int = SHARD_SAMPLES,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    label_is: str = "name",
+    **limits: Any,
 ) -> dict[str, Any]:
-    """Shards of the images that a Parquet or CSV file names in its column `image`, as `folder` writes them.
+    """Shards of the images that a Parquet or CSV file names, or holds, in its column `image`, as `folder` writes them.
 
-    Relative paths start at the table's folder. `label` is the column of class names (or of class indexes, if all are
-    whole numbers); None for unlabelled shards.
+    Relative paths start at the table's folder; a column of bytes, or of {bytes, path} as Hugging Face writes it, holds
+    the images themselves. `label` is the column of class names, as text whatever they look like, or with
+    `label_is="index"` of class indexes; None for unlabelled shards.
     """
+    if label_is not in ("name", "index"):
+        raise ConfigError(f"labels are '{label_is}'; allowed are name and index")
     frame = _read_table(path)
     for column in (image, label):
         if column is not None and column not in frame:
             raise DataError(f"{path} has no column '{column}'; its columns are {', '.join(map(str, frame.columns))}")
-        if column is not None and frame[column].isna().any():
-            row = int(np.flatnonzero(frame[column].isna())[0])
-            raise DataError(f"{path}: row {row} has nothing in column '{column}'; fill it or remove the row")
+        if column is not None and (empty := [row for row, value in enumerate(frame[column]) if _is_nothing(value)]):
+            raise DataError(f"{path}: row {empty[0]} has nothing in column '{column}'; fill it or remove the row")
     if frame.empty:
         raise DataError(f"{path} has no rows; give a table with a row per image")
     base = Path(path).absolute().parent
-    paths = [name if storage.is_url(name) else str(base / name) for name in frame[image].astype(str)]
+    sources = [_source(value, number, base, path) for number, value in enumerate(frame[image])]
     if label is None:
-        return _write(out, split, paths, None, [], shard_bytes, shard_samples, seed, workers, progress)
-    labels, names = _labels(path, out, frame[label], label)
-    return _write(out, split, paths, labels, names, shard_bytes, shard_samples, seed, workers, progress)
+        return _write(out, split, sources, None, [], [], Limits(**limits))
+    texts = [str(value) for value in frame[label]]
+    labels, names = _by_name(out, texts) if label_is == "name" else _by_index(path, out, texts, label)
+    return _write(out, split, sources, labels, names, [], Limits(**limits))
 
 
-def _images(directory: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Source:
+    """Where an image comes from: a file, or `data`, of which `path` is a name for people."""
+
+    path: str
+    data: bytes = b""
+
+
+def _source(value: Any, number: int, base: Path, table: str) -> _Source:
+    if isinstance(value, dict):
+        if value.get("bytes"):
+            return _Source(f"{value.get('path') or f'row {number}'} of {Path(table).name}", bytes(value["bytes"]))
+        value = value.get("path") or ""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _Source(f"row {number} of {Path(table).name}", bytes(value))
+    text = str(value)
+    return _Source(text if storage.is_url(text) else str(base / text))
+
+
+def _is_nothing(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not (value.get("bytes") or value.get("path"))
+    return value is None or value is pandas.NaT or value is pandas.NA or value != value or value in ("", b"")
+
+
+def _images(directory: str, skipped: Skipped) -> Iterator[str]:
+    """The files that are pictures, each once however many links lead to it; the others are added to `skipped`."""
+    seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(directory, followlinks=True):
+        here = Path(parent).stat()
+        if (here.st_dev, here.st_ino) in seen:  # a link that leads back, or another to the same place
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            if not name.startswith(".") and _suffix(name) in IMAGE_SUFFIXES:
-                yield str(Path(parent, name))
+            if not name.startswith("."):
+                path = str(Path(parent, name))
+                reason = _no_picture(path)
+                if reason is None:
+                    yield path
+                else:
+                    skipped.append((path, reason))
+
+
+def _no_picture(path: str) -> str | None:
+    """Why a file is none."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return "skipped: no regular file"
+    except OSError:  # a broken link: bad when its turn comes, if it was to be a picture
+        return None if _suffix(path) in IMAGE_SUFFIXES else "skipped: a link that leads nowhere"
+    suffix = _suffix(path)
+    if suffix in IMAGE_SUFFIXES:
+        return None
+    if suffix in FOREIGN_SUFFIXES:
+        return f"skipped: .{suffix} is not decoded here"
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return None if looks_like_picture(file.read(START)) else "skipped: no picture"
+    except OSError as error:
+        return f"skipped: {error.strerror}"
 
 
 def _suffix(path: str) -> str:
-    return path.split("?")[0].rpartition(".")[2].lower()
+    name = path.split("?")[0].rpartition("/")[2]
+    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _read_table(path: str) -> pandas.DataFrame:
-    readers = {"parquet": pandas.read_parquet, "csv": pandas.read_csv}
-    if _suffix(path) not in readers:
+    """All that a CSV file holds as text: nothing is guessed of `NA`, `001` or `true`."""
+    suffix = _suffix(path)
+    if suffix not in ("parquet", "csv"):
         raise DataError(f"{path} is neither .parquet nor .csv; those are the tables that can be prepared")
     try:
-        return readers[_suffix(path)](path)
+        if suffix == "parquet":
+            return pandas.read_parquet(path, dtype_backend="pyarrow").astype(object)
+        return pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"there is no table {path}; give a .parquet or .csv file of image paths") from None
     except ValueError as error:  # pyarrow's and pandas' parsers both raise kinds of it
-        raise DataError(f"{path} cannot be read as a {_suffix(path)} table: {error}") from error
+        raise DataError(f"{path} cannot be read as a {suffix} table: {error}") from error
 
 
-def _labels(path: str, out: str, column: pandas.Series, name: str) -> tuple[list[int], list[str]]:
-    if pandas.api.types.is_integer_dtype(column):
-        numbers = [int(value) for value in column]
-        if min(numbers) < 0:
-            raise DataError(f"{path}: column '{name}' holds {min(numbers)}; class indexes start at 0")
-        names = agree_on_classes(out, [])
-        if names and max(numbers) >= len(names):
-            raise DataError(
-                f"{path}: column '{name}' holds class {max(numbers)}, but {storage.redact(out)}/classes.json has "
-                f"{len(names)} classes; correct the labels or choose another folder"
-            )
-        return numbers, names or [str(number) for number in range(max(numbers) + 1)]
-    texts = [str(value) for value in column]
-    names = agree_on_classes(out, sorted(set(texts)))
-    index = {text: number for number, text in enumerate(names)}
-    return [index[text] for text in texts], names
+def _by_name(out: str, texts: list[str]) -> tuple[list[int], list[str]]:
+    """Class index of each label, and all class names; new ones are sorted as text."""
+    names = agree_on_classes(out, sorted({plain(text) for text in texts}))
+    for one, other in alike(names)[:3]:
+        log.warning("the classes '%s' and '%s' differ in case or Unicode form alone", one, other)
+    index = {plain(name): number for number, name in enumerate(names)}
+    return [index[plain(text)] for text in texts], names
+
+
+def _by_index(path: str, out: str, texts: list[str], column: str) -> tuple[list[int], list[str]]:
+    wrong = next((text for text in texts if not (text.isascii() and text.strip().isdigit() and len(text) < 20)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: column '{column}' holds '{wrong[:40]}'; class indexes are whole numbers from 0")
+    numbers = [int(text) for text in texts]
+    names = agree_on_classes(out, [])
+    if names and max(numbers) >= len(names):
+        raise DataError(
+            f"{path}: column '{column}' holds class {max(numbers)}, but {storage.redact(out)}/classes.json has "
+            f"{len(names)} classes; correct the labels or choose another folder"
+        )
+    return numbers, names or [str(number) for number in range(max(numbers) + 1)]
 
 
 def _write(
     out: str,
     split: str,
-    paths: list[str],
+    sources: list[_Source],
     labels: list[int] | None,
     names: list[str],
-    shard_bytes: int,
-    shard_samples: int,
-    seed: int,
-    workers: int | None,
-    progress: Progress | None,
+    skipped: Skipped,
+    limits: Limits,
 ) -> dict[str, Any]:
     if not SPLIT.fullmatch(split):
         raise ConfigError(f"'{split}' cannot name a split; use letters, digits and underscores")
-    if shard_bytes < 1 or shard_samples < 1:
-        raise ConfigError(f"a shard of {shard_bytes} bytes and {shard_samples} samples is impossible; give at least 1")
+    if limits.shard_bytes < 1 or limits.shard_samples < 1:
+        raise ConfigError(
+            f"a shard of {limits.shard_bytes} bytes and {limits.shard_samples} samples is impossible; give at least 1"
+        )
     # Classes must not lie together in a shard: training shuffles only so far. RandomState never changes its stream.
-    order = np.random.RandomState(seed).permutation(len(paths))
-    items = [
-        Item(_key(number, paths[i]), _image_suffix(paths[i]), None if labels is None else labels[i], paths[i])
-        for number, i in enumerate(order)
-    ]
-    ranges = split_shards([_size(item.path) for item in items], shard_bytes, shard_samples)
+    order = np.random.RandomState(limits.seed).permutation(len(sources))
+    items = [_item(number, sources[i], None if labels is None else labels[i]) for number, i in enumerate(order)]
+    sizes = [len(item.data) or _size(item.path) for item in items]
+    ranges = split_shards(sizes, limits.shard_bytes, limits.shard_samples)
     shards = [items[part.start : part.stop] for part in ranges]
-    written = write_split(out, split, shards, workers=workers, progress=progress)
-    if labels is not None:
-        save_classes(out, names)
+    with holding_classes(out, names if labels is not None else None):
+        written = write_split(out, split, shards, workers=limits.workers, progress=limits.progress, skipped=skipped)
+    foreign = sum(reason.endswith("is not decoded here") for _, reason in skipped)
+    lost = len(written.bad) + foreign
+    if lost > limits.max_bad * (lost + written.images):
+        raise DataError(
+            f"{lost} of {lost + written.images} pictures are bad or not decoded here, more than --max-bad "
+            f"{limits.max_bad:g} allows; {storage.redact(storage.join(out, 'bad_files.txt'))} lists them: mend them, "
+            "or raise --max-bad to go on with the rest, which is written"
+        )
     return {
         "shards": written.shards,
         "images": written.images,
         "bad": len(written.bad),
+        "skipped": len(skipped),
         "classes": len(names),
     }
+
+
+def _item(number: int, source: _Source, label: int | None) -> Item:
+    return Item(_key(number, source.path), _image_suffix(source.path), label, source.path, source.data)
 
 
 def _key(number: int, path: str) -> str:

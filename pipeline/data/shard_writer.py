@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from typing import IO
 from pipeline import storage
 from pipeline.data import images
 from pipeline.data.classes import CLASSES_NAME, read_classes, write_classes
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RemoteError
 from pipeline.printable import printable
 
 BAD_NAME = "bad_files.txt"
@@ -55,9 +57,15 @@ def split_shards(sizes: list[int], max_bytes: int, max_samples: int) -> list[ran
 
 
 def write_split(
-    out: str, split: str, shards: list[list[Item]], *, workers: int | None = None, progress: Progress | None = None
+    out: str,
+    split: str,
+    shards: list[list[Item]],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    skipped: Sequence[tuple[str, str]] = (),
 ) -> Written:
-    """Write `<split>-000.tar` and so on, a process per shard, and the bad files to bad_files.txt.
+    """Write `<split>-000.tar` and so on, a process per shard, and the bad files and those `skipped` to bad_files.txt.
 
     Shards that are there already must be equal to what would be written. Raises DataError, before anything is
     written where another shard of the split lies in `out`.
@@ -102,7 +110,7 @@ def write_split(
         one = results[storage.join(out, name)]
         written.images += one.images
         written.bad += one.bad
-    _list_bad(out, split, written.bad)
+    _list_bad(out, split, [*written.bad, *skipped])
     if written.images == 0:
         for name in set(names) - present:
             storage.remove(storage.join(out, name))
@@ -144,7 +152,7 @@ def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> 
         stack.callback(writer.close)
         for item in items:
             try:
-                sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: item.data or _read(item.path)}
+                sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: _read(item)}
             except images.BadImage as bad:
                 written.bad.append((item.path, str(bad)))
             else:
@@ -157,10 +165,12 @@ def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> 
     return written
 
 
-def _read(path: str) -> bytes:
-    """The bytes of an image file, decoded once (at a small scale) to see that they are whole."""
+def _read(item: Item) -> bytes:
+    """The bytes of an image, decoded once (at a small scale) to see that they are whole."""
     try:
-        data = storage.read_bytes(path)
+        data = item.data or storage.read_bytes(item.path)
+    except RemoteError:  # a server that is down says nothing of the image
+        raise
     except OSError as error:
         raise images.BadImage("unreadable", error.strerror or str(error)) from error
     images.decode(data, at_least=1)
@@ -203,6 +213,45 @@ def agree_on_classes(out: str, names: list[str]) -> list[str]:
     return known
 
 
-def save_classes(out: str, names: list[str]) -> None:
-    if not storage.exists(storage.join(out, CLASSES_NAME)):
-        write_classes(out, names)
+@contextlib.contextmanager
+def holding_classes(out: str, names: list[str] | None) -> Iterator[None]:
+    """Write the class list of `out` before its shards, if it has none, and see afterwards that it still is this one:
+    another `prepare` may have been at work there. Nothing for None. DataError."""
+    path = storage.join(out, CLASSES_NAME)
+    made = names is not None and _create(path, names)
+    if names is not None and read_classes(out) != names:
+        raise DataError(_other_classes(path))
+    try:
+        yield
+    except BaseException:
+        if made:
+            storage.remove(path)
+        raise
+    if names is not None and read_classes(out) != names:
+        raise DataError(_other_classes(path))
+
+
+def _create(path: str, names: list[str]) -> bool:
+    """Whether the file was not there; on a local disk no two processes are told so."""
+    if storage.exists(path):
+        return False
+    if storage.is_url(path):
+        write_classes(path.removesuffix(f"/{CLASSES_NAME}"), names)
+        return True
+    storage.make_folder(path.removesuffix(f"/{CLASSES_NAME}"))
+    with storage.writing(f"{path}.{os.getpid()}") as temporary:
+        Path(temporary).write_text(json.dumps(names, indent=1) + "\n")
+    try:
+        os.link(f"{path}.{os.getpid()}", path)
+    except FileExistsError:
+        return False
+    finally:
+        storage.remove(f"{path}.{os.getpid()}")
+    return True
+
+
+def _other_classes(path: str) -> str:
+    return (
+        f"{storage.redact(path)} has another class list than these labels are numbered by: another `prepare` wrote it "
+        "meanwhile; prepare the splits of a folder one after the other, the one with all classes first"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas
 import pytest
 from PIL import Image
 
-from pipeline.data import images, prepare_files
+from pipeline.data import classes, images, prepare_files
 from pipeline.data.shard_writer import split_shards
 from pipeline.data.shards import read_texts, scan, stream
 from pipeline.errors import ConfigError, DataError
@@ -139,7 +140,7 @@ def test_folder(tmp_path: Path, photos: Path) -> None:
     result = prepare_files.folder(
         str(photos), str(out), shard_samples=12, progress=lambda done, total: steps.append((done, total))
     )
-    assert result == {"shards": 3, "images": 30, "bad": 2, "classes": 3}
+    assert result == {"shards": 3, "images": 30, "bad": 2, "skipped": 1, "classes": 3}
     assert steps[-1] == (32, 32)
     samples = content(out, "labelled")
     assert len({key for key, _, _ in samples}) == 30 and all("." not in key for key, _, _ in samples)
@@ -153,9 +154,10 @@ def test_folder(tmp_path: Path, photos: Path) -> None:
     bad = sorted(line.split("\t") for line in (out / "bad_files.txt").read_text().splitlines())
     assert [(split, Path(name).name) for split, name, _ in bad] == [
         ("labelled", "cut.png"),
+        ("labelled", "notes.txt"),
         ("labelled", "page\\t.jpg"),
     ]
-    assert bad[0][2].startswith("truncated") and bad[1][2].startswith("not_an_image")
+    assert [reason.partition(":")[0] for _, _, reason in bad] == ["truncated", "skipped", "not_an_image"]
 
 
 @pytest.mark.slow  # every process imports webdataset, and so torch
@@ -190,10 +192,10 @@ def test_unlabelled_folder_and_a_second_split(tmp_path: Path, photos: Path) -> N
     prepare_files.folder(str(photos), str(out))
     for name in ("cat", "eel"):
         (photos / name).rename(tmp_path / name)
-    assert prepare_files.folder(str(photos), str(out), split="val")["classes"] == 3
+    assert prepare_files.folder(str(photos), str(out), split="val", max_bad=0.2)["classes"] == 3
     assert {text for _, text, _ in content(out, "val")} == {b"1"}  # dog is class 1 though it is alone here
     splits = [line.split("\t")[0] for line in (out / "bad_files.txt").read_text().splitlines()]
-    assert sorted(splits) == ["labelled", "labelled", "unlabelled", "unlabelled", "val"]
+    assert sorted(splits) == ["labelled"] * 3 + ["unlabelled"] * 3 + ["val"] * 2
     (photos / "dog").rename(photos / "wolf")
     with pytest.raises(DataError, match="has no class 'wolf'"):
         prepare_files.folder(str(photos), str(out), split="test")
@@ -255,10 +257,10 @@ def test_table(tmp_path: Path, photos: Path, suffix: str) -> None:
     frame = pandas.DataFrame(rows, columns=["path", "label"])
     path = str(tmp_path / f"table.{suffix}")
     getattr(frame, f"to_{suffix}")(path, index=False)
-    result = prepare_files.table(path, str(tmp_path / "out"))
-    assert result == {"shards": 1, "images": 5, "bad": 1, "classes": 1}
+    result = prepare_files.table(path, str(tmp_path / "out"), max_bad=0.2)
+    assert result == {"shards": 1, "images": 5, "bad": 1, "skipped": 0, "classes": 1}
     assert {text for _, text, _ in content(tmp_path / "out", "labelled")} == {b"0"}
-    prepare_files.table(path, str(tmp_path / "plain"), split="unlabelled", label=None)
+    prepare_files.table(path, str(tmp_path / "plain"), split="unlabelled", label=None, max_bad=0.2)
     assert {text for _, text, _ in content(tmp_path / "plain", "unlabelled")} == {None}
 
 
@@ -266,7 +268,8 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     paths = sorted(str(path) for path in photos.glob("eel/*.jpeg"))
     frame = pandas.DataFrame({"file": [*paths, "missing.jpg"], "class": [*range(len(paths)), 7]})
     frame.to_csv(tmp_path / "t.csv")
-    result = prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), image="file", label="class")
+    options = {"image": "file", "label": "class", "label_is": "index", "max_bad": 0.2}
+    result = prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
     assert result["classes"] == 8 and result["bad"] == 1
     found = {data: int(text or b"-1") for _, text, data in content(tmp_path / "out", "labelled")}
     assert found == {Path(path).read_bytes(): number for number, path in enumerate(paths)}
@@ -274,7 +277,7 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     frame["class"] += 1
     frame.to_csv(tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"holds class 8, but .*classes\.json has 8 classes"):
-        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", image="file", label="class")
+        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", **options)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,8 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     [
         ("path,label\na.png,1\n", {"image": "file"}, "has no column 'file'; its columns are path, label"),
         ("path,label\na.png,\n", {}, "row 0 has nothing in column 'label'"),
-        ("path,label\na.png,-1\n", {}, "class indexes start at 0"),
+        ("path,label\na.png,-1\n", {"label_is": "index"}, "holds '-1'; class indexes are whole numbers from 0"),
+        ("path,label\na.png,1.0\n", {"label_is": "index"}, "holds '1.0'; class indexes are whole numbers from 0"),
         ("path,label\n", {}, "has no rows"),
         ("", {}, "cannot be read as a csv table"),
     ],
@@ -299,3 +303,115 @@ def test_no_table(tmp_path: Path) -> None:
         prepare_files.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"neither \.parquet nor \.csv"):
         prepare_files.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "values, names",
+    [
+        (["100234", "200345", "300456"], ["100234", "200345", "300456"]),
+        (["001", "010", "002"], ["001", "002", "010"]),
+        (["NA", "None", "true", "null"], ["NA", "None", "null", "true"]),
+        ([" cat", "cat ", "caf\u00e9", "cafe\u0301"], ["caf\u00e9", "cat"]),
+        ([str(number) for number in range(12)], sorted(map(str, range(12)))),
+    ],
+)
+@pytest.mark.parametrize("way", ["csv", "parquet", "folder"])
+def test_a_label_is_its_text_whichever_way_it_comes_in(
+    tmp_path: Path, values: list[str], names: list[str], way: str
+) -> None:
+    paths = []
+    for number, value in enumerate(values):
+        path = tmp_path / "pictures" / value / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+        paths.append(str(path))
+    out = str(tmp_path / "out")
+    if way == "folder":
+        prepare_files.folder(str(tmp_path / "pictures"), out)
+    else:
+        table = str(tmp_path / f"t.{way}")
+        getattr(pandas.DataFrame({"path": paths, "label": values}), f"to_{way}")(table, index=False)
+        prepare_files.table(table, out)
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == names
+    found = {data: names[int(text or b"-1")] for _, text, data in content(tmp_path / "out", "labelled")}
+    expected = {Path(path).read_bytes(): classes.plain(value) for path, value in zip(paths, values, strict=True)}
+    assert found == expected
+
+
+def test_whole_numbers_in_a_parquet_column_are_names_too(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    pandas.DataFrame({"path": ["a.png", "a.png"], "label": [7, 300_456]}).to_parquet(tmp_path / "t.parquet")
+    assert prepare_files.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))["classes"] == 2
+
+
+def test_classes_that_look_alike_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("Cat", "cat", "dog"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.png").write_bytes(picture(len(name)))
+    assert prepare_files.folder(str(tmp_path / "in"), str(tmp_path / "out"))["classes"] == 3
+    assert "'Cat' and 'cat' differ in case or Unicode form alone" in caplog.text
+
+
+def test_tables_that_hold_the_images(tmp_path: Path) -> None:
+    pictures = [picture(number) for number in range(4)]
+    rows = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(pictures)]
+    for name, column in (("bytes", pictures), ("hugging_face", rows)):
+        path = str(tmp_path / f"{name}.parquet")
+        pandas.DataFrame({"image": column, "label": ["a", "b", "a", "b"]}).to_parquet(path)
+        assert prepare_files.table(path, str(tmp_path / name), image="image")["images"] == 4
+        assert {data for _, _, data in content(tmp_path / name, "labelled")} == set(pictures)
+    bad = [*pictures, b"no picture"]
+    pandas.DataFrame({"image": bad}).to_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=r"1 of 5 pictures are bad .*, more than --max-bad 0\.1 allows"):
+        prepare_files.table(str(tmp_path / "bad.parquet"), str(tmp_path / "bad"), image="image", label=None)
+    assert "row 4 of bad.parquet" in (tmp_path / "bad" / "bad_files.txt").read_text()
+
+
+def test_every_file_of_a_folder_ends_in_one_count(tmp_path: Path) -> None:
+    """Links that lead back are followed once; what is no regular file is not waited for; other kinds are named."""
+    source = tmp_path / "in"
+    (source / "cat").mkdir(parents=True)
+    (source / "dog").mkdir()
+    (source / "cat" / "again").symlink_to(source)
+    (source / "cat" / "a.png").write_bytes(picture(1))
+    (source / "cat" / "b.jfif").write_bytes(picture(2, file_format="JPEG"))
+    (source / "cat" / "bare").write_bytes(picture(3))
+    (source / "dog" / "c.heic").write_bytes(b"x")
+    (source / "dog" / "d.txt").write_text("x")
+    (source / "dog" / "e.png").symlink_to(source / "nowhere")
+    os.mkfifo(source / "dog" / "f.png")
+    with pytest.raises(DataError, match=r"^2 of 5 pictures are bad or not decoded here"):
+        prepare_files.folder(str(source), str(tmp_path / "out"))
+    result = prepare_files.folder(str(source), str(tmp_path / "out"), max_bad=0.5)
+    assert result == {"shards": 1, "images": 3, "bad": 1, "skipped": 3, "classes": 2}
+    listed = {Path(line.split("\t")[1]).name: line.split("\t")[2] for line in bad_lines(tmp_path / "out")}
+    assert listed["c.heic"] == "skipped: .heic is not decoded here" and listed["d.txt"] == "skipped: no picture"
+    assert listed["f.png"] == "skipped: no regular file" and listed["e.png"].startswith("unreadable")
+    assert len(listed) == result["bad"] + result["skipped"]
+
+
+def bad_lines(out: Path) -> list[str]:
+    return (out / "bad_files.txt").read_text().splitlines()
+
+
+def test_two_at_once_do_not_swap_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one begins when the first has looked for a class list and found none."""
+    for name, kinds in (("first", ("ant", "bee")), ("second", ("bee", "cow"))):
+        for kind in kinds:
+            (tmp_path / name / kind).mkdir(parents=True)
+            (tmp_path / name / kind / "a.png").write_bytes(picture(len(kind)))
+    real = prepare_files.agree_on_classes
+    begun: list[bool] = []
+
+    def agree(out: str, names: list[str]) -> list[str]:
+        found = real(out, names)
+        if not begun:
+            begun.append(True)
+            prepare_files.folder(str(tmp_path / "second"), out, split="val")
+        return found
+
+    monkeypatch.setattr(prepare_files, "agree_on_classes", agree)
+    with pytest.raises(DataError, match="another `prepare` wrote it meanwhile"):
+        prepare_files.folder(str(tmp_path / "first"), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bee", "cow"]
+    assert not list((tmp_path / "out").glob("labelled-*.tar"))
