@@ -43,6 +43,7 @@ class TrainingRows:
     probs: np.ndarray  # float16 [n, k]
     weight: np.ndarray  # float32 [n], of the image in the loss
     row_of_slot: np.ndarray  # int64 [count]
+    checked: np.ndarray  # bool [n], whose bytes this process has compared with the hash
     parts: Parts | None  # of a remote tar of which little is used: what is fetched of it; None: the whole
 
     @property
@@ -101,5 +102,6 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
         probs=lists("probs"),
         weight=weight,
         row_of_slot=row_of_slot,
+        checked=np.zeros(len(rows), bool),
         parts=coalesce(offset, size, shard.size) if partly else None,
     )
