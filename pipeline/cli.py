@@ -9,6 +9,7 @@ stopped, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal, pipe or file that cannot show every character
+            stream.reconfigure(errors="backslashreplace")
     args = _parse(arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:

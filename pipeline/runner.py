@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline import graph, storage
@@ -15,10 +16,11 @@ from pipeline.cluster.contract import Cluster
 from pipeline.config import job_file
 from pipeline.config.fields import execution_of
 from pipeline.config.settings import Job, to_plain
+from pipeline.errors import OutputError
 from pipeline.plan import early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
-from pipeline.plan.stage import JOB, SUMMARY, Done, check_files, files_of, read_json_file, write_done
+from pipeline.plan.stage import JOB, PROGRESS, SUMMARY, Done, check_files, files_of, read_json_file, write_done
 from pipeline.progress import Screen
 from pipeline.storage.lock import lock
 from pipeline.tracking.contract import StageRecord, Tracker
@@ -26,8 +28,9 @@ from pipeline.tracking.contract import StageRecord, Tracker
 
 def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
     """Bring every stage of the job to its end and return the last one's summary."""
+    check_place(job.output)
     with lock(job.output):
-        storage.sweep(job.output)
+        storage.sweep(job.output, graph.STAGE_FOLDER)
         _write_job(job)
         tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
         try:
@@ -115,6 +118,18 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
     screen.note(stage.name, state="finished", seconds=seconds)
     screen.nothing_ran = False
     return done
+
+
+def check_place(output: str) -> None:
+    """OutputError where a local output lies inside another run's, or has one directly inside it: each deletes what its
+    killed writers left, and counts what lies there as its own."""
+    if storage.is_url(output):
+        return
+    here = Path(output)
+    inside = [path for path in (here.iterdir() if here.is_dir() else ()) if path.is_dir()]
+    for other, place in [*((path, "lies inside") for path in here.parents), *((path, "holds") for path in inside)]:
+        if (other / JOB).is_file() and (other / PROGRESS).is_file():
+            raise OutputError(f"output {output} {place} {other}, the output of another run; name a folder beside it")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

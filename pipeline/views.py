@@ -14,7 +14,7 @@ from pipeline import graph, storage
 from pipeline.config import durations
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, OutputError, UserError
 from pipeline.labelling.label_progress import shares
 from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
@@ -149,16 +149,18 @@ def status_table(job: Job) -> Group:
     """How far every stage is, from progress.json, the label files' counts and done.json; starts nothing."""
     try:
         progress = storage.read_json(storage.join(job.output, PROGRESS))
+        age, state, stages = time.time() - progress["time"], str(progress["state"]), dict(progress["stages"])
     except FileNotFoundError:
         return Group(f"{job.name} has not run in {storage.redact(job.output)}")
-    age = time.time() - progress["time"]
-    state = progress["state"]
+    except (ValueError, TypeError, KeyError):
+        path = storage.redact(storage.join(job.output, PROGRESS))
+        raise OutputError(f"{path} is damaged; delete it, a run writes it anew") from None
     if state == "running" and age > SILENT_SECONDS:
         state = f"killed (silent for {age:.0f} s); run the same command to continue"
     table = _table(f"{job.name}: {state}", "stage", "state", "done", "rate", "left", "latest")
     done: dict[str, Done] = {}
     for stage in graph.in_order(job, done):
-        facts = progress["stages"].get(stage.name, {})
+        facts = stages.get(stage.name, {})
         finished = read_done(facts["folder"]) if "folder" in facts else None
         if finished:
             done[stage.name] = finished

@@ -49,7 +49,10 @@ def parse(text: str) -> Any:
     """A YAML document. Raises yaml.YAMLError."""
     import yaml
 
-    return yaml.load(text, _loader())
+    try:
+        return yaml.load(text, _loader())
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def dump(plain: Mapping[str, Any]) -> str:

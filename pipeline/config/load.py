@@ -132,7 +132,10 @@ def _said_by(overrides: Sequence[str]) -> set[str]:
 
 def resolve_output(output: str) -> str:
     """An absolute path (or the URL); a relative one inside Ray's package cache is refused, for it is thrown away."""
-
+    if not output.strip() or os.path.normpath(output) == ".":
+        raise ConfigError(
+            f"output is '{output}', the working directory itself; name a folder of its own, such as runs/NAME"
+        )
     if output.startswith(("http://", "https://")):
         raise ConfigError(
             f"output '{storage.redact(output)}' cannot be written to: https:// is for reading shards; set `output` to "

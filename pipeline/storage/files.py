@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -45,7 +46,10 @@ def redact(path: str) -> str:
     """The path as it may be recorded: URLs without user info and query."""
     if not is_url(path):
         return path
-    url = urlsplit(path)
+    try:
+        url = urlsplit(path)
+    except ValueError:  # no URL after all: nothing of it but its scheme is shown
+        return f"{path.partition('://')[0]}://…"
     if "@" not in url.netloc and not url.query:
         return path  # as it is: taking apart and joining again would lose slashes of sqlite:////
     host = url.netloc.rpartition("@")[2]
@@ -144,7 +148,11 @@ def sha256(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
-    return json.loads(read_bytes(path))
+    """The JSON in a file. ValueError: it is none. FileNotFoundError."""
+    try:
+        return json.loads(read_bytes(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_record(path: str, mend: str = "delete it and run again") -> dict[str, Any]:
@@ -163,6 +171,10 @@ def read_record(path: str, mend: str = "delete it and run again") -> dict[str, A
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# As `writing`, checkpoints and notes between workers name them.
+TEMPORARY = re.compile(r"\.tmp-(\d+-[0-9a-f]{8}(-.*)?|[0-9a-f]{12}\.json)")
 
 
 def is_temporary(name: str) -> bool:
@@ -273,14 +285,17 @@ def remove(path: str) -> None:
             os.unlink(path)
 
 
-def sweep(folder: str) -> None:
-    """Delete the temporary files that killed writers left in a local folder (only while holding its lock)."""
+def sweep(folder: str, within: str = "") -> None:
+    """Delete the temporary files that killed writers left in a local folder, and in folders in it whose names match the
+    regular expression `within` with all below them (only while holding its lock). Other people's files stay."""
     if is_url(folder) or not os.path.isdir(folder):
         return
     for parent, folders, names in os.walk(folder):
         for name in [*names, *folders]:
-            if is_temporary(name):
+            if TEMPORARY.fullmatch(name):
                 remove(os.path.join(parent, name))
+        if parent == folder:
+            folders[:] = [name for name in folders if within and re.fullmatch(within, name)]
 
 
 TOKEN_NAME = ".token"

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import OutputError
+from pipeline.printable import printable
 
 STATE = "mlflow.json"
 POINTS_PER_BATCH = 900  # MLflow takes 1000 things at once, tags included
@@ -32,6 +33,11 @@ def store_uri(output: str, uri: str | None = None) -> str:
             "MLFLOW_TRACKING_URI to a server, `tracking.uri` to a local folder, or `tracking.enabled: false`"
         )
     uri = uri or output
+    if re.match(r"[\w.-]+:\d+(/|$)", uri):
+        raise OutputError(
+            f"the MLflow store '{printable(uri)}' is a server without a scheme, which would be a local folder; write "
+            f"http://{printable(uri)}"
+        )
     if is_sqlite(uri):
         return "sqlite:///" + str(Path(uri.removeprefix("sqlite:///")).absolute())
     if storage.is_url(uri) or uri == "databricks":
@@ -84,8 +90,11 @@ class Run:
 def load_state(run: Run, store: str) -> dict[str, Any]:
     """What is remembered of a run in this store; the token finds a run whose id never reached us."""
     path = storage.join(run.folder, STATE)
-    state = storage.read_json(path) if storage.exists(path) else {}
-    if state.get("store") == store:
+    try:
+        state = storage.read_json(path) if storage.exists(path) else {}
+    except ValueError:  # damaged: the journal has all that is sent
+        state = {}
+    if isinstance(state, dict) and state.get("store") == store:
         return state
     return {"store": store, "token": uuid.uuid4().hex, "run_id": None, "ended": None}
 

@@ -211,7 +211,7 @@ def check_architecture(found: Checkpoint, architecture: Mapping[str, Any]) -> No
 def write_final(folder: str, weights: Mapping[str, torch.Tensor], result: Mapping[str, Any]) -> None:
     """What a finished run leaves: the weights, then the result."""
     save_state(storage.join(folder, WEIGHTS), weights)
-    storage.write_json(storage.join(folder, RESULT), dict(result))
+    storage.write_record(storage.join(folder, RESULT), dict(result))
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
@@ -219,8 +219,7 @@ def read_result(folder: str) -> dict[str, Any] | None:
     path = storage.join(folder, RESULT)
     if not (storage.exists(path) and storage.exists(storage.join(folder, WEIGHTS))):
         return None
-    result: dict[str, Any] = storage.read_json(path)
-    return result
+    return storage.read_record(path, "delete it, and the run ends again from its last checkpoint")
 
 
 def raw_weights(folder: str, step: int) -> str:

@@ -84,6 +84,13 @@ def _train(
             return _run_steps(trainee, spec, world, stopping, leaving, diverged)
         except torch.OutOfMemoryError as error:
             raise TrainingError(does_not_fit(spec, trainee.step, world)) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "batch norm cannot learn from one image of one position, and a worker's share of a step is one image; "
+                "raise `batch`, or lower `workers.train` or `accumulate`"
+            ) from error
         except Diverged as error:
             if rollbacks >= spec.settings.rollbacks:
                 tried = f" after going back {rollbacks} times" if rollbacks else ""
