@@ -28,8 +28,11 @@ from pipeline.stages import adopt, audit, evaluate, finetune, index, label, meas
 
 STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, report, measure)
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in STAGES}
-STAGE_FOLDER = f"({'|'.join(kind.stages for kind in KINDS.values())})-[0-9a-f]{{8}}"
-"""Regular expression of the names of stages' folders."""
+
+
+def stage_folders() -> str:
+    """Regular expression of the names of stages' folders."""
+    return f"({'|'.join(kind.stages for kind in KINDS.values())})-[0-9a-f]{{8}}"
 
 
 def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
@@ -135,7 +138,7 @@ def unreachable(job: Job) -> dict[str, int]:
     used = {storage.name(look.folder) for look in found if look.folder}
     # While the inputs of a stage are not done, any of its folders may still be the one.
     undecided = {look.stage.name for look in found if not look.folder}
-    stage_folder = re.compile(STAGE_FOLDER)
+    stage_folder = re.compile(stage_folders())
     sizes: dict[str, int] = {}
     for name in storage.listdir(job.output):
         match = stage_folder.fullmatch(name)

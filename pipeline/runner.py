@@ -30,7 +30,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
     """Bring every stage of the job to its end and return the last one's summary."""
     check_place(job.output)
     with lock(job.output):
-        storage.sweep(job.output, graph.STAGE_FOLDER)
+        storage.sweep(job.output, graph.stage_folders())
         _write_job(job)
         tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
         try:

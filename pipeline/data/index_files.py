@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
@@ -81,7 +82,7 @@ def make_indexer(
         })  # fmt: skip
         metadata = {**metadata_of(folder, source, shard.name), "rule": RULE}
         parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata)
-        digest = hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(found, "<i4").tobytes()).hexdigest()
+        digest = content_digest(hashes, found)
         per_class = np.bincount(np.asarray(found, np.int64), minlength=len(names))
         return Indexed(per_class, digest, bad, reader.left)
 
@@ -96,6 +97,11 @@ def _unusable(sample: Sample, data: bytes) -> str | None:
     except images.BadImage as error:
         return error.status
     return None
+
+
+def content_digest(hashes: npt.ArrayLike, labels: npt.ArrayLike) -> str:
+    """Identity of images and labels, in order."""
+    return hashlib.sha256(np.asarray(hashes, "<u8").tobytes() + np.asarray(labels, "<i4").tobytes()).hexdigest()
 
 
 class Classes:

@@ -71,6 +71,7 @@ def run(context: Context) -> Result:
         by_number(generation.select.thresholds, context.corpora.classes, f"generations[{number}].select.thresholds")
     with context.journal() as log:
         found = index_sources(context, indexed_of(context.job), log)
+    drop_leaks(context, found)
     check_usable(context, found)
     _warn_of_missing_classes(context, found)
     storage.write_json(storage.join(context.folder, SHARDS), found.rows)
@@ -133,6 +134,42 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
 
     rows, digests = by_shard(lambda found: int(found.per_class.sum())), by_shard(lambda found: found.digest)
     return Indexed(rows, digests, per_class, classes_of, bad)
+
+
+def drop_leaks(context: Context, indexed: Indexed) -> None:
+    """Take labelled copies of held-out images out of the index, and warn of all images in several places."""
+    from pipeline.data import leaks
+
+    folder, names = context.folder, context.corpora.classes
+    places = {source: [(source, shard) for shard in shards] for source, shards in indexed.rows.items()}
+    held_out = [source for source in places if source != "labelled"]
+    for source in held_out:
+        hashes = leaks.shared(folder, places["labelled"], places[source])
+        dropped: list[str] = []
+        for place in places["labelled"] if len(hashes) else ():
+            left = leaks.drop(folder, place, hashes, len(names))
+            if left is not None:
+                shard = place[1]
+                before = indexed.classes_of[shard]
+                for number, count in before.items():
+                    indexed.per_class["labelled"][number] -= count
+                indexed.per_class["labelled"] += left.per_class
+                indexed.rows["labelled"][shard] = int(left.per_class.sum())
+                indexed.digests["labelled"][shard] = left.digest
+                indexed.classes_of[shard] = {int(c): int(left.per_class[c]) for c in left.per_class.nonzero()[0]}
+                dropped += [f"'{key}' of {shard}" for key in left.keys]
+        if dropped:
+            context.warn(
+                f"{len(dropped):,} labelled images are {source} images too, the first is {dropped[0]}: they are not "
+                "trained on, for what models are tested on must not be; take them out of the labelled shards"
+            )
+    for number, source in enumerate(held_out):
+        for other in held_out[number + 1 :]:
+            if count := len(leaks.shared(folder, places[source], places[other])):
+                context.warn(f"{count:,} images lie in both the {source} and the {other} shards; take them out of one")
+    count, key = leaks.ambiguous(folder, [place for source in places for place in places[source]])
+    if count:
+        context.warn(f"{count:,} images lie under several labels, '{key}' for instance; correct the labels")
 
 
 def left_out(shard: str, reason: str, count: int, example: str) -> str:
