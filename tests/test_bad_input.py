@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,7 +224,11 @@ def test_a_wrong_or_missing_label(teacher: World, source: str, label: bytes | No
 
 def corrupt(world: World, name: str, members: list[tuple[str, bytes]]) -> None:
     """Add an image that is cut short, one that is text, and a good one."""
-    bad = [("bad.png", tars.picture(7)[:60]), ("no.jpg", b"<html>not found</html>"), ("good.png", tars.picture(9))]
+    bad = [
+        ("bad.png", tars.picture(7)[:60]),
+        ("no.jpg", b"<html>not found</html>"),
+        ("good.png", tars.picture(zlib.crc32(name.encode()))),
+    ]
     labels = [] if name.startswith("unlabelled") else [(f"{key}.cls", b"1") for key in ("bad", "no", "good")]
     tars.make(world.shards / name, sorted([*members, *bad, *labels], key=lambda member: member[0].split(".")[0]))
 

@@ -69,7 +69,7 @@ def written(pattern: str, content: bytes) -> Callable[[World], None]:
     return write
 
 
-@pytest.mark.parametrize("name", mostly("run", "status"))
+@pytest.mark.parametrize("name", mostly("run"))
 @pytest.mark.parametrize(
     "change",
     [
