@@ -15,7 +15,7 @@ from pipeline import weights
 from pipeline.augment.noise import augment_of
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, pseudo_per_step
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, UserError, WeightsError
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import Done, Stage
 from pipeline.train.freeze import roles_of
@@ -27,6 +27,7 @@ def check_models(job: Job, stages: Iterable[Stage], classes: int, labelled: int)
     """Build the models of these training stages, show each a blank image, and count their steps on so many labelled
     images. ConfigError."""
     ahead = [stage for stage in stages if stage.kind == "train"]
+    check_starts(job, ahead, classes)
     for stage in ahead:
         settings = training_of(job, stage)
         model = _build(stage, settings, classes)
@@ -39,16 +40,38 @@ def check_models(job: Job, stages: Iterable[Stage], classes: int, labelled: int)
             steps_of("finetune", job.finetune.duration, job.finetune.batch, labelled)
 
 
+def check_starts(job: Job, stages: Iterable[Stage], classes: int) -> None:
+    """What these training stages start from, as far as it can be known before anything is trained. ConfigError."""
+    before: nn.Module | None = None
+    for stage in stages:
+        settings = training_of(job, stage)
+        with torch.device("meta"):
+            model = _build(stage, settings, classes)
+            if settings.pretrained and not settings.model.startswith("timm/"):
+                raise ConfigError(f"{stage.name}: {weights.no_published_weights(settings.model)}")
+            if settings.init == "teacher" and stage.generation and before is not None:
+                try:
+                    weights.load_state(model, before.state_dict(), "the teacher's weights")
+                except WeightsError as error:
+                    raise ConfigError(f"{stage.name}: init is 'teacher', but {error}") from error
+        before = model
+
+
 def mistakes(job: Job, stages: Iterable[Stage], classes: int, done: Mapping[str, Done]) -> list[str]:
     """What is wrong with the models of training stages that are not done; they are built without memory for weights."""
     found = []
+    try:
+        check_starts(job, [stage for stage in stages if stage.kind == "train" and stage.name not in done], classes)
+    except ConfigError as error:
+        found.append(str(error))
     for stage in stages:
         if stage.kind == "train" and stage.name not in done:
             try:
                 with torch.device("meta"):
                     _build(stage, training_of(job, stage), classes)
             except ConfigError as error:
-                found.append(str(error))
+                if str(error) not in found:
+                    found.append(str(error))
     return found
 
 

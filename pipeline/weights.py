@@ -64,9 +64,7 @@ def build_model(
     import models
 
     if pretrained:
-        raise ConfigError(
-            f"model '{name}' has no published weights; set pretrained: false, or name a timm/<name> model"
-        )
+        raise ConfigError(no_published_weights(name))
     try:
         return models.create_model(name, num_classes=num_classes, **overrides)
     except ValueError as error:
@@ -76,6 +74,10 @@ def build_model(
 
         timms = f"; timm's is written timm/{name}" if timm.is_model(name.split(".")[0]) else ""
         raise ConfigError(f"{error}{timms}") from error
+
+
+def no_published_weights(name: str) -> str:
+    return f"model '{name}' has no published weights; set pretrained: false, or name a timm/<name> model"
 
 
 def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrained: bool) -> nn.Module:

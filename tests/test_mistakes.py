@@ -146,3 +146,18 @@ def test_output_that_cannot_show_every_character(worlds: small.Store) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ran = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "") and ran.stdout.isascii() and "gen1-student" in ran.stdout
+
+
+@pytest.mark.parametrize("settings, words", [
+    (["student.pretrained=true"], "gen1-student: model 'lambda_resnet_tiny' has no published weights"),
+    (["student.init=teacher", 'student.overrides={"depths":[1,1,2],"widths":[8,8,16]}'],
+     "gen1-student: init is 'teacher', but the teacher's weights: the weights do not fit"),
+])  # fmt: skip
+def test_what_a_student_starts_from_is_looked_at_before_the_teacher_is_trained(
+    tmp_path: Path, settings: list[str], words: str
+) -> None:
+    world = small.make(tmp_path)
+    assert words in ends_well(world, "run", *settings)
+    assert world.done() == ["index"]
+    planned = command("plan", world.job, f"output={world.output}", *settings)
+    assert words.partition(":")[0] in planned.out and words.partition(": ")[2][:30] in " ".join(planned.out.split())

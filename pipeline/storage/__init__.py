@@ -16,7 +16,6 @@ from pipeline.storage.files import open_read as open_read
 from pipeline.storage.files import read_bytes as read_bytes
 from pipeline.storage.files import read_json as read_json
 from pipeline.storage.files import read_range as read_range
-from pipeline.storage.files import read_record as read_record
 from pipeline.storage.files import redact as redact
 from pipeline.storage.files import remove as remove
 from pipeline.storage.files import require_token as require_token
@@ -26,6 +25,7 @@ from pipeline.storage.files import sync_folder as sync_folder
 from pipeline.storage.files import walk as walk
 from pipeline.storage.files import write_bytes as write_bytes
 from pipeline.storage.files import write_json as write_json
-from pipeline.storage.files import write_record as write_record
 from pipeline.storage.files import write_token as write_token
 from pipeline.storage.files import writing as writing
+from pipeline.storage.record import read_record as read_record
+from pipeline.storage.record import write_record as write_record

@@ -155,24 +155,6 @@ def read_json(path: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_record(path: str, mend: str = "delete it and run again") -> dict[str, Any]:
-    """What `write_record` wrote. OutputError: it is damaged; `mend` says what to do then. FileNotFoundError."""
-    try:
-        record = json.loads(read_bytes(path))
-        reason = None if isinstance(record, dict) else "it holds no JSON object"
-    except (ValueError, RecursionError) as error:
-        reason = f"it is no JSON, {str(error)[:100]}"
-    if reason is None and "sha256" in record and record.pop("sha256") != _digest(record):  # 0.1.0 wrote none
-        reason = "its content is not what its sha256 is of"
-    if reason is not None:
-        raise OutputError(f"{redact(path)} is damaged ({reason}); {mend}")
-    return dict(record)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 # As `writing`, checkpoints and notes between workers name them.
 TEMPORARY = re.compile(r"\.tmp-(\d+-[0-9a-f]{8}(-.*)?|[0-9a-f]{12}\.json)")
 
@@ -256,12 +238,6 @@ def ask(path: str, ask: Callable[[Any, str], Value]) -> Value:
 
 def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n").encode())
-
-
-def write_record(path: str, value: dict[str, Any]) -> None:
-    """Write a JSON object with the sha256 of all else in it."""
-    plain = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text
-    write_json(path, {**plain, "sha256": _digest(plain)})
 
 
 def make_folder(path: str) -> None:
