@@ -72,8 +72,8 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
                 screen.warn(
                     f"{stage.name} was begun in {storage.name(look.superseded)} by an earlier version; it is begun anew"
                 )
-            corpora.check()
             check_files(unchecked)
+            corpora.check()
             token = token or storage.write_token(job.output)
             needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)

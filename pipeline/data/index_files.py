@@ -148,11 +148,12 @@ def read_labels(
     """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first
     mistake. `apart`: keys whose text lies away from any image."""
     texts = shards.read_texts(shard.path, samples, "cls", cache)
+    others = shards.read_texts(shard.path, [s for s in samples if "cls" not in s.texts], "json", cache)
     found = []
     for sample, text in zip(samples, texts, strict=True):
         where = f"sample {sample.index} ('{sample.key}') of shard {shard.name}"
         if text is None:
-            label = _label_in_json(shard, sample, where, cache, apart)
+            label = _label_in_json(next(others), where, sample.key in apart)
         else:
             word = text.decode("utf-8-sig", "replace").strip()
             is_index = word.isascii() and word.isdigit() and len(word) < 20
@@ -161,9 +162,8 @@ def read_labels(
     return found
 
 
-def _label_in_json(shard: Shard, sample: Sample, where: str, cache: Cache | None, apart: Collection[str]) -> object:
-    [text] = shards.read_texts(shard.path, [sample], "json", cache)
-    if text is None and sample.key in apart:
+def _label_in_json(text: bytes | None, where: str, apart: bool) -> object:
+    if text is None and apart:
         raise DataError(
             f"{where} has no label beside it: its .cls or .json member lies elsewhere in the tar; write the tar again "
             "with what belongs together adjacent, as when its members are sorted by name"

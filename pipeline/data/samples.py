@@ -34,6 +34,7 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\
 START = 16  # bytes of a member that are looked at
 SKIPPED = "skipped"  # the status of a sample whose image nobody wanted, so it is not a bad one
 
+MOST_REASONS, OTHERS = 20, "other suffixes"  # names may end in anything, and what is said of a shard stays short
 DOTS = "dots in the key"
 """Why a run of several pictures is no sample; all other reasons name suffixes."""
 
@@ -72,8 +73,9 @@ class Left:
         self.number += other.number
         for mine, theirs in ((self.images, other.images), (self.runs, other.runs)):
             for reason, number in theirs.items():
-                mine[reason] = mine.get(reason, 0) + number
-        self.example = {**other.example, **self.example}
+                kept = reason if reason in mine or len(mine) < MOST_REASONS else OTHERS
+                mine[kept] = mine.get(kept, 0) + number
+                self.example.setdefault(kept, other.example[reason])
 
 
 def looks_like_picture(start: bytes) -> bool:

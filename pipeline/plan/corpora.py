@@ -10,7 +10,7 @@ from pipeline.config.settings import Job
 from pipeline.data import corpus, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
-from pipeline.plan.stage import Done, read_file
+from pipeline.plan.stage import Done
 
 TESTED = (("labelled",), "what models are tested on must not be trained on")
 APART = {
@@ -66,17 +66,13 @@ class Corpora:
         self.job, self.done, self.refreeze, self.write = job, done, refreeze, write
         self.changes: list[str] = []
         self._found: dict[str, corpus.Corpus] = {}
-        self._checked = False
 
     @property
     def root(self) -> str:
         """Where the patterns start."""
-        return self.job.data.root or (self.prepared.folder if self.prepared else "")
-
-    @property
-    def prepared(self) -> Done | None:
-        """The data that the job wrote itself, if it uses them and they are written."""
-        return None if self.job.data.root else self.done.get("prepare")
+        if self.job.data.root:
+            return self.job.data.root
+        return self.done["prepare"].folder if "prepare" in self.done else ""
 
     def __getitem__(self, source: str) -> corpus.Corpus:
         """The frozen corpus of 'labelled', 'unlabelled', 'validation', 'test', 'audit_only' or a `set_source`."""
@@ -97,12 +93,7 @@ class Corpora:
         return self._found[source]
 
     def check(self) -> None:
-        """A mistake in a pattern shall not wait until the stage that needs it, behind hours of training; nor is
-        anything made of prepared data that are no longer what was written. DataError, OutputError."""
-        if self.prepared and not self._checked:
-            for name in self.prepared.files:
-                read_file(self.prepared, name)
-            self._checked = True
+        """A mistake in a pattern shall not wait until the stage that needs it, behind hours of training. DataError."""
         for source in sources_of(self.job) if self.root else ():
             self[source]
 
@@ -130,7 +121,5 @@ class Corpora:
     def classes(self) -> list[str]:
         """Class names in index order."""
         path = self.job.data.classes
-        if self.prepared and path in self.prepared.files:
-            read_file(self.prepared, path)
         path = path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
         return read_classes(path)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 SPARED = 60.0  # seconds for which a copy that was used makes no room for what is fetched before it is needed
+_checked: set[tuple[int, int, int]] = set()  # (process, device, inode) of copies whose bytes were compared
 _described: dict[tuple[int, str], tuple[int, str]] = {}  # (process, URL) -> (size, ETag): asked for once
 
 
@@ -53,7 +54,7 @@ class Cache:
     def open_read(self, path: str) -> IO[bytes]:
         """The shard, seekable: its copy, after a download if need be."""
         copy = self._copy(path) if storage.is_url(path) else None
-        if copy is not None and not _is_as_it_came(Path(copy.name)):
+        if copy is not None and not _is_as_it_came(copy):
             copy.close()
             self.discard(path)
             copy = self._copy(path)
@@ -196,13 +197,21 @@ def _crc32(file: IO[bytes]) -> int:
     return crc
 
 
-def _is_as_it_came(whole: Path) -> bool:
-    """Whether a copy has the bytes that were fetched, as far as is known."""
+def _is_as_it_came(copy: IO[bytes]) -> bool:
+    """Whether an opened copy has the bytes that were fetched, as far as is known; read once by each process."""
+    found = os.fstat(copy.fileno())
+    which = (os.getpid(), found.st_dev, found.st_ino)
+    if which in _checked:
+        return True
     try:
-        with whole.open("rb") as file:
-            return int(whole.with_suffix(".crc32").read_text(), 16) == _crc32(file)
+        known = int(Path(copy.name).with_suffix(".crc32").read_text(), 16)
     except (FileNotFoundError, ValueError):  # of an earlier version, or being deleted
         return True
+    whole = _crc32(copy) == known
+    copy.seek(0)
+    if whole:
+        _checked.add(which)
+    return whole
 
 
 def _remove(whole: Path) -> None:

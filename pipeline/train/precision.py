@@ -56,8 +56,8 @@ def _bfloat16_won(spec: TrainSpec, world: World) -> bool:
     if not storage.exists(path):
         seconds = {name: time for name, time in measure(spec, world.device).items() if time != math.inf}
         winner = min(seconds, key=seconds.__getitem__, default="float32")
-        storage.write_json(path, {"precision": winner, "seconds": seconds})
-    found: bool = storage.read_json(path)["precision"] == "bfloat16"
+        storage.write_record(path, {"precision": winner, "seconds": seconds})
+    found: bool = storage.read_record(path).get("precision") == "bfloat16"
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data import samples
+from pipeline.data import samples, shards
 from pipeline.data.index_files import Classes, read_labels
 from pipeline.data.samples import DOTS, Left
 from pipeline.data.shards import Shard, scan, stream
@@ -131,6 +131,22 @@ def test_a_label_that_lies_elsewhere_in_the_tar_is_named(tmp_path: Path) -> None
         labels_of(tmp_path, ["x", "y"], members)
     with pytest.raises(DataError, match="has no label; every labelled sample needs"):
         labels_of(tmp_path, ["x", "y"], members[:2])
+
+
+def test_labels_in_json_cost_one_opening_of_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real = shards._open
+    monkeypatch.setattr(shards, "_open", lambda path, cache: opened.append(path) or real(path, cache))
+    pairs = [pair for n in range(20) for pair in ((f"{n}.png", PNG), (f"{n}.json", b'{"label": 1}'))]
+    assert labels_of(tmp_path, ["x", "y"], pairs) == [1] * 20
+    assert len(opened) <= 3  # its samples, .cls members, .json members
+
+
+def test_what_is_said_of_a_shard_stays_short(tmp_path: Path) -> None:
+    reader = stream(make(tmp_path / "a.tar", [(f"{n}.kind{n}", b"x") for n in range(100)]))
+    assert list(reader) == [] and reader.left.number == 100
+    assert len(reader.left.runs) == samples.MOST_REASONS + 1 and sum(reader.left.runs.values()) == 100
+    assert set(reader.left.example) == set(reader.left.runs)
 
 
 def dotted(count: int) -> list[tuple[str, bytes]]:
