@@ -154,3 +154,16 @@ class Run:
             return Left(images={f".{foreign[0]}": 1}, example={f".{foreign[0]}": self.first}, number=1)
         reason = ", ".join(f".{suffix}" if suffix else "no suffix" for suffix in sorted(self.suffixes))
         return Left(runs={reason[:80]: 1}, example={reason[:80]: self.first}, number=1)
+
+
+def left_out(shard: str, reason: str, count: int, example: str) -> str:
+    """What to say of pictures that are in no sample (Left.images)."""
+    if reason == DOTS:
+        return (
+            f"{count:,} images of shard {shard}, the first is '{example}', are skipped: names end at their first dot, "
+            "so several share one; write the shard again by `prepare`, which gives each a name of its own"
+        )
+    return (
+        f"{count:,} images of shard {shard}, the first is '{example}', are skipped: {reason} is not decoded here; "
+        "convert them, to JPEG for instance"
+    )

@@ -243,8 +243,10 @@ def _create(path: str, names: list[str]) -> bool:
         Path(temporary).write_text(json.dumps(names, indent=1) + "\n")
     try:
         os.link(f"{path}.{os.getpid()}", path)
-    except FileExistsError:
-        return False
+    except OSError:  # it is there by now, or the file system has no links
+        if Path(path).exists():
+            return False
+        Path(f"{path}.{os.getpid()}").rename(path)
     finally:
         storage.remove(f"{path}.{os.getpid()}")
     return True

@@ -123,13 +123,11 @@ def write_done(done: Done) -> None:
 
 
 def files_of(folder: str) -> dict[str, str]:
-    """`Done.files` of what lies in a stage's folder."""
+    """`Done.files` of what lies in a stage's folder; of weights the sha256 is the stage's output."""
     names = [
         name
         for name in storage.listdir(folder)
-        if name.endswith((".json", ".yaml", ".safetensors", ".tar"))
-        and not name.endswith(FAILED)
-        and name not in (DONE, "mlflow.json")
+        if name.endswith((".json", ".yaml", ".tar")) and not name.endswith(FAILED) and name not in (DONE, "mlflow.json")
     ]
     return {name: storage.sha256(storage.join(folder, name)) for name in sorted(names)}
 
@@ -163,7 +161,7 @@ def check_files(stages: list[Done]) -> None:
     """`check_file` of all files of some stages, which are taken off the list. OutputError."""
     while stages:
         done = stages.pop()
-        for name in done.files or ([WEIGHTS] if done.model else []):
+        for name in (*done.files, *([WEIGHTS] if done.model else [])):
             path = storage.join(done.folder, name)
             if not storage.exists(path):
                 read_file(done, name)  # which says so
@@ -172,7 +170,7 @@ def check_files(stages: list[Done]) -> None:
 
 def check_file(done: Done, name: str, sha256: str) -> None:
     """OutputError unless a file of a finished stage has the sha256 that it had when the stage ended."""
-    known = done.files.get(name) or (done.output if done.model and name == WEIGHTS else None)  # as 0.1.0 recorded it
+    known = done.output if done.model and name == WEIGHTS else done.files.get(name)
     if known and known != sha256:
         raise OutputError(
             f"{storage.redact(storage.join(done.folder, name))} is not the file that its stage left (sha256 "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.data.classes import by_number
-from pipeline.data.samples import DOTS, RULE
+from pipeline.data.samples import RULE, left_out
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import indexed_of, setting_of
@@ -170,19 +170,6 @@ def drop_leaks(context: Context, indexed: Indexed) -> None:
     count, key = leaks.ambiguous(folder, [place for source in places for place in places[source]])
     if count:
         context.warn(f"{count:,} images lie under several labels, '{key}' for instance; correct the labels")
-
-
-def left_out(shard: str, reason: str, count: int, example: str) -> str:
-    """What to say of pictures that are in no sample (samples.Left.images)."""
-    if reason == DOTS:
-        return (
-            f"{count:,} images of shard {shard}, the first is '{example}', are skipped: names end at their first dot, "
-            "so several share one; write the shard again by `prepare`, which gives each a name of its own"
-        )
-    return (
-        f"{count:,} images of shard {shard}, the first is '{example}', are skipped: {reason} is not decoded here; "
-        "convert them, to JPEG for instance"
-    )
 
 
 def _digest(value: object) -> str:

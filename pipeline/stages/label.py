@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.fields import identity_of
-from pipeline.data.samples import RULE, SKIPPED, Left
+from pipeline.data.samples import RULE, SKIPPED, Left, left_out
 from pipeline.data.shards import Shard, bad_counts
 from pipeline.errors import DataError
 from pipeline.labelling.label_progress import Progress, shares
@@ -28,7 +28,6 @@ from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.stage import FAILED, Result
-from pipeline.stages.index import left_out
 from pipeline.tracking import journal
 
 if TYPE_CHECKING:
