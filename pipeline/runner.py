@@ -22,19 +22,19 @@ from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import JOB, PROGRESS, SUMMARY, Done, check_files, files_of, read_json_file, write_done
 from pipeline.progress import Screen
-from pipeline.storage.lock import lock
+from pipeline.storage.lock import Held, lock
 from pipeline.tracking.contract import StageRecord, Tracker
 
 
 def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
     """Bring every stage of the job to its end and return the last one's summary."""
     check_place(job.output)
-    with lock(job.output):
+    with lock(job.output) as held:
         storage.sweep(job.output, graph.stage_folders())
         _write_job(job)
         tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
         try:
-            done = _run_stages(job, cluster, tracker, screen, refreeze)
+            done = _run_stages(job, cluster, tracker, screen, refreeze, held)
             last = graph.stages_of(job)[-1].name
             summary: dict[str, Any] = read_json_file(done[last], SUMMARY)
         except BaseException as error:
@@ -47,7 +47,9 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
         return summary
 
 
-def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, refreeze: bool) -> dict[str, Done]:
+def _run_stages(
+    job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, refreeze: bool, held: Held
+) -> dict[str, Done]:
     done: dict[str, Done] = {}
     corpora = Corpora(job, done, refreeze=refreeze)
     token, stop = "", None
@@ -72,12 +74,13 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
                 screen.warn(
                     f"{stage.name} was begun in {storage.name(look.superseded)} by an earlier version; it is begun anew"
                 )
+            held.check()
             check_files(unchecked)
             corpora.check()
             token = token or storage.write_token(job.output)
             needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
-            finished = _run_stage(context, record, tracker, screen)
+            finished = _run_stage(context, record, tracker, screen, held)
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
         tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
         done[stage.name] = finished
@@ -86,7 +89,7 @@ def _run_stages(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, re
     return done
 
 
-def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: Screen) -> Done:
+def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: Screen, held: Held) -> Done:
     stage, folder = context.stage, context.folder
     started = time.monotonic()
     storage.make_folder(folder)
@@ -94,6 +97,7 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
     try:
         with screen.following(stage.name, folder):
             result = graph.KINDS[stage.kind].run(context)
+            held.check()
     except BaseException as error:
         state = "failed" if isinstance(error, Exception) else "stopped"
         screen.line(stage.name, state, folder)

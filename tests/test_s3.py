@@ -231,6 +231,48 @@ def modified(output: str) -> object:
     return fs.modified(inner)
 
 
+@pytest.mark.parametrize("round", range(6))
+def test_a_stale_lock_is_taken_by_one_run_and_its_owner_finds_out(
+    s3: S3, quick: None, monkeypatch: pytest.MonkeyPatch, round: int
+) -> None:
+    output, got, over, look = f"{s3.bucket}/stale-{round}", [], threading.Event(), locks._look
+    looked, once = threading.Barrier(4), threading.local()
+
+    def look_together(path: str) -> tuple[float | None, str | None]:
+        """All have looked at the stale lock before the first one takes it."""
+        found = look(path)
+        if not hasattr(once, "waited"):
+            once.waited = True
+            looked.wait(30)
+        return found
+
+    def take() -> None:
+        try:
+            with lock(output) as held:
+                got.append(True)
+                over.wait(30)
+                held.check()
+        except OutputError as error:
+            assert "was taken by another run just now" in str(error)
+            got.append(False)
+        if got.count(False) == 3:
+            over.set()
+
+    with lock(output) as slow:
+        monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)
+        monkeypatch.setattr(locks, "_look", look_together)
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(got) == [False, False, False, True]
+        slow.check()  # all have gone: it is there for the taking again
+        storage.write_bytes(f"{output}/.lock", b'{"owner": "one that took it over"}')
+        with pytest.raises(OutputError, match="was taken by another run while this one stood still"):
+            slow.check()
+
+
 def test_of_two_runs_that_start_together_one_holds_the_lock(s3: S3, quick: None) -> None:
     output, start, held = f"{s3.bucket}/together", threading.Barrier(4), []
 

@@ -66,7 +66,9 @@ def run(context: Context) -> Result:
     spec = make_spec(context, training(settings, training_of(context.job, context.stage), card), init=init, only=ROLES)
     result = leave_model(context, spec, context.fit(train, spec), card, weights.parameter_count(model))
     was = context.needs[name].info.get("validation", {}).get("top1")
-    line = f"{name} at {size} pixels, {spec.steps:,} steps, validation top-1 {percent(result.metrics['top1'])}"
+    line = (
+        f"{name} at {size} pixels, {spec.steps:,} steps, validation top-1 {percent(result.info['validation']['top1'])}"
+    )
     line += "" if was is None else f" ({percent(was)} at {before.size})"
     return dataclasses.replace(result, info={**result.info, "line": line})
 

@@ -84,7 +84,7 @@ def leave_model(
     return Result(
         {**facts, "view": dataclasses.asdict(card.view()), "line": line},
         output=made,
-        metrics=metrics | {"parameters": float(parameters)},
+        metrics={f"best_validation_{key}": value for key, value in metrics.items()} | {"parameters": float(parameters)},
         model=True,
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import OutputError
 from pipeline.printable import printable
+from pipeline.tracking.sqlite_store import SCHEME, path_of
 
 STATE = "mlflow.json"
 POINTS_PER_BATCH = 900  # MLflow takes 1000 things at once, tags included
@@ -39,10 +40,10 @@ def store_uri(output: str, uri: str | None = None) -> str:
             f"http://{printable(uri)}"
         )
     if is_sqlite(uri):
-        return "sqlite:///" + str(Path(uri.removeprefix("sqlite:///")).absolute())
+        return f"{SCHEME}{path_of(uri).absolute()}"
     if storage.is_url(uri) or uri == "databricks":
         return uri
-    return f"sqlite:///{Path(uri).absolute()}/mlflow.db"
+    return f"{SCHEME}{Path(uri).absolute()}/mlflow.db"
 
 
 def shown(store: str) -> str:
@@ -51,7 +52,7 @@ def shown(store: str) -> str:
 
 
 def is_sqlite(store: str) -> bool:
-    return store.startswith("sqlite:///")
+    return store.startswith(SCHEME)
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Run:
     start: int = 0
     sent: dict[str, int] = field(default_factory=dict)  # the last step of each metric that MLflow has
     position: int = 0  # in the journal
+    curves: set[str] = field(default_factory=set)  # the metrics that the journal has
     read_at: float = -math.inf
     failures: int = 0
     done: bool = False
@@ -104,18 +106,32 @@ def save_state(run: Run, **changes: Any) -> None:
     storage.write_json(storage.join(run.folder, STATE), run.state)
 
 
+def names(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the numbers in a journal's record are called in MLflow. A tracker knows names, not kinds of records."""
+    kind = record.get("kind")
+    called: dict[str, str] = {}
+    for key, value in record.items():
+        if key in ("step", "total", "time") or not isinstance(value, (int, float)):
+            continue
+        if kind == "validation" and "validation" not in key:
+            called[key] = metric_name(f"validation_{key}")
+        elif kind == "train" and key == "images_per_second":
+            called[key] = "training_images_per_second"
+        else:
+            called[key] = metric_name(key)
+    return called
+
+
 def batches(records: Iterable[Mapping[str, Any]], sent: Mapping[str, int]) -> Iterator[list[Point]]:
     """The numbers in the records, without the steps that were sent."""
     last, batch = dict(sent), []
     for record in records:
         step, at = record["step"], round(record["time"] * 1000)
-        for key, value in record.items():
-            name = metric_name(key)
-            number = isinstance(value, (int, float)) and key not in ("step", "total", "time")
-            if not number or step <= last.get(name, -1):
+        for key, name in names(record).items():
+            if step <= last.get(name, -1):
                 continue
             last[name] = step
-            batch.append((name, float(value), at, step))
+            batch.append((name, float(record[key]), at, step))
             if len(batch) == POINTS_PER_BATCH:
                 yield batch
                 batch = []

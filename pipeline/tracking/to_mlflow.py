@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.tracking.connection import Connection
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.runs import End, Run, is_sqlite, load_state, milliseconds, shown, store_uri
@@ -33,15 +34,16 @@ class MlflowTracker:
     """A tracker (see contract.py) that mirrors into the store at `uri` (see runs.store_uri).
 
     `end_stage` is also right for a stage that was done before: what MLflow already has is not sent again, and
-    where there is nothing to send at all, mlflow is not even imported. `warn` is called once at most, from
-    any thread.
+    where there is nothing to send at all, mlflow is not even imported. `warn` is called, from any thread, once at most
+    for what MLflow does not take, and where a damaged store was set aside.
     """
 
     def __init__(self, output: str, *, warn: Callable[[str], None], uri: str | None = None) -> None:
         self.uri = store_uri(output, uri)
         self.warn = warn
         self.warned = False
-        self.mirror = Mirror(self.uri)
+        self.connection = Connection(self.uri, warn)
+        self.mirror = Mirror(self.connection)
         self.parent: Run | None = None
         self.stages: list[Run] = []
         self.lock = threading.Lock()
@@ -89,10 +91,10 @@ class MlflowTracker:
             run.end = End("killed")
         if self.parent and self.parent.end is None and any(run.begun for run in self.stages):
             self.parent.end = End("killed")
-        self.mirror.progress = time.monotonic()
+        self.connection.took()
         self.closing = True
         self.wake.set()
-        while self.thread.is_alive() and time.monotonic() - self.mirror.progress < patience:
+        while self.thread.is_alive() and time.monotonic() - self.connection.progress < patience:
             self.thread.join(0.1)
         if self.thread.is_alive():
             self._warn(f"it took nothing for {patience:.0f} s")
@@ -138,18 +140,27 @@ class MlflowTracker:
             except Exception as error:
                 self._warn(error)
                 complete = False
-                if not self.mirror.answers():
+                self._ask_again(runs)
+                if not self.connection.answers():
                     return False
                 run.failures += 1
                 run.done = run.failures >= ATTEMPTS
         return complete
+
+    def _ask_again(self, runs: list[Run]) -> None:
+        """Ask MLflow anew what it has: an answer may have got lost on its way, or a store have been made anew."""
+        self.connection.forget()
+        for run in runs:
+            run.run_id, run.position = None, 0
+            if run.done and run.failures < ATTEMPTS:
+                run.done = run.begun = False
 
     def _send(self, run: Run, end: End | None, champion: bool) -> None:
         if run.done or not (run.begun or end):
             return
         if not run.state:
             run.state = load_state(run, shown(self.uri))
-        if not run.begun and end and run.state["ended"] == end.status:
+        if not run.begun and end and run.state["ended"] == end.status and self.connection.holds(run):
             run.done = True
             return
         self.mirror.resume(run)
@@ -166,7 +177,7 @@ class MlflowTracker:
         running = [run for run in self.stages if run.begun and run.run_id and not run.end]
         if running and time.monotonic() - self.sampled >= SYSTEM_SECONDS:
             self.sampled = time.monotonic()
-            self.samples.append((running[-1], milliseconds(), self.mirror.sample()))
+            self.samples.append((running[-1], milliseconds(), self.connection.sample()))
             del self.samples[:-1000]
 
     def _warn(self, reason: object) -> None:

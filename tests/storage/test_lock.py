@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.storage.lock import lock
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.storage.lock import LOCK_NAME, lock
 
 HOLDER = """
 import os, signal, sys
@@ -30,3 +33,17 @@ def test_a_killed_run_is_not_held_on_by_a_process_forked_from_it(tmp_path: Path)
         assert holder.wait() == -signal.SIGKILL
         with lock(output):
             pass  # while the child waits for our pipe to be closed
+
+
+def test_who_deletes_the_lock_file_lets_one_run_go_on(tmp_path: Path) -> None:
+    with lock(str(tmp_path)) as first:
+        first.check()
+        (tmp_path / LOCK_NAME).unlink()
+        first.check()  # it makes it again
+        with pytest.raises(OutputError, match="is in use by process"), lock(str(tmp_path)):
+            pass
+        (tmp_path / LOCK_NAME).unlink()
+        with lock(str(tmp_path)) as second:
+            second.check()
+            with pytest.raises(OutputError, match="was taken by another run while this one stood still"):
+                first.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,13 +21,14 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import OutputError
-from pipeline.tracking import mirror, to_mlflow
+from pipeline.tracking import connection, mirror, to_mlflow
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.runs import batches, flatten, store_uri
 from pipeline.tracking.to_mlflow import MlflowTracker
+from tests.flaky_proxy import Fault, Proxy
 
-for name, value in mirror.ENVIRONMENT.items():  # for the test's own client too
+for name, value in connection.ENVIRONMENT.items():  # for the test's own client too
     os.environ.setdefault(name, value)
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401 - not in two threads at the same time
@@ -437,3 +439,44 @@ def test_a_server_that_never_answers_neither_blocks_nor_raises(tmp_path: Path, m
         wait_for(lambda: warnings)
         tracker.close()
     assert len(warnings) == 1 and "secret" not in warnings[0]
+
+
+@pytest.mark.slow
+def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_mlflow, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(to_mlflow, "POLL_SECONDS", 0.1)
+    proxy, rng = Proxy("127.0.0.1", server.port), random.Random(3)
+    faults = [*(Fault(status=status) for status in (401, 403, 429, 500)), Fault(lost=True), Fault(cut=1)]
+    output, warnings = str(tmp_path / "out"), []
+    records = [stage(output, name) for name in ("teacher", "student")]
+    with proxy.faults(*(rng.choice([*faults, None, None]) for _ in range(1000))) as seen:
+        tracker = start(output, proxy.url, warnings)
+        for record in records:
+            tracker.start_stage(record)
+            with Journal(record.folder) as journal:
+                for step in range(300):
+                    journal.log(step, loss=1.0)
+                    time.sleep(0.03)
+            for name in mirror.MODEL_FILES:
+                storage.write_bytes(storage.join(record.folder, name), b"model")
+            tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
+        tracker.end_job("finished", {}, [])
+        tracker.close()
+    assert len(warnings) == 1 and len(seen) > 50
+    tracker = start(output, proxy.url)
+    for record in records:
+        tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
+    tracker.end_job("finished", {}, [])
+    tracker.close()
+    proxy.close()
+    client = connect(server.uri)
+    for record in records:
+        run = run_of(client, record.folder)
+        assert steps(client, run, "loss") == list(range(300)) and run.info.status == "FINISHED"
+        assert len(steps(client, run, "test_top1")) == 1
+    experiment = client.get_experiment_by_name("noisy-lambda")
+    assert len(client.search_runs([experiment.experiment_id])) == 3
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+    assert run_of(client, output).info.status == "FINISHED"
