@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 SPARED = 60.0  # seconds for which a copy that was used makes no room for what is fetched before it is needed
+LOCK_SECONDS = 600.0  # another process may download a shard for so long before we read it past the cache
 _checked: set[tuple[int, int, int]] = set()  # (process, device, inode) of copies whose bytes were compared
 _described: dict[tuple[int, str], tuple[int, str]] = {}  # (process, URL) -> (size, ETag): asked for once
 
@@ -114,6 +115,8 @@ class Cache:
                 finally:
                     half.unlink(missing_ok=True)
                 return _use(whole, size) if fits else None
+        except TimeoutError:  # as where there is no room
+            return None
         except OSError as error:
             if error.errno == errno.ENOSPC and spared is None:  # a reader reads past the cache
                 return None
@@ -127,7 +130,7 @@ class Cache:
     def _make_room(self, file: IO[bytes], size: int, spared: int | None) -> bool:
         """Take `size` bytes of the limit for the download `file`, which holds its lock; False where that cannot be."""
         with Path(self.folder, ".lock").open("ab") as door:
-            fcntl.flock(door, fcntl.LOCK_EX)
+            _lock(door)
             copies, taken = [], size
             for entry in Path(self.folder).iterdir():
                 with contextlib.suppress(FileNotFoundError):
@@ -234,12 +237,25 @@ def _use(whole: Path, size: int) -> IO[bytes] | None:
     return file
 
 
+def _lock(file: IO[bytes]) -> None:
+    """Take the lock of a file. TimeoutError where another process, stopped perhaps, does not let go of it."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError from None
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def _locked(half: Path) -> Iterator[IO[bytes]]:
     """The file of a download, created if need be, once no other process works on it."""
     while True:
         with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
             # Whoever held the lock may have given the file its final name, or deleted it: this is another one then.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(half.stat(), os.fstat(file.fileno())):

@@ -117,6 +117,17 @@ def test_a_shard_for_which_there_is_no_room_is_read_past_the_cache(s3: S3, tmp_p
     assert len(copies(tmp_path)) == 1, "whose end would not have made room enough"
 
 
+def test_a_shard_whose_download_another_process_stopped_in_is_read_past_the_cache(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_cache, "LOCK_SECONDS", 0.1)
+    url, cache = s3.put("stopped/a.bin", b"a" * 100), Cache(str(tmp_path), 900)
+    with (tmp_path / f".tmp-{node_cache._key(url, None)}").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert cache.open_read(url).read() == b"a" * 100
+    assert not copies(tmp_path)
+
+
 def test_a_killed_download_leaves_nothing_that_counts(s3: S3, tmp_path: Path) -> None:
     url = s3.put("killed/a.bin", b"k" * (600 * KIB))
     with s3.proxy.faults(Fault(pause=1.0), only="GET"):
