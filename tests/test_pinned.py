@@ -10,13 +10,14 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline import graph
 from pipeline.config.load import load_job
+from pipeline.data.corpus import Corpus
+from pipeline.data.shards import Shard
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage, fingerprint, folder_of
 from tests import small
@@ -30,9 +31,8 @@ class MadeUp:
 
     classes = ("cat", "dog", "owl")
 
-    def __getitem__(self, name: str) -> Any:
-        shards = [SimpleNamespace(stamp=f"{name} {number}") for number in range(2)]
-        return SimpleNamespace(fingerprint=f"corpus of {name}", shards=shards)
+    def __getitem__(self, name: str) -> Corpus:
+        return Corpus(f"corpus of {name}", [Shard("", "", 0, f"{name} {number}", name) for number in range(2)], [])
 
 
 def made_up(stage: Stage) -> Done:

@@ -2,7 +2,7 @@
 
 `corpus-<first 8 hex of the fingerprint>.json` in the output folder holds names and sizes, which make the
 fingerprint, and under `uses` which source and pattern stand for it. The use with the highest sequence number
-is the current one.
+is the current one. `mended` of a use are shards that were replaced by others of the same name and size and taken in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import storage
@@ -24,6 +25,7 @@ class Corpus:
     shards: list[Shard]
     changes: list[str]  # one line per way in which today's listing differs from the frozen one
     touched: dict[str, str] = field(default_factory=dict)  # shards of another stamp than the frozen one, which it gives
+    mended: dict[str, str] = field(default_factory=dict)  # shards that were replaced and taken in, with their sha256
 
 
 def fingerprint(shards: list[Shard]) -> str:
@@ -58,14 +60,29 @@ def freeze(
         use, frozen = max(uses, key=lambda use: use[0]["sequence"])
         stamps = {name: stamp for (name, _), stamp in zip(frozen["shards"], use["stamps"], strict=True)}
         touched = {shard.name: old for shard in shards if (old := stamps.get(shard.name, shard.stamp)) != shard.stamp}
+        mended = use.get("mended", {})
         if frozen["fingerprint"] == fingerprint(shards):
-            return Corpus(frozen["fingerprint"], shards, [], touched)
+            return Corpus(frozen["fingerprint"], shards, [], touched, mended)
         if not refreeze:
-            return _compare(frozen, shards, source, touched)
+            return _compare(frozen, shards, source, touched, mended)
     found = fingerprint(shards)
     if write:
         _write(output, records, found, shards, source, texts)
     return Corpus(found, shards, [])
+
+
+def take_in(
+    output: str, frozen: Corpus, source: str, pattern: str | list[str], mended: Mapping[str, str], *, write: bool = True
+) -> Corpus:
+    """The frozen corpus with shards that were replaced, `mended` (name: sha256); `freeze` gives it from now on."""
+    stamps = {shard.name: shard.stamp for shard in frozen.shards}
+    touched = {name: stamp for name, stamp in frozen.touched.items() if name not in mended}
+    all_mended = dict(sorted({**frozen.mended, **mended}.items()))
+    if write:
+        texts = [storage.redact(text) for text in ([pattern] if isinstance(pattern, str) else pattern)]
+        shards = [replace(shard, stamp=touched.get(shard.name, stamps[shard.name])) for shard in frozen.shards]
+        _write(output, _records(output), frozen.fingerprint, shards, source, texts, all_mended)
+    return replace(frozen, touched=touched, mended=all_mended)
 
 
 def _records(output: str) -> list[dict[str, Any]]:
@@ -93,7 +110,13 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _write(
-    output: str, records: list[dict[str, Any]], found: str, shards: list[Shard], source: str, texts: list[str]
+    output: str,
+    records: list[dict[str, Any]],
+    found: str,
+    shards: list[Shard],
+    source: str,
+    texts: list[str],
+    mended: Mapping[str, str] | None = None,
 ) -> None:
     sequence = 1 + max((use["sequence"] for record in records for use in record["uses"]), default=0)
     # Two sources may hold the same names and sizes: they share the file, each with its own use.
@@ -104,11 +127,14 @@ def _write(
         "shards": [[shard.name, shard.size] for shard in shards],
     }
     stamps = [shard.stamp for shard in shards]
-    record["uses"].append({"source": source, "pattern": texts, "sequence": sequence, "stamps": stamps})
+    use = {"source": source, "pattern": texts, "sequence": sequence, "stamps": stamps}
+    record["uses"].append({**use, "mended": dict(mended)} if mended else use)
     storage.write_record(storage.join(output, f"corpus-{found[:8]}.json"), record)
 
 
-def _compare(frozen: dict[str, Any], shards: list[Shard], source: str, touched: dict[str, str]) -> Corpus:
+def _compare(
+    frozen: dict[str, Any], shards: list[Shard], source: str, touched: dict[str, str], mended: dict[str, str]
+) -> Corpus:
     now = {shard.name: shard for shard in shards}
     sizes = {str(name): int(size) for name, size in frozen["shards"]}
     missing = [name for name in sizes if name not in now]
@@ -123,7 +149,7 @@ def _compare(frozen: dict[str, Any], shards: list[Shard], source: str, touched: 
         )
     new = [shard.name for shard in shards if shard.name not in sizes]
     change = f"source '{source}': {len(new)} new shards are not used ({_some(new)}); --refreeze takes them in"
-    return Corpus(frozen["fingerprint"], [now[name] for name in sizes], [change], touched)
+    return Corpus(frozen["fingerprint"], [now[name] for name in sizes], [change], touched, mended)
 
 
 def _some(names: list[str]) -> str:

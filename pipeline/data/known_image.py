@@ -19,7 +19,7 @@ def read(shard: str, offset: int, size: int, known: int, name: str, cache: Cache
     if image_hash(data) != known:
         raise DataError(
             f"{name} of {storage.redact(shard)} has other bytes than when it was indexed or labelled, so its label may "
-            "be another one; bring the old shard back, or take the new one in: delete the folder of the stage that "
-            "indexed or labelled it, and run again"
+            "be another one; bring the old shard back, or take the new one in by --refreeze (if its time "
+            "stamp is the old one too, by deleting the folder of the stage that indexed or labelled it)"
         )
     return data

@@ -70,6 +70,8 @@ def check_unchanged(shard: Shard, sha256: str) -> None:
 
 
 def _same_bytes(shard: Shard, found: Mapping[str, Any]) -> bool:
+    if shard.sha256 not in (None, found.get("shard_sha256")):
+        return False
     if shard.stamp and shard.stamp == found.get("shard_stamp"):
         return True
     return bool(storage.sha256(shard.path) == found.get("shard_sha256"))

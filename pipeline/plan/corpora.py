@@ -10,6 +10,7 @@ from pipeline.config.settings import Job
 from pipeline.data import corpus, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
+from pipeline.plan import mended
 from pipeline.plan.stage import Done
 
 TESTED = (("labelled",), "what models are tested on must not be trained on")
@@ -89,6 +90,12 @@ class Corpora:
             self._check_apart(source, listing)
             frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
             self.changes += frozen.changes
+            if source == "unlabelled" and (found := mended.find(self.job.output, frozen, refreeze=self.refreeze)):
+                frozen = corpus.take_in(self.job.output, frozen, source, where, found, write=self.write)
+                self.changes.append(
+                    f"source '{source}': {', '.join(found)} {'was' if len(found) == 1 else 'were'} replaced since the "
+                    "labelling, and will be labelled again"
+                )
             self._found[source] = frozen
         return self._found[source]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,15 +26,16 @@ from pipeline.labelling.label_progress import Progress, shares
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
+from pipeline.plan.mended import LABEL_FOLDER
 from pipeline.plan.stage import FAILED, Result
 from pipeline.tracking import journal
 
 if TYPE_CHECKING:
+    from pipeline.data.corpus import Corpus
     from pipeline.labelling.labeller import LabelSpec
     from pipeline.labelling.relabel import Before
 
 STAGES = r"gen\d+-label"
-LABEL_FOLDER = re.compile(STAGES + "-[0-9a-f]{8}")
 READERS = 16  # threads that read footers
 
 
@@ -52,10 +52,12 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         settings["temperature"] = inputs.done[f"gen{number}-audit"].info["temperature"]
     if settings.get("corpus") == "selected":
         settings["selection"] = inputs.output(f"gen{number - 1}-select")
+    corpus = inputs.corpora["unlabelled"]
     return {
         "settings": settings,
         "teacher": inputs.model,
-        "corpus": inputs.corpora["unlabelled"].fingerprint,
+        "corpus": corpus.fingerprint,
+        **({"mended": corpus.mended} if corpus.mended else {}),
         "origin": inputs.prepared,
         "classes": inputs.classes,
     }
@@ -78,7 +80,7 @@ def run(context: Context) -> Result:
         temperature = context.needs[f"gen{context.stage.generation}-audit"].info["temperature"]
     spec = replace(make_spec(context, temperature), earlier=_earlier(context), before=_before(context))
     waiting = [
-        _with_checksum(shard, corpus.touched[shard.name], spec) if shard.name in corpus.touched else shard
+        _with_checksum(shard, corpus, spec)
         for shard in sorted(shards, key=lambda shard: -shard.size)
         if shard.name in corpus.touched or label_files.file_name(shard.name) not in present
     ]
@@ -155,18 +157,20 @@ def _before(context: Context) -> Before | None:
     return Before(made.folder, chosen.folder, chosen.output, frozenset(made.info["failed"]))
 
 
-def _with_checksum(shard: Shard, stamp: str, spec: LabelSpec) -> Shard:
-    """A shard that was touched since the corpus was frozen, with the checksum that it had when its stamp was `stamp`,
+def _with_checksum(shard: Shard, corpus: Corpus, spec: LabelSpec) -> Shard:
+    """A shard that was taken in again, or touched since the corpus was frozen, with the checksum that it must have,
     where a label file tells."""
     from pipeline.data import label_files
     from pipeline.labelling import reuse
 
-    for folder in (spec.out, *spec.earlier):
-        metadata = reuse.fitting_metadata(
-            storage.join(folder, label_files.file_name(shard.name)), {"shard_size": shard.size}
-        )
-        if metadata and metadata.get("shard_stamp") == stamp:
-            return replace(shard, sha256=metadata["shard_sha256"])
+    if shard.name in corpus.mended:
+        return replace(shard, sha256=corpus.mended[shard.name])
+    if shard.name in corpus.touched:
+        for folder in (spec.out, *spec.earlier):
+            path = storage.join(folder, label_files.file_name(shard.name))
+            metadata = reuse.fitting_metadata(path, {"shard_size": shard.size})
+            if metadata and metadata.get("shard_stamp") == corpus.touched[shard.name]:
+                return replace(shard, sha256=metadata["shard_sha256"])
     return shard
 
 

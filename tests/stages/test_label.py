@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -111,3 +112,51 @@ def test_progress_adds_up_over_attempts(tmp_path: Path, shards: list[Shard]) -> 
         assert values["left"] == 0
     records, _ = journal.read(str(tmp_path))
     assert (records[-1]["step"], records[-1]["total"], records[-1]["images"]) == (4, 4, 80)
+
+
+def same_size(path: Path, members: dict[str, bytes]) -> None:
+    """A shard with these members, as large as the one that is there."""
+    size = path.stat().st_size
+    tars.make(path, members)
+    assert path.stat().st_size <= size
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+
+
+@pytest.mark.parametrize("how", ["a bad image", "a damaged shard", "an old time stamp", "a good one", "before the end"])
+def test_a_shard_that_was_mended_is_labelled_again_and_it_alone(tmp_path: Path, how: str) -> None:
+    world = small.make(tmp_path)
+    path, allowed = world.shards / "unlabelled-001.tar", "data.max_bad_fraction=0.5"
+    broken = {f"{letter}.png": tars.picture(50 + number) for number, letter in enumerate("abcd")}
+    if how == "a damaged shard":
+        tars.make(path, broken)
+        path.write_bytes(b"no tar" + path.read_bytes()[6:])
+        allowed = "data.max_bad_shards=1"
+    elif how != "a good one":
+        tars.make(path, broken | {"d.png": b"<html>"})
+    before = world.run(allowed, *(["data.max_bad_fraction=0.01"] if how == "before the end" else []))
+    assert before.status == (2 if how == "before the end" else 0), before
+    [old] = label_folders(world)
+    stamp = path.stat().st_mtime_ns
+    whole = dict(broken) if how != "a good one" else {f"{n}.png": tars.picture(900 + n) for n in range(4)}
+    same_size(path, whole)
+    refreeze = []
+    if how in ("an old time stamp", "a good one"):
+        if how == "an old time stamp":
+            os.utime(path, ns=(stamp, stamp))
+        assert label_folders(world) == [old] and "replaced" not in world.run(allowed).out
+        refreeze = ["--refreeze"]
+    ran = world.run(allowed, *refreeze)
+    assert (ran.status, ran.err) == (0, ""), ran
+    assert "source 'unlabelled': unlabelled-001.tar was replaced since the labelling" in ran.out
+    [new] = [folder for folder in label_folders(world) if folder != old]
+    assert (old / "unlabelled-000.parquet").samefile(new / "unlabelled-000.parquet")
+    info = json.loads((new / "done.json").read_text())["info"]
+    assert info["images"] == 8 and not info["bad"] and not info["failed"]
+    # It stays so, whatever is run again; and a run from scratch on what is there now labels the same.
+    for again in (world.run(allowed), world.run(allowed, "--refreeze")):
+        assert again.status == 0 and "all is done" in again.out and "replaced" not in again.out, again
+    scratch = dataclasses.replace(world, output=tmp_path / "scratch")
+    assert scratch.run(allowed).status == 0
+    for name in ("unlabelled-000.parquet", "unlabelled-001.parquet"):
+        [fresh] = scratch.output.glob(f"gen1-label-*/{name}")
+        assert parquet_files.read_table(str(new / name)) == parquet_files.read_table(str(fresh))
