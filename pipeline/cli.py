@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RemoteError, UserError
 from pipeline.malloc import keep_memory
-from pipeline.printable import printable
+from pipeline.printable import redact, shown
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Job
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except (UserError, RemoteError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
@@ -239,9 +239,9 @@ def prepare(args: argparse.Namespace) -> int:
             counts = made["images"]
         else:
             counts = _prepare_files(args, progress)
-    print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {args.out}")
+    print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {redact(args.out)}")
     if counts.get("bad") or counts.get("skipped"):
-        print(f"what is bad or skipped is listed in {args.out}/bad_files.txt")
+        print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
     return 0
 
 

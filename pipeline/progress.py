@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.plan.stage import PROGRESS
-from pipeline.printable import printable
+from pipeline.printable import redacted, shown
 from pipeline.tracking import journal
 
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
@@ -32,6 +32,11 @@ RESERVED = ("step", "total", "time", "kind")
 def console() -> Console:
     """One that writes to standard output; into a file, or a job's log, tables need not fit a screen."""
     return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def safe(text: str) -> str:
+    """Text from data or settings, for a console: without secrets, nothing in it is markup or moves the cursor."""
+    return escape(shown(text))
 
 
 class Screen:
@@ -51,10 +56,10 @@ class Screen:
 
     def line(self, name: str, state: str, detail: str = "") -> None:
         text = f"{MARKS[state]} {name:<{self.width}}  {state:<11}  {detail}"
-        self.console.print(escape(printable(text.rstrip())), highlight=False, soft_wrap=True)
+        self.console.print(safe(text.rstrip()), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]! {escape(printable(text))}[/yellow]", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]! {safe(text)}[/yellow]", highlight=False, soft_wrap=True)
 
     def note(self, name: str, **facts: Any) -> None:
         """Record facts of a stage in progress.json."""
@@ -66,7 +71,7 @@ class Screen:
         if state:
             self.state["state"] = state
         with contextlib.suppress(Exception):  # a view must never stop the work it shows
-            storage.write_json(storage.join(self.output, PROGRESS), self.state)
+            storage.write_json(storage.join(self.output, PROGRESS), redacted(self.state))
 
     @contextlib.contextmanager
     def following(self, name: str, folder: str) -> Iterator[None]:
@@ -165,7 +170,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         gain = 100 * (row["top1"] - summary["stages"][0]["top1"])
         table.add_row(
             row["stage"],
-            escape(row["model"]),
+            safe(row["model"]),
             percent(row["top1"]),
             percent(row["top5"]),
             f"{row['parameters']:,}",
@@ -182,7 +187,7 @@ def _measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         measured = [row[key] for key in ("inference_images_per_second", "training_images_per_second", "latency_ms")]
         table.add_row(
-            escape(row["name"]),
+            safe(row["name"]),
             f"{row['parameters']:,}",
             *("does not fit" if value is None else f"{value:,.1f}" for value in measured),
             "" if row["top1"] is None else f"{row['top1']:.1f} %",

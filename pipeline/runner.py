@@ -21,6 +21,7 @@ from pipeline.plan import early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import JOB, PROGRESS, SUMMARY, Done, check_files, files_of, read_json_file, write_done
+from pipeline.printable import redacted
 from pipeline.progress import Screen
 from pipeline.storage.lock import Held, lock
 from pipeline.tracking.contract import StageRecord, Tracker
@@ -151,13 +152,4 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_job(job: Job) -> None:
-    storage.write_bytes(storage.join(job.output, JOB), job_file.dump(_redacted(to_plain(job))).encode())
-
-
-def _redacted(value: Any) -> Any:
-    """Settings as they may be recorded: no URL anywhere in them keeps its password."""
-    if isinstance(value, dict):
-        return {key: _redacted(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_redacted(inner) for inner in value]
-    return storage.redact(value) if isinstance(value, str) else value
+    storage.write_bytes(storage.join(job.output, JOB), job_file.dump(redacted(to_plain(job))).encode())

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline import graph, storage
@@ -20,6 +19,7 @@ from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
+from pipeline.progress import safe
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
@@ -51,7 +51,7 @@ def plan_table(job: Job) -> Group:
     for row in plan_rows(job, found):
         unknown = "" if row["state"] == "not run" else f"{row['stage']}-…"
         folder = storage.name(row["folder"]) if row["folder"] else unknown
-        table.add_row(row["stage"], row["state"], folder, escape(row["what"]))
+        table.add_row(row["stage"], row["state"], folder, safe(row["what"]))
     if job.measure.models:
         return Group(table)
     prepared = job.data.root is not None or bool(found[0].done)
@@ -72,7 +72,7 @@ def _sorted_shards(job: Job, found: Sequence[graph.Look]) -> list[str]:
 
     training = [training_of(job, look.stage) for look in found if look.stage.kind == "train"]
     notes = [shuffle_quality.advice_on(indexed.folder, settings, job.seed) for settings in training]
-    return [f"\n! {escape(note)}" for note in dict.fromkeys(notes) if note]
+    return [f"\n! {safe(note)}" for note in dict.fromkeys(notes) if note]
 
 
 def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
@@ -84,8 +84,8 @@ def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
     except UserError:  # the data is not there yet; the class list changes counts of both by about the same
         classes = CLASSES
     stages = graph.stages_of(job, done)
-    wrong = [f"\n[red]✗[/red] {escape(text)}" for text in preflight.mistakes(job, stages, classes, done)]
-    return wrong + [f"\n! {escape(text)}" for text in preflight.too_small(job, stages, classes, done)]
+    wrong = [f"\n[red]✗[/red] {safe(text)}" for text in preflight.mistakes(job, stages, classes, done)]
+    return wrong + [f"\n! {safe(text)}" for text in preflight.too_small(job, stages, classes, done)]
 
 
 def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
@@ -95,14 +95,14 @@ def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
         pattern = corpora.pattern(source) or ""
         try:
             shards = corpora[source].shards
-            table.add_row(source, escape(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
+            table.add_row(source, safe(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
         except UserError as error:
-            table.add_row(source, escape(pattern), "none", "", escape(str(error)))
+            table.add_row(source, safe(pattern), "none", "", safe(str(error)))
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=safe(title) or None, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=column not in FREE)
     return table
@@ -172,16 +172,16 @@ def status_table(job: Job) -> Group:
             f"{step:,}/{total:,}" if step is not None and total else "",
             f"{facts['rate']:,.1f}/s" if running and facts.get("rate") else "",
             f"{facts['eta']:,.0f} s" if running and facts.get("eta") is not None else "",
-            escape(str(finished.info.get("line", "")))
+            safe(str(finished.info.get("line", "")))
             if finished
-            else escape(facts.get("error") or _latest(stage, facts.get("latest", {}))),
+            else safe(facts.get("error") or _latest(stage, facts.get("latest", {}))),
         )
         if stage.kind in ("label", "index"):
             for number, text in _details(facts.get("latest", {}), finished.info if finished else {}):
-                table.add_row("", "", number, "", "", escape(text))
+                table.add_row("", "", number, "", "", safe(text))
     stop = early_stop.find(job, done)
     if stop:
-        table.add_row(stop.what, "not run", "", "", "", str(stop))
+        table.add_row(stop.what, "not run", "", "", "", safe(str(stop)))
     return Group(table)
 
 

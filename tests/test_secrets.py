@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from pipeline import storage
+from pipeline.cluster.submit import submit
 from pipeline.config.load import load_job
+from pipeline.errors import ConfigError
 from tests import small
+from tests.test_https import Ranges, serving
 
 
 def test_no_url_in_job_yaml_keeps_its_password(tmp_path: Path) -> None:
@@ -32,3 +36,91 @@ def test_no_url_in_job_yaml_keeps_its_password(tmp_path: Path) -> None:
 )
 def test_redact(url: str, shown: str) -> None:
     assert storage.redact(url) == shown
+
+
+LETTERS = "abcXYZ0189"
+# What may stand in a password that some client takes. Not `?`, which none takes there.
+PASSWORD = LETTERS + "/@:+=&;,!$~*.-_%#()[]{}'|"
+
+
+def word(rng: random.Random, letters: str = LETTERS, least: int = 3) -> str:
+    return "".join(rng.choices(letters, k=rng.randint(least, 12)))
+
+
+def secret_url(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    """(a URL, its secrets, what of it must still be seen)."""
+    scheme, host, path = rng.choice(["s3", "gs", "http", "https", "hdfs", "postgresql+psycopg"]), word(rng), word(rng)
+    port, secrets, user, query = rng.choice(["", ":8080"]), [], "", ""
+    if rng.random() < 0.8:
+        password = f"S{word(rng, PASSWORD, 8)}T"
+        user = rng.choice([f"{word(rng)}:{password}@", f":{password}@"])
+        secrets.append(password)
+    if not user or rng.random() < 0.3:
+        secrets.append(f"S{word(rng, LETTERS + '/+=@,:;.', 8)}T")
+        query = f"?{word(rng)}={secrets[-1]}&x=1"
+    name = rng.choice(["", "/{000..100}.tar", "/a*.tar", "/a b"[:2] + "b"])
+    return f"{scheme}://{user}{host}{port}/{path}{name}{query}", secrets, [f"{scheme}://{host}{port}/{path}{name}"]
+
+
+def test_no_form_of_a_url_shows_its_secrets() -> None:
+    rng = random.Random(11)
+    forms = [
+        lambda one, other: one,
+        lambda one, other: f"simplecache::{one}",
+        lambda one, other: f"tar://a.txt::filecache::{one}",
+        lambda one, other: f"{one}::{other}",
+        lambda one, other: "{" + f"{one},{other}" + "}",
+        lambda one, other: f"cannot reach {one}: {other} says 403",
+        lambda one, other: f"Max retries ('{one}', Caused by \"{other}\")",
+        lambda one, other: f"tracking.uri={one}",
+    ]
+    for number in range(1000):
+        (one, secrets, seen), (other, more, _) = secret_url(rng), secret_url(rng)
+        form = forms[number % len(forms)]
+        text, shown = form(one, other), storage.redact(form(one, other))
+        for secret in [*secrets, *(more if other in text else [])]:
+            assert secret not in shown and secret[:6] not in shown and secret[-6:] not in shown, (text, shown)
+        assert all(part in shown for part in seen), (text, shown)
+        assert storage.redact(shown) == shown
+
+
+def test_what_holds_no_secret_stays_as_it_is() -> None:
+    for text in (
+        "s3://bucket/shard-?.tar", "s3://bucket/a#1/{000..100}.tar", "https://host/a@2x.png", "http://host:5000/a@b",
+        "http://[::1]:80/a@b", "memory://x/y z", "sqlite:////a/b@c.db", "/local/what?a=b",
+        "a mail to me@host: see docs",
+        "file:///a/b@c", "simplecache::s3://bucket/x", "http://[::1",
+    ):  # fmt: skip
+        assert storage.redact(text) == text
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_nothing_of_a_run_on_a_web_server_holds_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    world = small.make(tmp_path)
+    with serving(Ranges, world.shards) as proxy:
+        url = proxy.url.replace("//", "//me:hunter2@")
+        names = {"labelled": "labelled-000", "validation": "val-000", "test": "test-000"}
+        names["unlabelled"] = "gone-000" if wrong else "unlabelled-{000..001}"
+        monkeypatch.setenv("TOKEN", "hunter2")
+        settings = [f"data.{source}={url}/{name}.tar?token=${{oc.env:TOKEN}}" for source, name in names.items()]
+        settings += [f"data.classes={world.shards / 'classes.json'}", f"tracking.uri={tmp_path / 'ml'}"]
+        ran = [small.command(command, world.job, f"output={world.output}", *settings) for command in ("run", "status")]
+        planned = small.command("plan", world.job, f"output={world.output}", *settings)
+    assert [one.status for one in ran] == [2 if wrong else 0, 0], ran
+    said = [f"{one.out} {one.err}" for one in (*ran, planned)]
+    assert not wrong or "gone-000.tar" in said[0]
+    files = [path for folder in (world.output, tmp_path / "ml") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > (2 if wrong else 40)
+    for text in [*said, *(path.read_bytes().decode(errors="replace") for path in files)]:
+        assert "hunter2" not in text
+
+
+def test_a_password_is_not_handed_to_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@tracking.example")
+    with pytest.raises(ConfigError, match=r"^the URL in MLFLOW_TRACKING_URI=https://tracking\.example has a password"):
+        submit("jobs/noisy_student.yaml", [], "http://127.0.0.1:1", None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match=r"^the URL in data\.root=s3://bucket has a password"):
+        submit("jobs/noisy_student.yaml", ["data.root=s3://key:hunter2@bucket"], "http://127.0.0.1:1", None)

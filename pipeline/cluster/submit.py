@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.cluster.inline import last_line
 from pipeline.config import shipped
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.printable import redact
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3  # the exit status of `submit`
 HANDED_ON = ("MLFLOW_TRACKING_URI",)  # variables of this shell that the job gets
@@ -37,6 +38,13 @@ def submit(
     `job_path` lie inside or be the name of a shipped job. None: the job runs where the head was started. Without
     `follow`: 0 as soon as it is queued. The job gets this shell's MLFLOW_TRACKING_URI.
     """
+    for text in (*overrides, *(f"{name}={os.environ[name]}" for name in HANDED_ON if name in os.environ)):
+        if redact(text) != text:
+            raise ConfigError(
+                f"the URL in {redact(text)} has a password or a query, which everybody at the cluster's dashboard "
+                "would see; give secrets to the environment of the cluster's nodes (MLFLOW_TRACKING_USERNAME, "
+                "AWS_ACCESS_KEY_ID …) and leave them out here"
+            )
     client = _connect(address)
     environment: dict[str, Any] = {} if working_dir is None else {"working_dir": working_dir, "excludes": EXCLUDES}
     if handed_on := {name: os.environ[name] for name in HANDED_ON if name in os.environ}:
@@ -106,8 +114,8 @@ def _exit_status(client: Any, submission: str) -> int:
 
 def _shown(address: str | None) -> str:
     known = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    return known or "http://127.0.0.1:8265"
+    return redact(known or "http://127.0.0.1:8265")
 
 
 def _short(error: Exception) -> str:
-    return last_line(error)[:300]
+    return redact(last_line(error))[:300]

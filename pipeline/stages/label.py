@@ -95,7 +95,11 @@ def run(context: Context) -> Result:
             progress.add(outcome.name, outcome.value, outcome.workers)
             if outcome.value is None:
                 failed[outcome.name] = str(outcome.error)
-                record = {"shard": outcome.name, "error": outcome.error, "attempts": outcome.attempts}
+                record = {
+                    "shard": outcome.name,
+                    "error": storage.redact(outcome.error or ""),
+                    "attempts": outcome.attempts,
+                }
                 storage.write_json(storage.join(context.folder, _failed_name(outcome.name)), record)
                 context.warn(f"shard {outcome.name} failed: {outcome.error}")
             else:

@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.errors import DataError, OutputError
+from pipeline.printable import redact as redact
 from pipeline.storage import fork_safety as fork_safety  # before anything is opened
 from pipeline.storage import range_requests, remote_file
 
@@ -40,20 +40,6 @@ def join(base: str, *parts: str) -> str:
 def name(path: str) -> str:
     """The last part of a path."""
     return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def redact(path: str) -> str:
-    """The path as it may be recorded: URLs without user info and query."""
-    if not is_url(path):
-        return path
-    try:
-        url = urlsplit(path)
-    except ValueError:  # no URL after all: nothing of it but its scheme is shown
-        return f"{path.partition('://')[0]}://…"
-    if "@" not in url.netloc and not url.query:
-        return path  # as it is: taking apart and joining again would lose slashes of sqlite:////
-    host = url.netloc.rpartition("@")[2]
-    return urlunsplit((url.scheme, host, url.path, "", ""))
 
 
 def filesystem(path: str) -> tuple[Any, str]:

@@ -11,12 +11,12 @@ to send later: in this process, or in the next run of the job. What is remembere
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline import storage
 from pipeline.tracking.connection import Connection
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.mirror import Mirror
@@ -183,7 +183,7 @@ class MlflowTracker:
     def _warn(self, reason: object) -> None:
         if not self.warned:
             self.warned = True
-            text = re.sub(r"//[^/@\s]+@", "//", " ".join(str(reason).split()))  # no passwords of URLs
+            text = storage.redact(" ".join(str(reason).split()))
             self.warn(
                 f"MLflow at {shown(self.uri)} does not take what is sent to it ({text[:200]}); the work "
                 "goes on, and what is missing is sent when it answers again, in this run or the next"
