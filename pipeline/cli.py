@@ -173,7 +173,10 @@ def plan(args: argparse.Namespace) -> int:
     from pipeline.progress import console
     from pipeline.views import plan_table
 
-    console().print(plan_table(_load(args)))
+    table, problems = plan_table(_load(args))
+    console().print(table)
+    if problems:
+        raise UserError(f"the run would fail: {problems[0]}")
     return 0
 
 

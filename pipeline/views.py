@@ -13,7 +13,7 @@ from pipeline import graph, storage
 from pipeline.config import durations
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
-from pipeline.errors import ConfigError, OutputError, UserError
+from pipeline.errors import ConfigError, DataError, OutputError, UserError
 from pipeline.labelling.label_progress import shares
 from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
@@ -43,20 +43,41 @@ def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[
     return rows
 
 
-def plan_table(job: Job) -> Group:
-    """Shards of every source, and what is done or would run of every stage."""
+def plan_table(job: Job) -> tuple[Group, list[str]]:
+    """Shards of every source, and what is done or would run of every stage; and why the run would fail, on any machine
+    that sees these shards."""
     found = graph.look(job)
+    # What is wrong with shards follows below.
+    problems = [str(look.problem) for look in found if look.problem and not isinstance(look.problem, DataError)]
     done = _done(found)
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
     for row in plan_rows(job, found):
         unknown = "" if row["state"] == "not run" else f"{row['stage']}-…"
         folder = storage.name(row["folder"]) if row["folder"] else unknown
         table.add_row(row["stage"], row["state"], folder, safe(row["what"]))
+    missing = _missing_gpus(job)
     if job.measure.models:
-        return Group(table)
+        return Group(table, *missing), problems
     prepared = job.data.root is not None or bool(found[0].done)
-    shards = _shards_table(job, done) if prepared else "shards: written by the first stage"
-    return Group(shards, "", table, *_notes_on_models(job, done), *_sorted_shards(job, found))
+    shards, lacking = _shards_table(job, done) if prepared else ("shards: written by the first stage", [])
+    wrong, small = _notes_on_models(job, done)
+    notes = [f"\n[red]✗[/red] {safe(text)}" for text in wrong]
+    notes += [f"\n! {safe(text)}" for text in (*small, *_sorted_shards(job, found), *missing)]
+    return Group(shards, "", table, *notes), [*problems, *lacking, *wrong]
+
+
+def _missing_gpus(job: Job) -> list[str]:
+    """What the job asks of this machine and it does not have; a cluster's nodes may."""
+    if not job.workers.gpus or job.cluster not in ("inline", "embedded"):
+        return []
+    import torch
+
+    if torch.cuda.device_count() >= job.workers.gpus:
+        return []
+    return [
+        f"workers.gpus is {job.workers.gpus:g}, and this machine has {torch.cuda.device_count()} GPUs: run it where "
+        "there are some, or set workers.gpus to 0"
+    ]
 
 
 def _done(found: Sequence[graph.Look]) -> dict[str, Done]:
@@ -72,11 +93,11 @@ def _sorted_shards(job: Job, found: Sequence[graph.Look]) -> list[str]:
 
     training = [training_of(job, look.stage) for look in found if look.stage.kind == "train"]
     notes = [shuffle_quality.advice_on(indexed.folder, settings, job.seed) for settings in training]
-    return [f"\n! {safe(note)}" for note in dict.fromkeys(notes) if note]
+    return [note for note in dict.fromkeys(notes) if note]
 
 
-def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
-    """Models that cannot be trained as the job says, and students that are smaller than their teachers."""
+def _notes_on_models(job: Job, done: Mapping[str, Done]) -> tuple[list[str], list[str]]:
+    """(models that cannot be trained as the job says, students that are smaller than their teachers)."""
     from pipeline import preflight  # seconds of imports
 
     try:
@@ -84,21 +105,24 @@ def _notes_on_models(job: Job, done: Mapping[str, Done]) -> list[str]:
     except UserError:  # the data is not there yet; the class list changes counts of both by about the same
         classes = CLASSES
     stages = graph.stages_of(job, done)
-    wrong = [f"\n[red]✗[/red] {safe(text)}" for text in preflight.mistakes(job, stages, classes, done)]
-    return wrong + [f"\n! {safe(text)}" for text in preflight.too_small(job, stages, classes, done)]
+    return preflight.mistakes(job, stages, classes, done), preflight.too_small(job, stages, classes, done)
 
 
-def _shards_table(job: Job, done: Mapping[str, Done]) -> Table:
+def _shards_table(job: Job, done: Mapping[str, Done]) -> tuple[Table, list[str]]:
+    """The table, and what is wrong with the shards; nothing where there are none at all: the data is elsewhere then."""
     corpora = Corpora(job, done, write=False)
-    table = _table("", "source", "pattern", "shards", "GiB")
+    table, wrong, here = _table("", "source", "pattern", "shards", "GiB"), [], False
     for source in sources_of(job):
         pattern = corpora.pattern(source) or ""
         try:
             shards = corpora[source].shards
+            here = True
+            corpora.check_source(source)
             table.add_row(source, safe(pattern), f"{len(shards):,}", f"{sum(s.size for s in shards) / 2**30:.3f}")
         except UserError as error:
             table.add_row(source, safe(pattern), "none", "", safe(str(error)))
-    return table
+            wrong.append(str(error))
+    return table, wrong if here else []
 
 
 def _table(title: str, *columns: str) -> Table:

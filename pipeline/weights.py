@@ -25,6 +25,7 @@ from pipeline.data.images import View
 from pipeline.errors import ConfigError, OutputError, RemoteError, WeightsError
 from pipeline.plan.stage import CARD, WEIGHTS, check_file, read_done
 
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 ENSEMBLE = "ensemble"  # an architecture in model.yaml, with `overrides: {members: [{architecture, overrides}, …]}`
 
 
@@ -142,7 +143,7 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
         data = storage.read_bytes(path)
         if storage.name(path) == WEIGHTS:
             _check_recorded(path, data)
-        return load(data)
+        state = load(data)
     except FileNotFoundError as error:
         raise WeightsError(
             f"no weights at {storage.redact(path)}; name a stage folder with {WEIGHTS} or a .safetensors file"
@@ -151,6 +152,22 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # safetensors has its own error types for each kind of damage
         raise WeightsError(f"{storage.redact(path)} is not a safetensors file: {error}") from error
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(
+            f"{storage.redact(path)} holds values that are no numbers (NaN or infinite) in {len(broken)} of its "
+            f"{len(state)} tensors, such as {broken[0]}: its training had diverged; name weights from before that"
+        )
+    return state
+
+
+def without_prefix(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """(the state dict as the network itself names it, what torch.compile and DistributedDataParallel had put before all
+    of its names)."""
+    prefix = ""
+    while found := next((one for one in WRAPPERS if state and all(name.startswith(one) for name in state)), ""):
+        state, prefix = {name.removeprefix(found): tensor for name, tensor in state.items()}, prefix + found
+    return state, prefix
 
 
 def _check_recorded(path: str, data: bytes) -> None:

@@ -57,6 +57,9 @@ class World:
     def run(self, *settings: str) -> Ran:
         return command("run", self.job, f"output={self.output}", *settings)
 
+    def call(self, name: str, *settings: str) -> Ran:
+        return command(name, self.job, f"output={self.output}", *settings)
+
     def done(self) -> list[str]:
         """The stages with a done.json, in the order of STAGES."""
         found = {path.parent.name.rpartition("-")[0] for path in self.output.glob("*/done.json")}

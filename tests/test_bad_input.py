@@ -159,12 +159,18 @@ def test_an_unreadable_labelled_tar(
 def test_an_unreadable_unlabelled_tar_above_and_below_max_bad_shards(world: World) -> None:
     shard = world.shards / "unlabelled-001.tar"
     whole = shard.read_bytes()
-    shard.write_bytes(text_file(whole))
+    shard.write_bytes(text_file(whole))  # which is seen before anything is trained
+    for name in ("run", "plan"):
+        refused(world.call(name), "unlabelled-001.tar is not an uncompressed tar", "without gzip or zstd")
+        stopped(world)
+    tars.make(shard, {"readme.txt": b"a tar until here"})
+    broken = shard.read_bytes()[:1024] + text_file(whole)[1024:]
+    shard.write_bytes(broken)
     refused(world.run(), "1 of 2 unlabelled shards failed, data.max_bad_shards allows 0", "unlabelled-001.tar")
     stopped(world, "index", "gen0-teacher", "gen1-audit")
     folder = world.folder("gen1-label")
     failed = json.loads((folder / "unlabelled-001.failed.json").read_text())
-    assert failed["shard"] == "unlabelled-001.tar" and "not an uncompressed tar" in failed["error"]
+    assert failed["shard"] == "unlabelled-001.tar" and "damaged before its first image" in failed["error"]
     good = (folder / "unlabelled-000.parquet").stat().st_mtime_ns
 
     # It is tried again at the next start, and what is labelled stays.
@@ -174,7 +180,7 @@ def test_an_unreadable_unlabelled_tar_above_and_below_max_bad_shards(world: Worl
     goes_on(mended)
     assert (mended.folder("gen1-label") / "unlabelled-000.parquet").stat().st_mtime_ns == good
 
-    shard.write_bytes(text_file(whole))
+    shard.write_bytes(broken)
     tolerated = world.run("data.max_bad_shards=1")
     assert tolerated.status == 0 and world.done() == STAGES
     assert "! shard unlabelled-001.tar failed: " in tolerated.out

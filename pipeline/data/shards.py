@@ -7,7 +7,8 @@ ignores them too) are skipped as if they were not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, cast
@@ -15,10 +16,12 @@ from typing import IO, cast
 from pipeline import storage
 from pipeline.data.samples import SKIPPED, START, Left, Run, Sample, split_name
 from pipeline.data.shard_patterns import Entry, Listing, Pattern, parse
-from pipeline.data.tar import Damage, Member, Tar
+from pipeline.data.tar import BLOCK, Damage, Member, Tar, check_head
 from pipeline.errors import DataError
 from pipeline.storage.hashed_file import Hashed
 from pipeline.storage.node_cache import Cache, Ready
+
+HEADS, READERS = 32, 16  # remote shards whose beginning is looked at before a run, threads that do it
 
 
 @dataclass(frozen=True)
@@ -182,12 +185,36 @@ class Reader:
             return tar.next()
         except Damage as damage:
             if damage.at == 0:
-                raise DataError(
-                    f"shard {storage.redact(self.path)} is not an uncompressed tar: {damage}; "
-                    "shards are plain .tar files, without gzip or zstd around them"
-                ) from None
+                raise _no_tar(self.path, damage) from None
             self.damage = str(damage)
             return None
+
+
+def check_heads(shards: Sequence[Shard], allowed: int = 0) -> None:
+    """DataError where more than `allowed` of these shards do not begin as a tar does, empty ones among them. Of remote
+    shards HEADS are looked at, spread over all."""
+    remote = [shard for shard in shards if storage.is_url(shard.path)]
+    spread = remote[:: -(-len(remote) // HEADS) or 1]
+    wrong: list[DataError] = []
+
+    def look(shard: Shard) -> None:
+        try:
+            check_head(storage.read_range(shard.path, 0, BLOCK))
+        except Damage as damage:
+            wrong.append(_no_tar(shard.path, damage))
+
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(look, [shard for shard in shards if not storage.is_url(shard.path)] + spread))
+    if len(wrong) > allowed:
+        more = f" ({len(wrong)} such shards; data.max_bad_shards allows {allowed})" if len(wrong) > 1 or allowed else ""
+        raise DataError(f"{min(map(str, wrong))}{more}")
+
+
+def _no_tar(path: str, damage: Damage) -> DataError:
+    return DataError(
+        f"shard {storage.redact(path)} is not an uncompressed tar: {damage}; "
+        "shards are plain .tar files, without gzip or zstd around them"
+    )
 
 
 def _open(path: str, cache: Cache | None) -> IO[bytes]:

@@ -42,6 +42,15 @@ class Member:
     plain: bool
 
 
+def check_head(block: bytes) -> None:
+    """Damage unless a file may be a tar whose first bytes, 512 where it has so many, are these."""
+    if block != ZEROS:
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.HeaderError as error:
+            raise Damage(0, f"there is no tar header at byte 0 ({error})") from None
+
+
 class Tar:
     """Walk a seekable file: `next()` until it returns None, `read(member)` for the data of the latest one."""
 

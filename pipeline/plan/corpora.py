@@ -67,6 +67,7 @@ class Corpora:
         self.job, self.done, self.refreeze, self.write = job, done, refreeze, write
         self.changes: list[str] = []
         self._found: dict[str, corpus.Corpus] = {}
+        self._checked = False
 
     @property
     def root(self) -> str:
@@ -101,8 +102,14 @@ class Corpora:
 
     def check(self) -> None:
         """A mistake in a pattern shall not wait until the stage that needs it, behind hours of training. DataError."""
-        for source in sources_of(self.job) if self.root else ():
-            self[source]
+        for source in sources_of(self.job) if self.root and not self._checked else ():
+            self.check_source(source)
+        self._checked = bool(self.root)
+
+    def check_source(self, source: str) -> None:
+        """DataError: the shards of a source are not there, or are none."""
+        allowed = self.job.data.max_bad_shards if source == "unlabelled" else 0
+        shards.check_heads(self[source].shards, allowed)
 
     def pattern(self, source: str) -> str | None:
         """What the job has for a source."""

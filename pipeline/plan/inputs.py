@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline import storage
@@ -70,6 +71,12 @@ def training_of(job: Job, stage: Stage) -> Train:
 def checkpoint_sha256(source: str) -> str | dict[str, str]:
     """Identity of an entry of `teacher.checkpoint`. WeightsError: there is nothing."""
     path, card = adopted_files(source)
+    if not source.endswith(".safetensors") and not storage.is_url(source) and Path(source).is_file():
+        raise WeightsError(
+            f"teacher.checkpoint: {source} is no .safetensors file; other formats can run code when they are opened, "
+            "so convert it once: python -c \"import torch, safetensors.torch as s; d = torch.load('FILE', "
+            "weights_only=True); s.save_file(d.get('state_dict', d), 'weights.safetensors')\""
+        )
     if not storage.exists(path):
         raise WeightsError(
             f"teacher.checkpoint: there is nothing at {storage.redact(path)}; name a stage folder with {WEIGHTS} "

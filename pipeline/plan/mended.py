@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.data import label_files, parquet_files
 from pipeline.data.corpus import Corpus
 from pipeline.data.shards import Shard, bad_counts
 from pipeline.errors import DataError
@@ -51,6 +50,8 @@ def _folders(output: str) -> list[tuple[str, frozenset[str]]]:
 def _labelled(folders: Sequence[tuple[str, frozenset[str]]], shard: Shard, corpus: Corpus) -> Labelled | None:
     """How the shard as it is listed was labelled: with the stamp of the frozen list, and what was taken in before with
     the checksum that it had then."""
+    from pipeline.data import label_files, parquet_files
+
     stamp, taken_in = corpus.touched.get(shard.name, shard.stamp), corpus.mended.get(shard.name)
     name = label_files.file_name(shard.name)
     failed = shard.name.removesuffix(".tar") + FAILED

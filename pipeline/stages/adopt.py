@@ -80,7 +80,11 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) "
             f"than this job's ({describe(classes)}); name a checkpoint of the same class list in the same order"
         )
-    state = weights.read_state(path)
+    state, prefix = weights.without_prefix(weights.read_state(path))
+    if prefix:
+        context.warn(
+            f"all names in {storage.redact(path)} begin with '{prefix}', which a wrapper puts there: it is left out"
+        )
     weights.load_state(weights.build_model(card.architecture, len(classes), card.overrides), state, path)
     return card, state
 

@@ -8,6 +8,7 @@ are used (after any fork) and never kept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -149,6 +150,9 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".tmp-")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a disk, a user's share of it, what a file may hold
+
+
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[str]:
     """Yield a local temporary path; when the block ends well, its content appears at `path` in one step."""
@@ -171,6 +175,13 @@ def writing(path: str) -> Iterator[str]:
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise OutputError(
             f"cannot write {path}: {(error.strerror or '').lower()}; choose another place for it"
+        ) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OutputError(
+            f"cannot write {path}: {os.strerror(error.errno or 0).lower()}; make room there and run again: what is "
+            "finished is kept"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -129,10 +129,12 @@ class Checkpoints:
             _thin_out(self.folder, facts["step"], self.keep, wanted)
         except RemoteError:  # says itself what failed
             raise
-        except OSError as error:
+        except (OSError, OutputError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = (getattr(cause, "strerror", None) or str(cause or error)).lower()
             raise OutputError(
-                f"cannot write checkpoint {storage.redact(path)}: {(error.strerror or str(error)).lower()}; make room "
-                "there and run again: training goes on from the checkpoint before it"
+                f"cannot write checkpoint {storage.redact(path)}: {reason}; make room there and run again: training "
+                "goes on from the checkpoint before it"
             ) from error
 
 

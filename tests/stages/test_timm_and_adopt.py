@@ -114,6 +114,29 @@ def test_bare_weights_are_what_the_teachers_settings_say(timm_teacher: World, tm
     assert (card.architecture, card.size, card.classes) == ("timm/test_resnet", 32, small.CLASSES)
 
 
+def test_weights_as_people_have_them(timm_teacher: World, tmp_path: Path) -> None:
+    """With what wrappers put before the names; of a training that had diverged; as a pickle."""
+    whole = timm_teacher.folder("gen0-teacher") / WEIGHTS
+    state = weights.read_state(str(whole))
+    wrapped = {f"module._orig_mod.{name}": one for name, one in state.items()}
+    weights.save_state(str(tmp_path / "a.safetensors"), wrapped)
+    world = world_with(small.make(tmp_path, generations=[]), teacher=TIMM)
+    ran = world.run(f"teacher.checkpoint={tmp_path / 'a.safetensors'}")
+    assert ran.status == 0 and "begin with 'module._orig_mod.', which a wrapper puts there" in ran.out
+    assert (world.folder("gen0-teacher") / WEIGHTS).read_bytes() == whole.read_bytes()
+
+    worst = next(name for name, one in state.items() if one.is_floating_point())
+    state[worst].view(-1)[0] = float("nan")
+    weights.save_state(str(tmp_path / "b.safetensors"), state)
+    torch.save({"state_dict": state}, tmp_path / "c.pth.tar")
+    for name, words in {
+        "b.safetensors": f"no numbers (NaN or infinite) in 1 of its {len(state)} tensors, such as {worst}",
+        "c.pth.tar": "c.pth.tar is no .safetensors file; other formats can run code",
+    }.items():
+        ran = world.run(f"teacher.checkpoint={tmp_path / name}")
+        assert (ran.status, ran.err.count("\n")) == (2, 1) and words in ran.err, ran
+
+
 def test_a_student_that_starts_from_its_teacher(worlds: small.Store, tmp_path: Path) -> None:
     """`init: teacher` needs the same shapes, and another teacher makes another student."""
     labelled = worlds.finished(tmp_path, until="gen1-select")
