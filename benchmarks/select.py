@@ -160,6 +160,7 @@ def write_file(folder: str, classes: int, number: int, n: int) -> None:
             "classes": pa.ListArray.from_arrays(offsets, listed.reshape(-1)),
             "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.reshape(-1))),
             "image_hash": rng.integers(0, 2**63, n, np.uint64),
+            "crc32": rng.integers(0, 2**32, n, np.uint32),
         }
     ).cast(label_files.SCHEMA)
     table = table.append_column("file", pa.array(np.full(n, number, np.int32)))

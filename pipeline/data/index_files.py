@@ -1,7 +1,7 @@
 """Indexes labelled shards: where each good image lies, its label, and what cannot be used.
 
     <folder>/<source>/<shard>.parquet   index int32, key string, offset int64, size int32, label int32,
-                                        image_hash uint64
+                                        image_hash uint64, crc32 uint32
 
 Every image is decoded, so that what cannot be used is counted and named here, once, and whatever follows can count on
 the rest.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ def make_indexer(
         reader = shards.stream(shard.path, cache)
         good: list[Sample] = []
         hashes: list[int] = []
+        checksums: list[int] = []
         bad: list[tuple[str, str]] = []
         for sample, data in reader:
             reason = _unusable(sample, data)
@@ -66,6 +68,7 @@ def make_indexer(
             else:
                 good.append(sample)
                 hashes.append(label_files.image_hash(data))
+                checksums.append(zlib.crc32(data))
         if reader.damage:
             raise DataError(
                 f"the {source} shard {shard.name} is damaged ({reader.damage}); "
@@ -79,6 +82,7 @@ def make_indexer(
             "size": pa.array([s.size for s in good], pa.int32()),
             "label": pa.array(found, pa.int32()),
             "image_hash": pa.array(hashes, pa.uint64()),
+            "crc32": pa.array(checksums, pa.uint32()),
         })  # fmt: skip
         metadata = {**metadata_of(folder, source, shard.name), "rule": RULE}
         parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata)

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("classes", pa.list_(pa.int32())),
         pa.field("probs", pa.list_(pa.float16())),
         pa.field("image_hash", pa.uint64()),
+        pa.field("crc32", pa.uint32()),
     ]
 )
 # What a reader may insist on, and how an error calls it.
@@ -132,7 +133,7 @@ def file_name(shard: str) -> str:
 
 
 def make_table(columns: Mapping[str, Sequence[Any]], rows: npt.NDArray[np.int64], found: Predictions) -> pa.Table:
-    """A label table: `columns` index, key, offset, size, status, image_hash of all n samples.
+    """A label table: `columns` index, key, offset, size, status, image_hash, crc32 (if any) of all n samples.
 
     `rows` [b], ascending, are those that `found` speaks of, whose status is `ok`.
     """
@@ -155,6 +156,7 @@ def make_table(columns: Mapping[str, Sequence[Any]], rows: npt.NDArray[np.int64]
         pa.ListArray.from_arrays(offsets, pa.array(found.classes.reshape(-1))),
         pa.ListArray.from_arrays(offsets, pa.array(found.probs.reshape(-1))),
         pa.array(columns["image_hash"], pa.uint64()),
+        pa.array(columns.get("crc32", [None] * n), pa.uint32()),
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 

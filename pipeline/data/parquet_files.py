@@ -54,15 +54,19 @@ def read_metadata(path: str) -> dict[str, Any]:
     return _metadata(path, _open(path, (), rows=False)[1])
 
 
-def read_with_metadata(path: str, columns: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
-    """`read_table` and `read_metadata` in one opening of the file."""
-    table, found = _open(path, columns, rows=True)
+def read_with_metadata(
+    path: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[pa.Table, dict[str, Any]]:
+    """`read_table` and `read_metadata` in one opening of the file; `optional` columns are read where there are any."""
+    table, found = _open(path, columns, rows=True, optional=optional)
     return table, _metadata(path, found)
 
 
-def read_expected(path: str, columns: Sequence[str] | None, expected: Metadata | None) -> pa.Table:
+def read_expected(
+    path: str, columns: Sequence[str] | None, expected: Metadata | None, optional: Sequence[str] = ()
+) -> pa.Table:
     """The rows of a file that says of itself what is `expected`: no other one may lie in its place. DataError."""
-    table, found = _open(path, columns, rows=True)
+    table, found = _open(path, columns, rows=True, optional=optional)
     if expected and METADATA_KEY in found:
         metadata = _metadata(path, found)
         if differing := [
@@ -103,14 +107,17 @@ def _of_numbers(values: np.ndarray, crc: int) -> int:
     return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, crc)
 
 
-def _open(path: str, columns: Sequence[str] | None, rows: bool) -> tuple[pa.Table, dict[bytes, bytes]]:
+def _open(
+    path: str, columns: Sequence[str] | None, rows: bool, optional: Sequence[str] = ()
+) -> tuple[pa.Table, dict[bytes, bytes]]:
     """The rows, if they are wanted, and the key-value metadata."""
     shown, table = storage.redact(path), pa.table({})
     try:
         with storage.open_read(path) as source, pq.ParquetFile(source) as file:
             found = dict(file.metadata.metadata or {})
             if rows:
-                table = file.read(columns=None if columns is None else list(columns))
+                more = [name for name in optional if name in file.schema_arrow.names]
+                table = file.read(columns=None if columns is None else [*columns, *more])
     except FileNotFoundError as error:
         raise DataError(f"there is no file {shown}; run the stage that writes it again") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import threading
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -41,7 +42,7 @@ from pipeline.labelling.relabel import Before, Pass
 from pipeline.labelling.teacher import Answer, Device, OutOfMemory, Teacher
 from pipeline.storage.node_cache import Cache
 
-Prepared = tuple[Sample, str, int | None, npt.NDArray[np.uint8] | None]
+Prepared = tuple[Sample, str, int | None, int | None, npt.NDArray[np.uint8] | None]
 IN_FLIGHT = 2  # batches of a shard that are with the device; shards that a worker is given at once
 PARTS = ("read", "decode", "wait", "device", "forward", "write")
 
@@ -73,6 +74,7 @@ class ShardLabels:
     samples: list[Sample] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
     image_hash: list[int | None] = field(default_factory=list)
+    crc32: list[int | None] = field(default_factory=list)
     good: list[int] = field(default_factory=list)  # rows that `found` speaks of
     found: list[label_files.Predictions] = field(default_factory=list)
 
@@ -93,6 +95,7 @@ class ShardLabels:
             "size": [sample.size for sample in self.samples],
             "status": self.status,
             "image_hash": self.image_hash,
+            "crc32": self.crc32,
         }
         nothing = label_files.rows_from_probs(np.zeros((0, num_classes), np.float32))
         parts = [nothing, *self.found]
@@ -249,10 +252,11 @@ class Labeller:
 
         work = functools.partial(_prepare, self.teacher.view)
         with contextlib.closing(self._ahead.run(reader, work, seconds)) as prepared:
-            for sample, status, digest, picture in self._until_closed(prepared):
+            for sample, status, digest, crc32, picture in self._until_closed(prepared):
                 rows.samples.append(sample)
                 rows.status.append(status)
                 rows.image_hash.append(digest)
+                rows.crc32.append(crc32)
                 if picture is None:
                     continue
                 pictures.append(picture)
@@ -275,12 +279,12 @@ class Labeller:
 
 
 def _prepare(view: View, item: tuple[Sample, bytes]) -> Prepared:
-    """(sample, status, hash of the image bytes if they were read, uint8 [s, s, 3] if the status is ok)."""
+    """(sample, status, hash and CRC-32 of the image bytes if they were read, uint8 [s, s, 3] if the status is ok)."""
     sample, data = item
     if sample.status != "ok":
-        return sample, sample.status, None, None
-    digest = label_files.image_hash(data)
+        return sample, sample.status, None, None, None
+    digest, crc32 = label_files.image_hash(data), zlib.crc32(data)
     try:
-        return sample, "ok", digest, np.ascontiguousarray(images.load(data, view).transpose(1, 2, 0))
+        return sample, "ok", digest, crc32, np.ascontiguousarray(images.load(data, view).transpose(1, 2, 0))
     except images.BadImage as bad:
-        return sample, bad.status, digest, None
+        return sample, bad.status, digest, crc32, None

@@ -38,6 +38,7 @@ class TrainingRows:
     offset: np.ndarray  # int64 [n]
     size: np.ndarray  # int32 [n]
     image_hash: np.ndarray  # uint64 [n], of the image's bytes
+    crc32: np.ndarray | None  # uint32 [n], of the same; None where the file has none
     label: np.ndarray  # int32 [n]
     classes: np.ndarray  # int32 [n, k]; k = 0 where the labels are hard
     probs: np.ndarray  # float16 [n, k]
@@ -55,10 +56,10 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
     columns = ["index", "offset", "size", "image_hash", "label", *(["classes", "probs"] if soft else [])]
     if shard.selection is not None and shard.expected:
-        table, metadata = parquet_files.read_with_metadata(shard.rows, columns)
+        table, metadata = parquet_files.read_with_metadata(shard.rows, columns, ["crc32"])
         label_files.check_labels(metadata, shard.expected, shard.rows)
     else:
-        table = parquet_files.read_expected(shard.rows, columns, shard.expected)
+        table = parquet_files.read_expected(shard.rows, columns, shard.expected, ["crc32"])
     index = table["index"].to_numpy()
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
@@ -97,6 +98,7 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
         offset=offset,
         size=size,
         image_hash=column("image_hash"),
+        crc32=column("crc32") if "crc32" in table.column_names and not table["crc32"].null_count else None,
         label=column("label"),
         classes=lists("classes"),
         probs=lists("probs"),

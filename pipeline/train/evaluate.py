@@ -40,7 +40,7 @@ class Labelled:
     offset: int
     size: int
     label: int
-    image_hash: int
+    known: known_image.Known
     cache: Cache | None = None
 
 
@@ -106,8 +106,10 @@ def read_index(validation: Sequence[TrainingShard]) -> list[Labelled]:
     found: list[Labelled] = []
     for shard in validation:
         columns = ["key", "offset", "size", "label", "image_hash"]
-        rows = parquet_files.read_expected(shard.rows, columns, shard.expected)
-        found += [Labelled(path=shard.path, cache=shard.cache, **row) for row in rows.to_pylist()]
+        rows = parquet_files.read_expected(shard.rows, columns, shard.expected, ["crc32"])
+        for row in rows.to_pylist():
+            known = known_image.Known(row.pop("image_hash"), row.pop("crc32", None))
+            found.append(Labelled(path=shard.path, cache=shard.cache, known=known, **row))
     return found
 
 
@@ -143,7 +145,7 @@ def _decode(samples: Sequence[Labelled], view: images.View, batch: int) -> Itera
 def _read(sample: Labelled, view: images.View) -> tuple[np.ndarray, int] | None:
     try:
         data = known_image.read(
-            sample.path, sample.offset, sample.size, sample.image_hash, f"image '{sample.key}'", sample.cache
+            sample.path, sample.offset, sample.size, sample.known, f"image '{sample.key}'", sample.cache
         )
         return images.load(data, view), sample.label
     except (FileNotFoundError, PermissionError) as error:

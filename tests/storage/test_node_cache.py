@@ -175,7 +175,7 @@ def test_a_copy_that_is_damaged_is_fetched_again(s3: S3, tmp_path: Path) -> None
     whole = list(shards.stream(local))
     sample, image = whole[3]
     url, cache = s3.upload(local, "cached/damaged.tar"), Cache(str(tmp_path / "cache"), 1 << 20)
-    known = label_files.image_hash(image)
+    known = known_image.Known(label_files.image_hash(image), None)
     for read in ("whole", "image", "image without a download"):
         assert list(shards.stream(url, cache)) == whole
         [copy] = copies(tmp_path / "cache")
@@ -192,4 +192,6 @@ def test_a_copy_that_is_damaged_is_fetched_again(s3: S3, tmp_path: Path) -> None
             assert not copies(tmp_path / "cache") or copy.read_bytes() == Path(local).read_bytes()
             assert list(shards.stream(url, cache)) == whole and copy.read_bytes() == Path(local).read_bytes()
     with pytest.raises(DataError, match=r"^image 3 of s3://.* has other bytes than when it was indexed or labelled"):
-        known_image.read(url, sample.offset, sample.size, known + 1, "image 3", cache)
+        known_image.read(
+            url, sample.offset, sample.size, known_image.Known(known.image_hash + 1, None), "image 3", cache
+        )
