@@ -22,6 +22,9 @@ class Prepare:
     labels_per_class: int = identity(5, "labelled images drawn per class, by `seed`", low=1, high=100)
 
 
+MAX_IMAGE_GB = 2.2  # Pillow's own limit on pixels lets none take more
+
+
 @dataclass
 class Data:
     root: str | None = execution(None, "folder or URL before the patterns; the prepared data where it is not given")
@@ -39,6 +42,11 @@ class Data:
     cache_gb: float = execution(100.0, "gigabytes (10^9 bytes) that the copies on a node may take", low=0.0)
     max_bad_shards: int = execution(0, "unreadable unlabelled shards that are tolerated", low=0)
     max_bad_fraction: float = execution(0.01, "share of unreadable images that is tolerated", low=0.0, high=1.0)
+    max_image_gb: float = execution(
+        MAX_IMAGE_GB,
+        "gigabytes of memory that decoding one image may take; one that would take more is bad, and not decoded",
+        low=0.0,
+    )
 
 
 @dataclass

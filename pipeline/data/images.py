@@ -62,18 +62,29 @@ class BadImage(Exception):
         self.detail = detail
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None, at_least: int | None = None
+) -> Image.Image:
     """The (first) picture in `data` as RGB, upright. Raises BadImage, never anything else.
 
     What is transparent shows white, as on a page. 16 bits are scaled to 8; colour profiles are ignored, as by
     torchvision and timm. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its shorter side keeps
-    that many pixels.
+    that many pixels. `max_bytes`: of memory that it may take.
     """
     with telling(data, max_pixels):
         image = read_header(data, max_pixels)
         if at_least is not None and image.format in JPEGS:
             image.draft(None, (at_least, at_least))
+        if max_bytes is not None and memory_of(image) > max_bytes:
+            size = f"{image.width}x{image.height} pixels would take {memory_of(image) / 1e9:.2f} GB"
+            raise BadImage("too_large", f"{size}, data.max_image_gb allows {max_bytes / 1e9:.2f}")
         return finish(image)
+
+
+def memory_of(image: Image.Image) -> int:
+    """Bytes that the pixels of a picture take until they are RGB, with the copies on the way (Pillow has 4 a pixel)."""
+    copies = 3 if image.has_transparency_data else 1 if image.mode == "RGB" else 2
+    return 4 * copies * image.width * image.height
 
 
 @contextlib.contextmanager
@@ -140,8 +151,11 @@ def orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
-        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        scaled = np.empty(grey.shape, np.uint8)
+        for row, line in enumerate(grey):  # a row at a time, for the memory
+            scaled[row] = (line.clip(0, 65535).astype(np.uint32) + 128) // 257
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode == "F":
         raise BadImage("unreadable", "floating-point pixels, whose black and white are not known")
     if image.has_transparency_data:
@@ -231,9 +245,9 @@ def tensor_of(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image))
 
 
-def load(data: bytes, view: View, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load(data: bytes, view: View, *, max_bytes: int | None = None) -> np.ndarray:
     """Bytes of an image file -> uint8 [3, size, size], in labelling and evaluation alike. Raises BadImage."""
-    return to_array(decode(data, max_pixels=max_pixels, at_least=view.at_least), view)
+    return to_array(decode(data, max_bytes=max_bytes, at_least=view.at_least), view)
 
 
 def normalise(batch: torch.Tensor, view: View, dtype: torch.dtype | None = None) -> torch.Tensor:

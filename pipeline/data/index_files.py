@@ -49,9 +49,10 @@ def metadata_of(folder: str, source: str, shard: str) -> dict[str, str]:
 
 
 def make_indexer(
-    folder: str, names: Sequence[str], cache: Cache | None = None
+    folder: str, names: Sequence[str], cache: Cache | None = None, max_bytes: int | None = None
 ) -> Callable[[tuple[str, Shard]], Indexed]:
-    """Returns the function that indexes one (source, shard) with labels of the classes `names`."""
+    """Returns the function that indexes one (source, shard) with labels of the classes `names`; an image may take
+    `max_bytes` of memory."""
     classes = Classes(names)
 
     def index(unit: tuple[str, Shard]) -> Indexed:
@@ -62,7 +63,7 @@ def make_indexer(
         checksums: list[int] = []
         bad: list[tuple[str, str]] = []
         for sample, data in reader:
-            reason = _unusable(sample, data)
+            reason = _unusable(sample, data, max_bytes)
             if reason:
                 bad.append((sample.key, reason))
             else:
@@ -93,11 +94,11 @@ def make_indexer(
     return index
 
 
-def _unusable(sample: Sample, data: bytes) -> str | None:
+def _unusable(sample: Sample, data: bytes, max_bytes: int | None) -> str | None:
     if sample.status != "ok":
         return sample.status
     try:
-        images.decode(data)
+        images.decode(data, max_bytes=max_bytes)
     except images.BadImage as error:
         return error.status
     return None

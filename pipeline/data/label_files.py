@@ -51,6 +51,7 @@ CHECKED = {
     "transform": "the teacher's view of images",
     "temperature": "the temperature of the logits",
     "flip": "the mean with the mirror image",
+    "max_image_bytes": "the limit on an image's memory",
     "batch_asked": "the batch size that was asked for",
     "selection": "the selection that it follows",
     "rule": "the number of the sample rule",

@@ -63,6 +63,7 @@ class LabelSpec:
     flip: bool = False  # the mean over the image and its mirror image
     compile: bool = False
     cache: Cache | None = None  # of the node, for remote shards
+    max_image_bytes: int | None = None  # of memory that decoding one may take
     earlier: tuple[str, ...] = ()  # folders with label files of other corpora, taken over where they fit
     before: Before | None = None  # the generation before, where only what it kept is to be labelled
 
@@ -174,6 +175,7 @@ class Labeller:
             "batch_asked": self.spec.batch,
             "selection": self.spec.before.selection if self.spec.before else None,
             "rule": RULE,
+            "max_image_bytes": self.spec.max_image_bytes,
         }
 
     def _halve(self, batch: int) -> None:
@@ -250,7 +252,7 @@ class Labeller:
             seconds["forward"] += forward
             rows.answer(mine, probs[: len(mine)])
 
-        work = functools.partial(_prepare, self.teacher.view)
+        work = functools.partial(_prepare, self.teacher.view, self.spec.max_image_bytes)
         with contextlib.closing(self._ahead.run(reader, work, seconds)) as prepared:
             for sample, status, digest, crc32, picture in self._until_closed(prepared):
                 rows.samples.append(sample)
@@ -278,13 +280,14 @@ class Labeller:
             yield one
 
 
-def _prepare(view: View, item: tuple[Sample, bytes]) -> Prepared:
+def _prepare(view: View, max_bytes: int | None, item: tuple[Sample, bytes]) -> Prepared:
     """(sample, status, hash and CRC-32 of the image bytes if they were read, uint8 [s, s, 3] if the status is ok)."""
     sample, data = item
     if sample.status != "ok":
         return sample, sample.status, None, None, None
     digest, crc32 = label_files.image_hash(data), zlib.crc32(data)
     try:
-        return sample, "ok", digest, crc32, np.ascontiguousarray(images.load(data, view).transpose(1, 2, 0))
+        picture = images.load(data, view, max_bytes=max_bytes)
+        return sample, "ok", digest, crc32, np.ascontiguousarray(picture.transpose(1, 2, 0))
     except images.BadImage as bad:
         return sample, bad.status, digest, crc32, None

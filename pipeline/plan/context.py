@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.cluster.inline import Inline
-from pipeline.config.settings import Job
+from pipeline.config.settings import MAX_IMAGE_GB, Job
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage
 from pipeline.storage.node_cache import Cache
@@ -44,6 +44,12 @@ class Context:
         """The nodes' cache of remote shards, if the job has one."""
         data = self.job.data
         return Cache(str(Path(data.cache).expanduser().absolute()), int(data.cache_gb * 1e9)) if data.cache else None
+
+    @property
+    def max_image_bytes(self) -> int | None:
+        """Memory that decoding one image may take, where Pillow's own limit is not enough."""
+        limit = self.job.data.max_image_gb
+        return None if limit == MAX_IMAGE_GB else int(limit * 1e9)
 
     def map(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config.settings import Generation, Job
+from pipeline.config.settings import MAX_IMAGE_GB, Generation, Job
 from pipeline.config.settings_train import Train
 from pipeline.errors import WeightsError
 from pipeline.plan.corpora import Corpora
@@ -23,6 +23,12 @@ class Inputs:
     stage: Stage
     done: Mapping[str, Done]
     corpora: Corpora
+
+    @property
+    def image_limit(self) -> dict[str, float]:
+        """`data.max_image_gb` where it is not what it was before it was a setting."""
+        limit = self.job.data.max_image_gb
+        return {} if limit == MAX_IMAGE_GB else {"max_image_gb": limit}
 
     @property
     def classes(self) -> list[str]:

@@ -43,6 +43,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         "corpora": {name: found.fingerprint for name, found in corpora.items()},
         "origin": inputs.prepared or stamps,
         "classes": inputs.classes,
+        **inputs.image_limit,
     }
 
 
@@ -106,7 +107,7 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
     classes_of: dict[str, dict[int, int]] = {}
     answers: dict[str, index_files.Indexed] = {}
     bad: Counter[str] = Counter()
-    worker = functools.partial(index_files.make_indexer, context.folder, names, context.cache)
+    worker = functools.partial(index_files.make_indexer, context.folder, names, context.cache, context.max_image_bytes)
     small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
     for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):
         found = outcome.value

@@ -60,6 +60,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         **({"mended": corpus.mended} if corpus.mended else {}),
         "origin": inputs.prepared,
         "classes": inputs.classes,
+        **inputs.image_limit,
     }
 
 
@@ -133,6 +134,7 @@ def make_spec(context: Context, temperature: float) -> LabelSpec:
         flip=settings.flip,
         compile=settings.compile,
         cache=context.cache,
+        max_image_bytes=context.max_image_bytes,
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -222,6 +225,23 @@ def test_reasons() -> None:
     assert status_of(picture(0, 100, 100), max_pixels=9_999) == "too_large"
     assert decode(picture(0, 100, 100), max_pixels=10_000).size == (100, 100)
     assert status_of(b"GIF89a" + b"junk") == "unreadable"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "I;16", "CMYK", "1"])
+def test_no_picture_takes_more_memory_than_is_said_beforehand(mode: str) -> None:
+    """By the growth of a forked process while it decodes 3000 x 3000 pixels."""
+    data = io.BytesIO()
+    Image.new(mode, (3000, 3000)).save(data, "TIFF" if mode == "CMYK" else "PNG")
+    said = images.memory_of(Image.open(data))
+    assert status_of(data.getvalue(), max_bytes=said - 1) == "too_large"
+    receive, send = multiprocessing.Pipe(duplex=False)
+    if (child := os.fork()) == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        decode(data.getvalue(), max_bytes=said)
+        send.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert receive.recv() <= said + (16 << 20)
 
 
 def test_random_damage_is_always_a_bad_image_or_a_picture() -> None:

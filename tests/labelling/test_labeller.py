@@ -369,10 +369,10 @@ def test_the_next_shard_is_decoded_while_one_is_with_the_device(
     decoded = threading.Event()
     prepare = labeller._prepare
 
-    def observed(view: images.View, item: Any) -> Any:
+    def observed(view: images.View, max_bytes: int | None, item: Any) -> Any:
         if item[0].key.startswith("next"):
             decoded.set()
-        return prepare(view, item)
+        return prepare(view, max_bytes, item)
 
     class Waiting(Colours):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -160,3 +160,25 @@ def test_a_shard_that_was_mended_is_labelled_again_and_it_alone(tmp_path: Path, 
     for name in ("unlabelled-000.parquet", "unlabelled-001.parquet"):
         [fresh] = scratch.output.glob(f"gen1-label-*/{name}")
         assert parquet_files.read_table(str(new / name)) == parquet_files.read_table(str(fresh))
+
+
+def test_images_that_would_take_too_much_memory_are_bad_by_a_setting_that_counts(tmp_path: Path) -> None:
+    world = small.make(tmp_path)
+    large = {"large.png": tars.picture(1, 200, 200), "small.png": tars.picture(2)}  # 160 kB as pixels, and 480 B
+    tars.make(world.shards / "unlabelled-001.tar", large)
+    members = [(name, large[name]) for name in large]
+    for at, label in ((1, b"0"), (3, b"1")):
+        members.insert(at, (members[at - 1][0].replace(".png", ".cls"), label))
+    tars.make(world.shards / "labelled-001.tar", members)
+    assert world.run().status == 0
+    limited = world.run("data.max_image_gb=0.0001", "data.max_bad_fraction=0.5")
+    assert limited.status == 0, limited
+    [_, new] = label_folders(world)
+    table = parquet_files.read_table(str(new / "unlabelled-001.parquet"))
+    assert dict(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)) == {
+        "large": "too_large",
+        "small": "ok",
+    }
+    found = [json.loads(path.read_text())["info"] for path in world.output.glob("index-*/done.json")]
+    assert sorted(sum(info["bad"].values()) for info in found) == [0, 1]
+    assert {"labelled: too_large": 1} in [info["bad"] for info in found]
