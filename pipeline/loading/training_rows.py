@@ -61,6 +61,10 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
     else:
         table = parquet_files.read_expected(shard.rows, columns, shard.expected, ["crc32"])
     index = table["index"].to_numpy()
+    if (np.diff(index) <= 0).any():
+        raise DataError(
+            f"{storage.redact(shard.rows)} is damaged: its samples are not in order; delete it and run again"
+        )
     if shard.selection is None:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
         copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)

@@ -28,7 +28,7 @@ from pipeline.plan.inputs import Inputs, model_identity
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import EVALUATION, Result
 from pipeline.progress import percent
-from pipeline.stages.index import check_usable, index_sources
+from pipeline.stages.index import Indexed, check_usable, index_sources
 from pipeline.stages.train import indexed_shards, shards_of
 from pipeline.tracking.journal import Journal
 
@@ -89,7 +89,25 @@ def _index_sets(context: Context, log: Journal) -> dict[str, list[TrainingShard]
         return {}
     found = index_sources(context, sources, log)
     check_usable(context, found)
+    _warn_of_known(context, found)
     return {source: shards_of(context, source, context.folder, found.rows[source]) for source in sources}
+
+
+def _warn_of_known(context: Context, found: Indexed) -> None:
+    """Of images of a set that the models were trained on."""
+    import numpy as np
+
+    from pipeline.data.index_files import image_hashes
+
+    trained_on = [("labelled", shard.name) for shard in context.corpora["labelled"].shards]
+    labelled = image_hashes(context.needs["index"].folder, trained_on)
+    for source, shards in found.rows.items():
+        hashes = image_hashes(context.folder, [(source, name) for name in shards])
+        if known := int(np.isin(hashes, labelled).sum()):
+            context.warn(
+                f"{known:,} of {len(hashes):,} different images of {source} are labelled images too, on which models "
+                "were trained: what they reach on that set says less; take them out of its shards"
+            )
 
 
 def _trials(context: Context, stage: str, folder: str) -> list[Trial]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.data.classes import by_number
+from pipeline.data.classes import alike, by_number
 from pipeline.data.samples import RULE, left_out
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
@@ -70,6 +70,8 @@ def run(context: Context) -> Result:
 
     for number, generation in enumerate(context.job.generations):
         by_number(generation.select.thresholds, context.corpora.classes, f"generations[{number}].select.thresholds")
+    for one, other in alike(context.corpora.classes)[:3]:
+        context.warn(f"the classes '{one}' and '{other}' differ in case or Unicode form alone; are they one?")
     with context.journal() as log:
         found = index_sources(context, indexed_of(context.job), log)
     drop_leaks(context, found)

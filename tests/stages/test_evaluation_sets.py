@@ -56,6 +56,12 @@ def test_adding_sets_reruns_evaluate_and_report_alone(world: World) -> None:
     assert "all is done; nothing had to run" in world.run().out
 
 
+def test_images_of_a_set_that_models_were_trained_on_are_named(world: World) -> None:
+    tars.shard(world.shards / "known-000.tar", 4, labels=[0, 1, 2, 0], start=3)  # the last three of the labelled images
+    ran = world.run("evaluate.sets={known: 'known-*.tar'}")
+    assert "3 of 4 different images of evaluate.sets.known are labelled images too" in ran.out, ran
+
+
 def test_a_shard_that_was_touched_is_tested_again(world: World) -> None:
     sets = "evaluate.sets={other: 'other-*.tar'}"
     assert world.run(sets).status == 0

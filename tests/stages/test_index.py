@@ -88,6 +88,11 @@ def test_a_class_renamed_is_another_class_list(world: World) -> None:
     assert ran(world) == small.STAGES
 
 
+def test_classes_that_differ_in_case_alone_are_asked_about(world: World) -> None:
+    (world.shards / "classes.json").write_text(json.dumps(["cat", "dog", "Cat"]))
+    assert "the classes 'cat' and 'Cat' differ in case or Unicode form alone" in world.run().out
+
+
 def test_plan_counts_steps_once_the_images_are_known(world: World) -> None:
     training = ["teacher.duration=6ep", "teacher.batch=4", "teacher.lr=0.64", "teacher.lr_images=256"]
     settings = [f"output={world.output}", f"data.root={world.shards}", *training, "finetune.resolution=64"]
