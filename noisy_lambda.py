@@ -3,8 +3,9 @@
     import noisy_lambda
 
     summary = noisy_lambda.run("noisy_student", "seed=1")
-    model = noisy_lambda.load("runs/noisy_student/gen2-student-1a2b3c4d")
-    logits = model(images)  # float32 [b, 3, size, size], as model.card.view() has them; logits are [b, classes]
+    model = noisy_lambda.load("runs/noisy_student")  # its best model
+    for one in model.predict(["a.jpg", pil_image, array]):
+        print(one.label, one.confidence)
 
 What `__all__` names stays; all else may change. Nothing heavy is imported before it is used. From the first use on,
 `import models` and `import pipeline` mean this package's in this process, whatever else of these names lies on
@@ -23,13 +24,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from models import LambdaLayer as LambdaLayer
     from models import create_model as create_model
     from models import list_models as list_models
     from pipeline.cli import main as main
     from pipeline.errors import UserError as UserError
+    from pipeline.predict.predictor import Predictor
 
 __all__ = ["LambdaLayer", "UserError", "create_model", "list_models", "load", "plan", "run"]
 
@@ -44,19 +44,21 @@ OURS = ("models", "pipeline")
 HOME = Path(__file__).resolve().parent
 
 
-def load(folder: str | Path) -> nn.Module:
-    """The trained model of a stage folder (gen2-student-…), of its export, or of a URL of one: in eval mode on the CPU.
+def load(model: str | Path, *more: str | Path, raw: bool = False, device: str = "auto") -> Predictor:
+    """A trained model: of a stage folder (gen2-student-…), of its export, of a URL of one, of the output of a run (its
+    best model), or of MLflow ("models:/NAME@champion"). With `more`, models that answer together, by the mean of their
+    probabilities.
 
-    Its `card` is what model.yaml says: `classes` (names, in the order of the logits), `size`, `mean` and `std` of its
-    images and what else it takes to prepare them; `card.view()` has that as `pipeline.data.images` takes it. UserError:
-    there is no model, or its files are damaged.
+    `predict(images)` takes paths, bytes, PIL images and arrays uint8 [height, width, 3], one or many, and gives of each
+    its `label`, `confidence` and `probabilities` float32 [classes], in the order of `classes`, divided by the
+    temperature that the run found (`raw`: as the network gives them), or its `problem`. `transform` makes of one image
+    what `module`, the torch network in eval mode, takes: float32 [3, size, size]. `card` is what model.yaml says.
+    `device`: "cpu", "cuda" or "auto". UserError: there is no model, or its files are damaged.
     """
     claim()
-    from pipeline.weights import load_model
+    from pipeline.predict import choose
 
-    model, card = load_model(str(folder))
-    model.card = card  # type: ignore[assignment]
-    return model
+    return choose.predictor([str(one) for one in (model, *more)], lambda text: None, raw=raw, device=device)
 
 
 def run(job: str | Path, *overrides: str) -> dict[str, Any]:

@@ -101,8 +101,25 @@ def parser() -> argparse.ArgumentParser:
     export_ = add("export", export, "write a trained stage as safetensors, model.yaml and ONNX")
     export_.add_argument("stage_dir", metavar="STAGE_DIR", help="a folder with model.safetensors and model.yaml")
     export_.add_argument("--out", help="where to write (default: STAGE_DIR/export)")
+    _add_predict(add("predict", predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
     return top
+
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="a stage's folder, an export, a run (its best model) or models:/NAME@champion; several answer together",
+    )
+    sub.add_argument("input", metavar="INPUT", help="an image, a folder, a .csv or .parquet table of paths, or shards")
+    sub.add_argument("--out", help="a .csv or .parquet file (default: the screen)")
+    sub.add_argument("--top", type=int, default=5, help="classes an image, the most probable (default: 5)")
+    sub.add_argument("--raw", action="store_true", help="probabilities as the network gives them, not calibrated")
+    sub.add_argument("--column", default="path", help="of a table: where the paths stand (default: path)")
+    sub.add_argument("--batch", type=int, default=64, help="images in a forward batch (default: 64)")
+    sub.add_argument("--device", default="auto", help="cpu, cuda or auto (default: a GPU where there is one)")
 
 
 def _add_prepare(sub: argparse.ArgumentParser) -> None:
@@ -229,6 +246,15 @@ def export(args: argparse.Namespace) -> int:
     for path in export_stage(args.stage_dir, args.out):
         print(path)
     return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    from pipeline.predict import command
+
+    return command.predict(
+        args.models, args.input, args.out, top=args.top, raw=args.raw, column=args.column, batch=args.batch,
+        device=args.device,
+    )  # fmt: skip
 
 
 def prepare(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ OUT/model.safetensors   OUT/model.yaml   OUT/model.onnx
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import torch
 
 from pipeline import storage, weights
 from pipeline.errors import UserError, WeightsError
+from pipeline.plan import best
 
 TOLERANCE = 1e-3  # of logits of order one, fp32 on two different runtimes
 BATCHES = (1, 2, 5)
@@ -33,7 +35,7 @@ def export(stage_dir: str, out: str | None = None) -> list[str]:
         _to_onnx(model, card.size, local)
         _check(model, card.size, local)
         weights.save_state(targets[0], model.state_dict())
-        weights.write_card(out, card)
+        weights.write_card(out, dataclasses.replace(card, temperature=best.temperature_of(stage_dir)))
         with storage.writing(targets[2]) as temporary:
             shutil.copyfile(local, temporary)
     return targets

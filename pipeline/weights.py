@@ -41,6 +41,7 @@ class Card:
     mean: list[float]
     std: list[float]
     overrides: dict[str, Any] = field(default_factory=dict)
+    temperature: float | None = None  # of an export: what makes the probabilities honest
 
     def view(self) -> View:
         return View(self.size, self.crop, self.interpolation, tuple(self.mean), tuple(self.std))
@@ -192,7 +193,10 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str)
 def write_card(folder: str, card: Card) -> None:
     import yaml
 
-    text = yaml.safe_dump(dataclasses.asdict(card), sort_keys=False, allow_unicode=True)
+    said = {
+        name: value for name, value in dataclasses.asdict(card).items() if name != "temperature" or value is not None
+    }
+    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(folder, CARD), text.encode())
 
 

@@ -81,7 +81,12 @@ def attack(worlds: small.Store, folder: Path, seed: int) -> str | None:
     world = worlds.finished(folder)
     whole = result(world)
     later = draw.randrange(1, len(world.stages))
-    before = [path for stage in world.stages[:later] for path in files_of(world) if path.parent.name.startswith(stage)]
+    before = [
+        path
+        for stage in world.stages[:later]
+        for path in files_of(world)
+        if path.relative_to(world.output).parts[0].startswith(stage)
+    ]
     before += [path for path in files_of(world) if path.parent == world.output]
     path = draw.choice(before)
     way = draw.choice(WAYS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 from pipeline import weights
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.export import export
+from pipeline.plan import best
 from pipeline.plan.stage import CARD, WEIGHTS
 from tests import small
 from tests.small import command
@@ -63,7 +65,8 @@ def test_onnx_answers_like_torch_at_any_batch(trained: Path, exported: Path) -> 
 def test_what_is_exported_loads_again(trained: Path, exported: Path) -> None:
     before, card = weights.load_model(str(trained))
     after, written = weights.load_model(str(exported))
-    assert written == card
+    assert written == dataclasses.replace(card, temperature=best.temperature_of(str(trained)))
+    assert written.temperature
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(before(images), after(images))

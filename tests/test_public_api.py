@@ -23,7 +23,7 @@ SURFACE = {
     "UserError": None,
     "create_model": None,
     "list_models": None,
-    "load": "(folder: 'str | Path') -> 'nn.Module'",
+    "load": "(model: 'str | Path', *more: 'str | Path', raw: 'bool' = False, device: 'str' = 'auto') -> 'Predictor'",
     "plan": "(job: 'str | Path', *overrides: 'str') -> 'list[dict[str, str]]'",
     "run": "(job: 'str | Path', *overrides: 'str') -> 'dict[str, Any]'",
 }
@@ -70,11 +70,10 @@ def test_run_gives_the_summary_and_load_the_model(world: World, summary: dict[st
     [written] = world.output.glob("report-*/summary.json")
     assert summary == json.loads(written.read_text())
     model = noisy_lambda.load(world.folder("gen0-teacher"))
-    assert not model.training
-    card: Any = model.card
-    assert (card.classes, card.size) == (small.CLASSES, 8)
+    assert not model.module.training
+    assert (model.card.classes, model.card.size) == (small.CLASSES, 8)
     with torch.no_grad():
-        assert model(torch.zeros(2, 3, card.size, card.size)).shape == (2, 3)
+        assert model.module(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
 def test_run_again_has_nothing_to_do_also_off_the_main_thread(
@@ -108,7 +107,7 @@ def test_mistakes_are_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         noisy_lambda.run("smok")
     with pytest.raises(noisy_lambda.UserError, match=r"teacher\.lr is -1"):
         noisy_lambda.plan("smoke", "teacher.lr=-1")
-    with pytest.raises(noisy_lambda.UserError, match=r"has no model\.yaml"):
+    with pytest.raises(noisy_lambda.UserError, match=r"there is no trained model at"):
         noisy_lambda.load(tmp_path)
     assert [row["stage"] for row in noisy_lambda.plan("smoke")][:2] == ["prepare", "index"]
     assert list(tmp_path.iterdir()) == []

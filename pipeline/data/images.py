@@ -118,7 +118,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
     return image
 
 
-def finish(image: ImageFile.ImageFile) -> Image.Image:
+def finish(image: Image.Image) -> Image.Image:
     """Its pixels as RGB, upright; inside `telling`."""
     image.load()
     return _to_rgb(_upright(image))

@@ -84,6 +84,16 @@ def _plain(diagram: Reliability) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in vars(diagram).items()}
 
 
+def confusion(found: Answers) -> list[list[int]]:
+    """[true class, answer, images] of every wrong answer that occurs, the most frequent first."""
+    wrong = ~found.correct
+    pairs, counts = np.unique(np.stack([found.truth[wrong], found.predicted[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        [int(true), int(said), int(count)] for true, said, count in zip(*pairs[:, order], counts[order], strict=True)
+    ]
+
+
 def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Counter[str]]:
     """What was said of the images whose class is known, and the statuses of those of which nothing was; `files`: of
     each shard its index file and its label file."""

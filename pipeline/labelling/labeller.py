@@ -28,8 +28,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from models.memory_format import channels_last
-from models.precision import has_bfloat16
 from pipeline import storage
 from pipeline.data import images, label_files, shards
 from pipeline.data.images import View
@@ -39,7 +37,7 @@ from pipeline.errors import ClusterError, DataError, WeightsError
 from pipeline.labelling import reuse
 from pipeline.labelling.read_ahead import Ahead
 from pipeline.labelling.relabel import Before, Pass
-from pipeline.labelling.teacher import Answer, Device, OutOfMemory, Teacher
+from pipeline.labelling.teacher import Answer, Device, OutOfMemory, Teacher, on_device
 from pipeline.storage.node_cache import Cache
 
 Prepared = tuple[Sample, str, int | None, int | None, npt.NDArray[np.uint8] | None]
@@ -118,13 +116,10 @@ def make_labeller(spec: LabelSpec) -> Labeller:
             f"({', '.join(card.classes[:3])} …), and this job has {len(spec.classes)} "
             f"({', '.join(spec.classes[:3])} …); give a teacher that was trained on the job's class list"
         )
-    device = torch.device(spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = has_bfloat16(device)
-    module = channels_last(module.eval().requires_grad_(False).to(device))
-    if spec.compile:
-        module.compile()
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    return Labeller(spec, Teacher(module, card.view(), device, dtype, spec.temperature, spec.flip, spec.compile))
+    teacher = on_device(
+        module, card.view(), spec.device, temperature=spec.temperature, flip=spec.flip, compiled=spec.compile
+    )
+    return Labeller(spec, teacher)
 
 
 class Labeller:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from models.measure import if_it_fits
+from models.memory_format import channels_last
+from models.precision import has_bfloat16
 from pipeline.data import images
 from pipeline.data.images import View
 
@@ -81,6 +83,24 @@ class Teacher:
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.module(pixels.contiguous(memory_format=torch.channels_last))
         return logits.float()
+
+
+def on_device(
+    module: nn.Module,
+    view: View,
+    device: str = "auto",
+    *,
+    temperature: float = 1.0,
+    flip: bool = False,
+    compiled: bool = False,
+) -> Teacher:
+    """A trained network ready to be asked, on a device ("auto": a GPU where there is one), as labelling asks it."""
+    where = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if has_bfloat16(where) else torch.float32
+    module = channels_last(module.eval().requires_grad_(False).to(where))
+    if compiled:
+        module.compile()
+    return Teacher(module, view, where, dtype, temperature, flip, compiled)
 
 
 class _Host:

@@ -25,6 +25,7 @@ from pipeline.data import parquet_files
 from pipeline.loading import sample_order
 from pipeline.plan.stage import CLASS_COUNTS
 
+COLUMNS = ("shard", "label", "images")  # of classes.parquet
 ENOUGH = 0.9  # of a random sample's effective number of classes
 PLACES, RUN = 6, 4  # of an epoch that are looked at, and batches in a row at each
 DRAWS = 16  # random samples to compare with
@@ -138,8 +139,7 @@ def write_class_counts(folder: str, per_class: Sequence[Mapping[int, int]]) -> N
     """Write classes.parquet; per_class: of every labelled shard, in order, {class: images}."""
     rows = [(number, *held) for number, found in enumerate(per_class) for held in found.items()]
     columns = zip(*rows, strict=True) if rows else ((), (), ())
-    names = ("shard", "label", "images")
-    table = pa.table({name: pa.array(column, pa.int32()) for name, column in zip(names, columns, strict=True)})
+    table = pa.table({name: pa.array(column, pa.int32()) for name, column in zip(COLUMNS, columns, strict=True)})
     parquet_files.write_table(storage.join(folder, CLASS_COUNTS), table)
 
 
@@ -148,8 +148,8 @@ def advice_on(folder: str, settings: Train, seed: int) -> str | None:
     path = storage.join(folder, CLASS_COUNTS)
     if not storage.exists(path):  # made by an earlier version
         return None
-    table = parquet_files.read_table(path)
-    shard, label, images = (table[name].to_numpy() for name in ("shard", "label", "images"))
+    table = parquet_files.read_table(path, COLUMNS)
+    shard, label, images = (table[name].to_numpy() for name in COLUMNS)
     held = np.split(np.repeat(label, images), np.cumsum(np.bincount(shard, images).astype(np.int64))[:-1])
     segments = sample_order.segments_for(len(held), settings.segments)
     return advice(held, "labelled", seed, segments, settings.window, settings.batch)

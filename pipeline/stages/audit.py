@@ -61,7 +61,8 @@ def run(context: Context) -> Result:
         by_number(generation.select.thresholds, names, "select.thresholds"),
         calibrate=generation.label.calibrate,
     )
-    storage.write_json(storage.join(context.folder, AUDIT), found)
+    model = storage.name(context.needs[context.stage.needs[-1]].folder)
+    storage.write_json(storage.join(context.folder, AUDIT), {"model": model, **found})
     temperature = found["temperature"]
     if generation.label.calibrate and temperature in (calibration.COOLEST, calibration.HOTTEST):
         context.warn(

@@ -1,21 +1,27 @@
-"""Tests the teacher and every student: accuracy on the test shards and further sets, and inference speed side by side.
+"""Tests the teacher and every student: accuracy on the test shards and further sets, what they say of every validation
+image, and inference speed side by side.
 
     evaluate-1a2b3c4d/evaluate.json   {"images", "models": [{"stage", "dir", "model", "size", "top1", "top5", "loss",
                                        "ece", "count", "bad", "per_class": {"images", "right"},
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
-                                       "raw": {"top1", …}, "parameters", "images_per_second", "batch",
+                                       "raw": {"top1", …}, "validation": {…},
+                                       "parameters", "images_per_second", "batch",
                                        "device", "dtype"}, …]}
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
+    evaluate-1a2b3c4d/validation/<stage>/<shard>.parquet     what a model says of each (label_files.SCHEMA)
 
 `sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
-the weights of the same step reach themselves, where the model is their moving average. A shard is tested by one worker,
-which adds up what it counts: every image counts once however many workers there are. The test shards and the further
-sets are used here and nowhere else.
+the weights of the same step reach themselves, where the model is their moving average. `validation` is what
+`labelling.audit.compare` finds (accuracy, temperature, calibration), and `confusion`: what `predict` and the choice of
+the best model go by. A shard is tested by one worker, which adds up what it counts: every image counts
+once however many workers there are. The test shards and the further sets are used here and nowhere else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +52,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         "settings": identity_of(inputs.job.evaluate),
         "models": [model_identity(inputs.done[name]) for name in inputs.stage.needs if name != "index"],
         "test": inputs.content["test"],
+        "validation": inputs.content["validation"],
         "classes": inputs.classes,
     }
     corpora = {name: inputs.corpora[set_source(name)] for name in sorted(inputs.job.evaluate.sets)}
@@ -62,13 +69,20 @@ def run(context: Context) -> Result:
         sources = {"test": indexed_shards(context, "test"), **_index_sets(context, log)}
         tried = {name: _trials(context, name, folder) for name, folder in trained.items()}
         figures = _test(context, [trial for several in tried.values() for trial in several], sources, log)
+        validated = {name: _validate(context, name) for name in trained}
         # All in one worker and one after another: figures of speed are worth something only side by side.
         measure = functools.partial(trials.speed_worker, settings.batch, settings.speed_seconds)
         [speed] = context.map(measure, [("speed", list(trained.values()))], workers=1)
         if speed.value is None:
             raise DataError(f"cannot measure the models' speed: {speed.error}")
     models = [
-        {"stage": name, "dir": folder, **_row(tried[name], figures, settings.sets), **measured}
+        {
+            "stage": name,
+            "dir": folder,
+            **_row(tried[name], figures, settings.sets),
+            "validation": validated[name],
+            **measured,
+        }
         for (name, folder), measured in zip(trained.items(), speed.value, strict=True)
     ]
     bad, count = models[0]["bad"], models[0]["count"] + models[0]["bad"]
@@ -152,6 +166,47 @@ def _test(
     for name, (trial, _) in units:  # in one order, for the last digits depend on it
         found[trial].sums += torch.tensor(counted[name], dtype=torch.float64)
     return {trial: scores.figures() for trial, scores in found.items()}
+
+
+def _validate(context: Context, stage: str) -> Figures:
+    """What a model says of the validation images, by the very way in which it would label others."""
+    import numpy as np
+
+    from pipeline import weights
+    from pipeline.data import index_files, label_files
+    from pipeline.labelling import audit
+    from pipeline.labelling.labeller import IN_FLIGHT, LabelSpec, make_labeller
+
+    model, shards = context.needs[stage], context.corpora["validation"].shards
+    spec = LabelSpec(
+        load=weights.load_model,
+        weights=model.folder,
+        teacher=model.output,
+        out=context.folder,
+        classes=tuple(context.corpora.classes),
+        batch=context.job.evaluate.batch,
+        threads=max(2, math.ceil(context.job.workers.cpus)),
+        cache=context.cache,
+    )
+    small = not context.job.workers.gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
+    named = [dataclasses.replace(shard, name=f"validation/{stage}/{shard.name}") for shard in shards]
+    units = [(shard.name, shard) for shard in named]
+    workers = context.job.workers.label
+    labeller = functools.partial(make_labeller, spec)
+    for outcome in context.map(labeller, units, workers, small=small, overlap=IN_FLIGHT):
+        if outcome.value is None:
+            raise DataError(f"cannot look at the validation shard {outcome.name}: {outcome.error}")
+    index = context.needs["index"].folder
+    indexed = [index_files.rows_path(index, "validation", shard.name) for shard in shards]
+    labelled = [storage.join(context.folder, label_files.file_name(shard.name)) for shard in named]
+    classes = len(context.corpora.classes)
+    answers, bad = audit.join(zip(indexed, labelled, strict=True), classes)
+    found = audit.compare({"validation": (answers, bad)}, classes, 0.0, {}, calibrate=False)
+    kept = ("images", "bad", "accuracy", "ece", "nll", "temperature", "calibrated_ece", "calibrated_nll", "reliability")
+    return {name: found[name] for name in kept} | {
+        "per_class": np.bincount(answers.truth, minlength=classes).tolist(),
+        "confusion": audit.confusion(answers),
+    }
 
 
 def _row(trials: Sequence[Trial], figures: Mapping[Trial, Figures], sets: Mapping[str, str]) -> Figures:

@@ -1,0 +1,1 @@
+"""Uses trained models: on photos, folders, tables and shards, from the command line and from Python."""

@@ -1,0 +1,84 @@
+"""Finds the trained models that a name means: a stage's folder, an export, a run, or a model in MLflow."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+
+from pipeline import graph, storage, weights
+from pipeline.config.load import load_job
+from pipeline.errors import DataError, OutputError, WeightsError
+from pipeline.plan import best
+from pipeline.plan.stage import CARD, EVALUATION, JOB, WEIGHTS, Done, read_done
+from pipeline.predict.predictor import Model, Predictor
+
+REGISTERED = "models:/"
+
+
+def predictor(
+    named: Sequence[str], say: Callable[[str], None], *, raw: bool = False, device: str = "auto", batch: int = 64
+) -> Predictor:
+    """Of one name or several. `say` hears what was chosen; `raw`: as the networks say it, without temperatures.
+    UserError: there is no such model."""
+    return Predictor([find(name, say, raw=raw) for name in named], device=device, batch=batch)
+
+
+def find(name: str, say: Callable[[str], None], *, raw: bool = False) -> Model:
+    """The one model that a name means."""
+    name = name.rstrip("/")
+    if name.startswith(REGISTERED):
+        from pipeline.tracking.registered import fetch
+
+        with tempfile.TemporaryDirectory(prefix="noisy-lambda-") as folder:
+            return _model(fetch(name, folder), raw)
+    if storage.exists(storage.join(name, JOB)):
+        return _model(_best_of(name, say), raw)
+    return _model(name, raw)
+
+
+def _model(folder: str, raw: bool) -> Model:
+    if not storage.exists(storage.join(folder, CARD)) or not storage.exists(storage.join(folder, WEIGHTS)):
+        raise WeightsError(
+            f"there is no trained model at {storage.redact(folder)}; name a stage's folder or an export (with "
+            f"{WEIGHTS} and {CARD}), the output of a run, or {REGISTERED}NAME@champion"
+        )
+    module, card = weights.load_model(folder)
+    honest = best.temperature_of(folder) if card.temperature is None else card.temperature
+    return Model(folder, module, card, 1.0 if raw or honest is None else honest)
+
+
+def _best_of(run: str, say: Callable[[str], None]) -> str:
+    """The folder of a run's best model, by its job.yaml."""
+    found = best.find(_done(run))
+    if found is None:
+        raise OutputError(
+            f"no model is finished in {storage.redact(run)}; `noisy-lambda status {storage.redact(run)}/{JOB}` says "
+            "how far it is"
+        )
+    folder = storage.join(run, storage.name(found.model.folder))
+    shown = "" if found.top1 is None else f", validation top-1 {100 * found.top1:.2f} %"
+    say(f"{found.model.name} ({storage.name(folder)}{shown})")
+    return folder
+
+
+def _done(run: str) -> dict[str, Done]:
+    """The finished stages that the run's job.yaml reaches; where its shards are gone, those of the newest
+    evaluation."""
+    job = load_job(storage.join(run, JOB), [f"output={run}"])
+    try:
+        done = {look.stage.name: look.done for look in graph.look(job) if look.done}
+    except DataError:
+        done = {}
+    if any(one.model for one in done.values()):
+        return done
+    folders = [name for name in storage.listdir(run) if re.fullmatch(graph.stage_folders(), name)]
+    read = [one for one in (read_done(storage.join(run, name)) for name in folders) if one]
+    evaluations = [one for one in read if one.name == "evaluate"]
+    if not evaluations:
+        return {one.name: one for one in read}
+    newest = max(evaluations, key=lambda one: float(one.info.get("ended", 0.0)))
+    tested = json.loads(storage.read_bytes(storage.join(newest.folder, EVALUATION)))["models"]
+    named = {storage.name(row["dir"]) for row in tested}
+    return {one.name: one for one in read if storage.name(one.folder) in named} | {"evaluate": newest}

@@ -1,0 +1,67 @@
+"""Lists the images that predictions are wanted of: a file, a folder, a table with a path column, or shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.data import shards
+from pipeline.data.samples import IMAGE_SUFFIXES
+from pipeline.errors import DataError
+from pipeline.predict.predictor import Picture
+
+TABLES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image: `where` says which (the columns of the output that name it), `picture` is it."""
+
+    where: dict[str, str | int]
+    picture: Picture
+
+
+def find(name: str, column: str = "path") -> Iterator[Wanted]:
+    """The images that a name means, in a fixed order. DataError: there are none."""
+    if name.endswith(".tar") or "*" in name or "{" in name:
+        return _of_shards(name)
+    if Path(name).is_dir():
+        return _of_folder(name)
+    if name.lower().endswith(TABLES):
+        return _of_table(name, column)
+    return iter([Wanted({"path": name}, name)])
+
+
+def _of_folder(name: str) -> Iterator[Wanted]:
+    found = sorted(
+        str(path) for path in Path(name).rglob("*") if path.suffix[1:].lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise DataError(f"{name} holds no image file; known suffixes are {', '.join(IMAGE_SUFFIXES)}")
+    return (Wanted({"path": path}, path) for path in found)
+
+
+def _of_table(name: str, column: str) -> Iterator[Wanted]:
+    import pandas
+
+    if not Path(name).is_file():
+        raise DataError(f"there is no file {name}; give an image, a folder, a table or shards")
+    try:
+        table = pandas.read_parquet(name) if name.lower().endswith(".parquet") else pandas.read_csv(name, dtype=str)
+    except Exception as error:  # pandas raises a different type for each way of being broken
+        raise DataError(f"cannot read the table {name} ({type(error).__name__}: {error})") from error
+    if column not in table:
+        shown = ", ".join(map(str, table.columns))
+        raise DataError(f"{name} has no column '{column}'; its columns are {shown}: name one by --column")
+    base = Path(name).absolute().parent
+    texts = [str(text) for text in table[column]]
+    return (Wanted({"path": text}, text if storage.is_url(text) else str(base / text)) for text in texts)
+
+
+def _of_shards(pattern: str) -> Iterator[Wanted]:
+    for shard in shards.find_shards(pattern, "input", str(Path.cwd())):
+        for sample, data in shards.stream(shard.path):
+            where: dict[str, str | int] = {"shard": shard.name, "index": sample.index, "key": sample.key}
+            yield Wanted(where, data)
