@@ -96,6 +96,26 @@ def plan(job: str | Path, *overrides: str) -> list[dict[str, str]]:
     return plan_rows(load_job(str(job), overrides))
 
 
+class _Served:
+    """What MLflow calls: a table with a column `image`, the bytes of image files, becomes one of `label`, `confidence`
+    and `problem`."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = load(folder)
+
+    def predict(self, images: Any, params: Any = None) -> Any:
+        import pandas
+
+        found = self.model.predict([bytes(data) for data in images["image"]])
+        columns = ("label", "confidence", "problem")
+        return pandas.DataFrame([[getattr(one, name) for name in columns] for one in found], columns=columns)
+
+
+def _load_pyfunc(data_path: str) -> _Served:
+    """For `mlflow.pyfunc.load_model` (pipeline/tracking/registered.py)."""
+    return _Served(data_path)
+
+
 # ---- imports -------------------------------------------------------------------------------------------------------
 
 

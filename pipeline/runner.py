@@ -17,7 +17,7 @@ from pipeline.config import job_file
 from pipeline.config.fields import execution_of
 from pipeline.config.settings import Job, to_plain
 from pipeline.errors import OutputError
-from pipeline.plan import early_stop
+from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import JOB, PROGRESS, SUMMARY, Done, check_files, files_of, read_json_file, write_done
@@ -44,7 +44,9 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
             tracker.end_job("failed" if failed else "killed", {}, ())
             raise
         screen.write("finished")
-        tracker.end_job("finished", {k: summary[k] for k in ("gain_points",) if k in summary}, ())
+        found = best.find(done)
+        gain = {name: summary[name] for name in ("gain_points",) if name in summary}
+        tracker.end_job("finished", gain, (), champion=found.model.folder if found else None)
         return summary
 
 
@@ -85,6 +87,9 @@ def _run_stages(
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
         tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
         done[stage.name] = finished
+        if stage.kind == "evaluate":
+            for model, figures, temperature in best.published(finished, done):
+                tracker.add_figures(model, figures, temperature)
     if token:  # where nothing ran, nothing is read
         check_files(unchecked)
     return done

@@ -31,8 +31,8 @@ ENVIRONMENT = {  # of this process only, and only where the user has set nothing
 FOR_SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}  # or a file that was replaced is written to for ever
 
 # A process forked in the middle of an import would find that module locked for ever, so forks wait for ours.
-_importing = threading.RLock()
-os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
+importing = threading.RLock()
+os.register_at_fork(before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release)
 
 
 class Connection:
@@ -78,7 +78,7 @@ class Connection:
             os.environ.setdefault(name, value)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with _importing, warnings.catch_warnings():
+        with importing, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - it is needed in a moment
             from mlflow.tracking import MlflowClient

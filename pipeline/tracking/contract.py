@@ -35,7 +35,14 @@ class Tracker(Protocol):
         """`status`: finished or failed. `artifacts`: files or folders to log. `model`: a stage folder whose
         weights and model.yaml are registered."""
 
-    def end_job(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None: ...
+    def add_figures(self, folder: str, figures: Mapping[str, float], temperature: float | None) -> None:
+        """What is known of the model in a stage's folder since the stage ended; `temperature`: what makes its
+        probabilities honest."""
+
+    def end_job(
+        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+    ) -> None:
+        """`champion`: the folder of the job's best model."""
 
     def close(self) -> None:
         """Send what is still to be sent, for at most a few seconds."""
@@ -60,7 +67,12 @@ class NullTracker:
     ) -> None:
         pass
 
-    def end_job(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None:
+    def add_figures(self, folder: str, figures: Mapping[str, float], temperature: float | None) -> None:
+        pass
+
+    def end_job(
+        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+    ) -> None:
         pass
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.tracking import journal
-from pipeline.tracking.connection import Connection
+from pipeline.tracking import journal, registered
+from pipeline.tracking.connection import Connection, importing
 from pipeline.tracking.runs import (
     POINTS_PER_BATCH,
     End,
@@ -25,6 +25,7 @@ from pipeline.tracking.runs import (
     flatten,
     load_state,
     metric_name,
+    milliseconds,
     names,
     save_state,
     shown,
@@ -33,7 +34,6 @@ from pipeline.tracking.runs import (
 TOKEN, PARENT = "journal.token", "mlflow.parentRunId"
 SYSTEM = "system/"  # metrics of the machine
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-MODEL_FILES = ("model.safetensors", "model.yaml")
 NAMES_PER_BATCH = 100  # params and tags
 POLL_URL_SECONDS = 10.0  # an object store gets a new part of a journal this often
 
@@ -60,7 +60,7 @@ class Mirror:
             run.state = load_state(run, shown(self.uri))
         found = self._existing(run)
         if found is None:
-            save_state(run, run_id=None, ended=None)
+            save_state(run, run_id=None, ended=None, figures=None, champion=None)
             tags = {TOKEN: run.state["token"], **({PARENT: run.parent.run_id} if run.parent else {})}
             found = self.client.create_run(self.connection.experiment, run.created, tags, run.name)
         else:
@@ -136,8 +136,8 @@ class Mirror:
         run.sent.update((name, step) for name, _, _, step in points if not name.startswith(SYSTEM))
         self.connection.took()
 
-    def finish(self, run: Run, end: End, champion: bool) -> None:
-        """Send final metrics, artifacts and the model, and end the run."""
+    def finish(self, run: Run, end: End, last: bool) -> None:
+        """Send final metrics, artifacts and the model, and end the run. `last`: no other model has ended since."""
         known = self.client.get_run(run.run_id)
         step = max(run.sent.values(), default=0)
         points = [
@@ -153,9 +153,8 @@ class Mirror:
         for path in end.artifacts:
             self._upload(run, path, None)
         if end.model:
-            for name in MODEL_FILES:
-                self._upload(run, storage.join(end.model, name), "model")
-            self._register(run, known.info.artifact_uri + "/model", champion)
+            self._send_model(run, end.model)
+            self._register(run, known.info.artifact_uri + "/model", last)
         self.client.set_terminated(run.run_id, STATUS[end.status], end.time)
         save_state(run, ended=end.status)
         run.done = True
@@ -170,8 +169,51 @@ class Mirror:
                 self.client.log_artifact(run.run_id, local, under)
         self.connection.took()
 
-    def _register(self, run: Run, source: str, champion: bool) -> None:
-        """A version of the job's model, with the stage's name as an alias; `champion` is its last model."""
+    def add(self, run: Run) -> None:
+        """Send what is known of a run's model since it ended: figures, and the temperature into its model.yaml."""
+        from mlflow.entities import Metric
+
+        self.connection.connect()
+        run_id = run.state["run_id"]
+        known = self.client.get_run(run_id)
+        step = max(_last_steps(known).values(), default=0)
+        points = [
+            (metric_name(name), float(value), milliseconds(), step)
+            for name, value in run.figures.items()
+            if known.data.metrics.get(metric_name(name)) != value
+        ]
+        if points:
+            self.client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+        if run.temperature is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                card = storage.read_bytes(storage.join(run.folder, registered.CARD)).decode()
+                path = Path(folder, registered.CARD)
+                path.write_text(f"{card.rstrip()}\ntemperature: {run.temperature}\n")
+                self.client.log_artifact(run_id, str(path), f"model/{registered.INSIDE}")
+        save_state(run, figures=dict(run.figures))
+        self.connection.took()
+
+    def crown(self, run: Run) -> None:
+        """Have the alias `champion` mean the model of a run."""
+        self.connection.connect()
+        [version, *_] = self.client.search_model_versions(f"run_id = '{run.state['run_id']}'")
+        self.client.set_registered_model_alias(version.name, "champion", version.version)
+
+    def _send_model(self, run: Run, folder: str) -> None:
+        """Log the model in a stage's folder as one that MLflow can load."""
+        with tempfile.TemporaryDirectory() as temporary:
+            files = Path(temporary, "files")
+            files.mkdir()
+            for name in registered.FILES:
+                (files / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
+            made = str(Path(temporary, "model"))
+            with importing:
+                registered.save(str(files), made)
+            self.client.log_artifacts(run.run_id, made, "model")
+        self.connection.took()
+
+    def _register(self, run: Run, source: str, last: bool) -> None:
+        """A version of the job's model, with the stage's name as an alias, and `last` for the newest."""
         from mlflow.exceptions import MlflowException
 
         assert run.parent
@@ -184,8 +226,8 @@ class Mirror:
         versions = self.client.search_model_versions(f"run_id = '{run.run_id}'")
         version = (versions or [self.client.create_model_version(name, source, run.run_id)])[0].version
         self.client.set_registered_model_alias(name, re.sub(r"[^\w-]", "-", run.name), version)
-        if champion:
-            self.client.set_registered_model_alias(name, "champion", version)
+        if last:
+            self.client.set_registered_model_alias(name, "last", version)
 
 
 def _last_steps(run: Any) -> dict[str, int]:

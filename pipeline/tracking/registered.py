@@ -1,12 +1,53 @@
-"""Fetches registered models from MLflow: the third and last module that imports it."""
+"""Makes of ours models that `mlflow.pyfunc.load_model` and `mlflow models serve` load, and fetches registered ones.
+
+An MLflow model holds model.safetensors and model.yaml, nothing pickled; `noisy_lambda._load_pyfunc` loads it, for which
+noisy-lambda must be installed.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import io
 import os
+import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 from pipeline import storage
 from pipeline.errors import OutputError
+
+LOADER = "noisy_lambda"  # has _load_pyfunc
+CARD = "model.yaml"
+FILES = ("model.safetensors", CARD)
+INSIDE = f"data/{LOADER}"  # of an MLflow model: where the files lie
+
+
+def save(files: str, to: str) -> None:
+    """Make an MLflow model of the local folder `files`, which has FILES, in the new folder `to`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+        import pandas
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, Schema
+        from PIL import Image
+
+        data = Path(to).parent / LOADER
+        data.mkdir()
+        for name in FILES:
+            shutil.copyfile(Path(files, name), data / name)
+        example = io.BytesIO()
+        Image.new("RGB", (64, 64), "gray").save(example, "PNG")
+        answers: list[Any] = [ColSpec("string", "label"), ColSpec("double", "confidence"), ColSpec("string", "problem")]
+        mlflow.pyfunc.save_model(
+            path=to,
+            loader_module=LOADER,
+            data_path=str(data),
+            pip_requirements=[f"noisy-lambda=={importlib.metadata.version('noisy-lambda')}"],
+            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
+            input_example=pandas.DataFrame({"image": [example.getvalue()]}),
+        )
 
 
 def fetch(uri: str, folder: str) -> str:

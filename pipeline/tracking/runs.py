@@ -85,6 +85,8 @@ class Run:
     position: int = 0  # in the journal
     curves: set[str] = field(default_factory=set)  # the metrics that the journal has
     read_at: float = -math.inf
+    figures: Mapping[str, float] = field(default_factory=dict)  # of its model, known since it ended
+    temperature: float | None = None  # of that model, since then
     failures: int = 0
     done: bool = False
 

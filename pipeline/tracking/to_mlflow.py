@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.tracking.connection import Connection
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.mirror import Mirror
-from pipeline.tracking.runs import End, Run, is_sqlite, load_state, milliseconds, shown, store_uri
+from pipeline.tracking.runs import End, Run, is_sqlite, load_state, milliseconds, save_state, shown, store_uri
 
 POLL_SECONDS = 1.0
 SYSTEM_SECONDS = 5.0
@@ -49,6 +49,7 @@ class MlflowTracker:
         self.lock = threading.Lock()
         self.wake = threading.Event()
         self.closing = False
+        self.champion: str | None = None
         self.pause = POLL_SECONDS
         self.samples: list[tuple[Run, int, dict[str, float]]] = []
         self.sampled = -math.inf
@@ -75,7 +76,16 @@ class MlflowTracker:
         self._run_of(stage, begun=False).end = End(status, dict(metrics), tuple(artifacts), model)
         self.wake.set()
 
-    def end_job(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str]) -> None:
+    def add_figures(self, folder: str, figures: Mapping[str, float], temperature: float | None) -> None:
+        for run in self.stages:
+            if run.folder == folder:
+                run.temperature, run.figures = temperature, dict(figures)
+        self.wake.set()
+
+    def end_job(
+        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+    ) -> None:
+        self.champion = champion
         if self.parent:
             self.parent.end = End(status, dict(metrics), tuple(artifacts))
             self.wake.set()
@@ -136,7 +146,8 @@ class MlflowTracker:
         last = [run for run in stages if run.end and run.end.model][-1:]
         for run in runs:
             try:
-                self._send(run, run.end, champion=run in last)
+                self._send(run, run.end, last=run in last)
+                self._add(run)
             except Exception as error:
                 self._warn(error)
                 complete = False
@@ -155,7 +166,18 @@ class MlflowTracker:
             if run.done and run.failures < ATTEMPTS:
                 run.done = run.begun = False
 
-    def _send(self, run: Run, end: End | None, champion: bool) -> None:
+    def _add(self, run: Run) -> None:
+        """What is known of a model since its run has ended, and whether it is the best: nothing that MLflow has."""
+        if run.done and run.figures and run.state.get("figures") != run.figures:
+            self.mirror.add(run)
+        if run.done and run.folder == self.champion and not run.state.get("champion"):
+            for other in self.stages:
+                if other.state.get("champion"):
+                    save_state(other, champion=False)
+            self.mirror.crown(run)
+            save_state(run, champion=True)
+
+    def _send(self, run: Run, end: End | None, last: bool) -> None:
         if run.done or not (run.begun or end):
             return
         if not run.state:
@@ -170,7 +192,7 @@ class MlflowTracker:
         self.mirror.send_samples(run, mine)
         self.samples = [sample for sample in self.samples if sample[0] is not run]
         if end:
-            self.mirror.finish(run, end, champion)
+            self.mirror.finish(run, end, last)
 
     def _sample(self) -> None:
         """Measure the driver's machine for the stage that runs now."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import OutputError
-from pipeline.tracking import connection, mirror, to_mlflow
+from pipeline.tracking import connection, registered, to_mlflow
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.runs import batches, flatten, store_uri
@@ -99,8 +100,15 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "loss.png").write_bytes(b"png")
     (tmp_path / "summary.json").write_text("{}")
-    tracker.end_stage(teacher, "finished", {"test_top1": 0.75}, [str(tmp_path / "plots")], teacher.folder)
-    tracker.end_job("finished", {"gain_points": 4.5}, [str(tmp_path / "summary.json")])
+    tracker.end_stage(teacher, "finished", {"best_validation_top1": 0.5}, [str(tmp_path / "plots")], teacher.folder)
+    student = stage(output, "gen1-student")
+    tracker.start_stage(student)
+    Path(student.folder).mkdir()
+    for name in registered.FILES:
+        shutil.copy(Path(teacher.folder, name), Path(student.folder, name))
+    tracker.end_stage(student, "finished", {}, (), student.folder)
+    tracker.add_figures(teacher.folder, {"test_top1": 0.75}, 1.5)
+    tracker.end_job("finished", {"gain_points": 4.5}, [str(tmp_path / "summary.json")], champion=teacher.folder)
     tracker.close()
 
     client = connect(store_uri(output, store))
@@ -122,8 +130,21 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
     version = client.get_model_version_by_alias("digits", "champion")
     assert version.run_id == child.info.run_id
     assert client.get_model_version_by_alias("digits", "gen0-teacher").version == version.version
-    folder = Path(version.source.removeprefix("file://"))
-    assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "model.yaml"]
+    assert client.get_model_version_by_alias("digits", "last").run_id == run_of(client, student.folder).info.run_id
+    files = Path(version.source.removeprefix("file://")) / "data" / "noisy_lambda"
+    assert sorted(file.name for file in files.iterdir()) == ["model.safetensors", "model.yaml"]
+    assert (files / "model.yaml").read_text() == "architecture: tiny\ntemperature: 1.5\n"
+    # The rerun of a done job has nothing to send, and another best model takes the alias.
+    for champion, expected in ((teacher, teacher), (student, student), (student, student)):
+        tracker = start(output, store)
+        for record, figures in ((teacher, {"test_top1": 0.75}), (student, {"test_top1": 0.5})):
+            tracker.end_stage(record, "finished", {}, (), record.folder)
+            tracker.add_figures(record.folder, figures, None)
+        tracker.end_job("finished", {}, (), champion=champion.folder)
+        tracker.close()
+        found = client.get_model_version_by_alias("digits", "champion").run_id
+        assert found == run_of(client, expected.folder).info.run_id
+        assert len(steps(client, run_of(client, teacher.folder), "test_top1")) == 1
 
 
 def test_metrics_arrive_while_the_stage_runs_and_system_metrics_too(
@@ -259,7 +280,7 @@ def test_stages_in_an_object_store(tmp_path: Path, store: str) -> None:
     with Journal(teacher.folder) as journal:
         journal.log(1, loss=1.0)
     storage.write_bytes(f"{output}/plots/a.html", b"a")
-    for name in mirror.MODEL_FILES:
+    for name in registered.FILES:
         storage.write_bytes(f"{teacher.folder}/{name}", b"b")
     tracker.end_stage(teacher, "finished", {}, [f"{output}/plots", f"{output}/plots/a.html"], teacher.folder)
     tracker.close()
@@ -383,7 +404,7 @@ def test_a_server_that_dies_costs_one_warning_and_gets_all_of_it_when_it_is_back
         journal.log(step, loss=1.0)
     wait_for(lambda: warnings)
     journal.close()
-    for name in mirror.MODEL_FILES:
+    for name in registered.FILES:
         storage.write_bytes(storage.join(teacher.folder, name), b"model")
     timed(tracker.end_stage, teacher, "finished", {"top1": 0.5}, [], teacher.folder)
     timed(tracker.start_stage, student)
@@ -459,7 +480,7 @@ def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
                 for step in range(300):
                     journal.log(step, loss=1.0)
                     time.sleep(0.03)
-            for name in mirror.MODEL_FILES:
+            for name in registered.FILES:
                 storage.write_bytes(storage.join(record.folder, name), b"model")
             tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
         tracker.end_job("finished", {}, [])
