@@ -80,6 +80,7 @@ def test_a_job_without_ray(world: World, script: Path) -> None:
     assert status.returncode == 0, status.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_imports_ours(world: World) -> None:
     """Ray puts the working directory in front of all that its workers import from."""
     found = call(world.job.parent, "-c", ON_RAY)

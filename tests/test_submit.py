@@ -77,7 +77,11 @@ def summary(output: Path) -> dict[str, Any]:
             "smoke", [], ["gen0-teacher", "gen1-student", "gen2-student"], id="literally", marks=pytest.mark.slow
         ),
         pytest.param(
-            "teacher", ["generations=[]", "output=runs/teacher", "cluster=inline"], ["gen0-teacher"], id="teacher only"
+            "teacher",
+            ["generations=[]", "output=runs/teacher", "cluster=inline"],
+            ["gen0-teacher"],
+            id="teacher only",
+            marks=pytest.mark.slow,
         ),
     ],
 )

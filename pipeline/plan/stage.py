@@ -14,7 +14,7 @@
     ├── gen1-student-1a2b3c4d/       as the teacher's
     ├── gen2-…                       … and so on, generation after generation
     ├── gen2-finetune-1a2b3c4d/      as the teacher's
-    ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet
+    ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet …
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
     └── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
 

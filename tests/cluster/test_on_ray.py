@@ -102,6 +102,7 @@ def test_two_training_workers_form_a_group_and_go_on_after_a_kill(embedded_ray: 
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_lost_worker_that_ends_rays_controller_is_a_restart_too(
     embedded_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

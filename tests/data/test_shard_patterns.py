@@ -284,6 +284,7 @@ def test_thirty_thousand_shards_cost_one_listing(tmp_path: Path, asked: Counter[
         assert asked == {"ls": 1}, pattern
 
 
+@pytest.mark.slow
 def test_a_rerun_of_a_finished_stage_asks_the_same_whatever_the_number_of_shards(
     tmp_path: Path, asked: Counter[str]
 ) -> None:

@@ -122,7 +122,14 @@ def same_size(path: Path, members: dict[str, bytes]) -> None:
     path.write_bytes(path.read_bytes().ljust(size, b"\0"))
 
 
-@pytest.mark.parametrize("how", ["a bad image", "a damaged shard", "an old time stamp", "a good one", "before the end"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a bad image",
+        "an old time stamp",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("a damaged shard", "a good one", "before the end")),
+    ],
+)
 def test_a_shard_that_was_mended_is_labelled_again_and_it_alone(tmp_path: Path, how: str) -> None:
     world = small.make(tmp_path)
     path, allowed = world.shards / "unlabelled-001.tar", "data.max_bad_fraction=0.5"

@@ -90,14 +90,15 @@ DAMAGES: list[Callable[[Path], object]] = [
 ]
 
 
+@pytest.mark.parametrize("damages", [DAMAGES[:2], pytest.param(DAMAGES[2:], marks=pytest.mark.slow)])
 def test_a_store_that_is_gone_or_damaged_is_filled_from_the_journals_even_when_nothing_has_to_run(
-    tmp_path: Path,
+    tmp_path: Path, damages: list[Callable[[Path], object]]
 ) -> None:
     output = tmp_path / "run? %41#1"
     path = output / "mlflow.db"
     assert run_job(output, begin=True) == []
     losses = [(step, 1 / step) for step in range(1, 6)]
-    for damage in (None, *DAMAGES):
+    for damage in (None, *damages):
         if damage:
             damage(path)
             warnings = run_job(output, begin=False)
@@ -108,7 +109,7 @@ def test_a_store_that_is_gone_or_damaged_is_filled_from_the_journals_even_when_n
         assert points(path, "validation_top1") == points(path, "best_validation_top1") == [(5, 0.5)]
         assert points(path, "validation_loss") == [(5, 7.0)]
         assert len(points(path, "training_images_per_second")) == 5
-    assert len(list(output.glob("mlflow.db.damaged-*"))) == len(DAMAGES) - 1
+    assert len(list(output.glob("mlflow.db.damaged-*"))) == len(damages) - (Path.unlink in damages)
     assert [entry.name for entry in tmp_path.iterdir()] == [output.name]
     assert not list(output.glob(".tmp-*"))
 
