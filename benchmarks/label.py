@@ -171,7 +171,7 @@ def decode_only(corpus: Corpus, view: images.View, threads: int) -> float:
     start, seconds = time.perf_counter(), dict[str, float]()
     ahead = Ahead(threads, 512)
     for shard in corpus.shards:
-        for _ in ahead.run(shards.stream(shard.path), lambda item: labeller._prepare(view, item), seconds):
+        for _ in ahead.run(shards.stream(shard.path), lambda item: labeller._prepare(view, None, item), seconds):
             pass
     ahead.close()
     return corpus.images / (time.perf_counter() - start)
