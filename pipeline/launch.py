@@ -14,7 +14,7 @@ from pipeline.cluster.contract import Cluster
 from pipeline.config.settings import Job
 from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
-from pipeline.progress import Screen, console, results_table
+from pipeline.progress import Screen, console, results_table, safe
 from pipeline.tracking import ui as mlflow_ui
 from pipeline.tracking.contract import NullTracker, Tracker
 
@@ -31,6 +31,8 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
         cluster.close()
     out.print()
     out.print(results_table(summary))
+    for sentence in summary.get("verdict", ()):
+        out.print(safe(sentence), soft_wrap=True)
     out.print(f"\nreport   {summary['report']}", soft_wrap=True)
     if job.tracking.enabled:
         out.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)

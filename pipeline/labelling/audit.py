@@ -84,6 +84,20 @@ def _plain(diagram: Reliability) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in vars(diagram).items()}
 
 
+def gain(before: Answers, after: Answers) -> dict[str, float] | None:
+    """What a model gained on another one on the same images, in points of top-1: `points`, and the 95 % interval of the
+    paired difference, `low` to `high` (adjusted Wald: Bonett and Price, Journal of Educational and Behavioral
+    Statistics 37, 2012). None where they did not answer on the same images."""
+    if not np.array_equal(before.truth, after.truth):
+        return None
+    n = len(after.truth)
+    won, lost = int((after.correct & ~before.correct).sum()), int((before.correct & ~after.correct).sum())
+    better, worse = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    middle, half = better - worse, 1.96 * np.sqrt((better + worse - (better - worse) ** 2) / (n + 2))
+    values = {"points": (won - lost) / n, "low": max(-1.0, middle - half), "high": min(1.0, middle + half)}
+    return {name: round(100 * float(value), 4) for name, value in values.items()}
+
+
 def confusion(found: Answers) -> list[list[int]]:
     """[true class, answer, images] of every wrong answer that occurs, the most frequent first."""
     wrong = ~found.correct

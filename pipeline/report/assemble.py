@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
-from pipeline.plan import early_stop
+from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
-from pipeline.report import accuracy, audit, generation, page, plots
+from pipeline.report import accuracy, audit, generation, page, plots, verdict
 from pipeline.report.page import Page, Picture
 from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
@@ -31,7 +31,12 @@ def assemble(context: Context) -> Result:
     generations = max(model.generation for model in models)
     audits = [audit.summary(context, number) for number in range(1, generations + 1)]
     stop = early_stop.find(context.job, context.needs)
+    best_model = best.find(context.needs)
+    assert best_model  # the teacher at least
+    judged = verdict.sentences(rows, audits, best_model.model.name)
+    audits = [{name: value for name, value in one.items() if name != "steps"} for one in audits]
     summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
+    summary |= {"best": best_model.model.name, "verdict": judged}
 
     # ---- pictures and facts -----------------------------------------------------------------------------------------
     shards = len(context.corpora["unlabelled"].shards) if generations else 0
@@ -54,6 +59,7 @@ def assemble(context: Context) -> Result:
             command=f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}",
             further=accuracy.further(models, rows),
             sets=accuracy.on_sets(models, rows),
+            verdict=judged,
         )
 
         # ---- files --------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def summary(context: Context, number: int) -> dict[str, Any]:
         **{name: found[name] for name in numbers},
         "expected_noise": noise,
         "sources": found["sources"],
+        "steps": found["steps"],
     }
 
 

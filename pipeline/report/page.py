@@ -92,6 +92,7 @@ class Page:
     command: str = ""
     further: Sequence[Further] = ()
     sets: Sequence[OnSet] = ()
+    verdict: Sequence[str] = ()
 
 
 def render(page: Page) -> bytes:

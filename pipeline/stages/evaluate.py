@@ -12,9 +12,10 @@ image, and inference speed side by side.
 
 `sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
 the weights of the same step reach themselves, where the model is their moving average. `validation` is what
-`labelling.audit.compare` finds (accuracy, temperature, calibration), and `confusion`: what `predict` and the choice of
-the best model go by. A shard is tested by one worker, which adds up what it counts: every image counts
-once however many workers there are. The test shards and the further sets are used here and nowhere else.
+`labelling.audit.compare` finds (accuracy, temperature, calibration), `confusion`, and the `gain` on the model before:
+what `predict`, the report and the choice of the best model go by. A shard is tested by one worker, which adds up what
+it counts: every image counts once however many workers there are. The test shards and the further sets are used here
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pipeline.stages.train import indexed_shards, shards_of
 from pipeline.tracking.journal import Journal
 
 if TYPE_CHECKING:
+    from pipeline.labelling.calibration import Answers
     from pipeline.loading.training_rows import TrainingShard
     from pipeline.train.trials import Trial
 
@@ -69,7 +71,7 @@ def run(context: Context) -> Result:
         sources = {"test": indexed_shards(context, "test"), **_index_sets(context, log)}
         tried = {name: _trials(context, name, folder) for name, folder in trained.items()}
         figures = _test(context, [trial for several in tried.values() for trial in several], sources, log)
-        validated = {name: _validate(context, name) for name in trained}
+        validated = _validate_all(context, list(trained))
         # All in one worker and one after another: figures of speed are worth something only side by side.
         measure = functools.partial(trials.speed_worker, settings.batch, settings.speed_seconds)
         [speed] = context.map(measure, [("speed", list(trained.values()))], workers=1)
@@ -168,7 +170,21 @@ def _test(
     return {trial: scores.figures() for trial, scores in found.items()}
 
 
-def _validate(context: Context, stage: str) -> Figures:
+def _validate_all(context: Context, stages: Sequence[str]) -> dict[str, Figures]:
+    """`_validate` of every model, with what each gained on the one before it, from which it learnt."""
+    from pipeline.labelling import audit
+
+    found: dict[str, Figures] = {}
+    before = None
+    for stage in stages:
+        found[stage], answers = _validate(context, stage)
+        if before is not None:
+            found[stage]["gain"] = audit.gain(before, answers)
+        before = answers
+    return found
+
+
+def _validate(context: Context, stage: str) -> tuple[Figures, Answers]:
     """What a model says of the validation images, by the very way in which it would label others."""
     import numpy as np
 
@@ -203,10 +219,9 @@ def _validate(context: Context, stage: str) -> Figures:
     answers, bad = audit.join(zip(indexed, labelled, strict=True), classes)
     found = audit.compare({"validation": (answers, bad)}, classes, 0.0, {}, calibrate=False)
     kept = ("images", "bad", "accuracy", "ece", "nll", "temperature", "calibrated_ece", "calibrated_nll", "reliability")
-    return {name: found[name] for name in kept} | {
-        "per_class": np.bincount(answers.truth, minlength=classes).tolist(),
-        "confusion": audit.confusion(answers),
-    }
+    figures = {name: found[name] for name in kept}
+    figures["per_class"] = np.bincount(answers.truth, minlength=classes).tolist()
+    return figures | {"confusion": audit.confusion(answers)}, answers
 
 
 def _row(trials: Sequence[Trial], figures: Mapping[Trial, Figures], sets: Mapping[str, str]) -> Figures:

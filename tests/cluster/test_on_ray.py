@@ -108,6 +108,7 @@ def test_a_lost_worker_that_ends_rays_controller_is_a_restart_too(
 ) -> None:
     """Seen where a machine went just after the worker group had grown; only luck makes Ray do it, so its answer is
     given."""
+    embedded_ray._session.prepare()  # before Ray is imported
     from ray.exceptions import ActorUnavailableError
     from ray.train import ControllerError
     from ray.train.torch import TorchTrainer

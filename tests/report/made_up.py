@@ -144,6 +144,10 @@ def fake_run(
                     "dir": folder,
                     "model": "lambda_tiny",
                     "top1": top1[stage.generation],
+                    "validation": {
+                        "accuracy": top1[stage.generation],
+                        "gain": {"points": 2.0, "low": 0.5, "high": 3.5} if stage.generation else None,
+                    },
                     "top5": 0.99,
                     "loss": 0.4,
                     "ece": 0.04 + 0.01 * stage.generation,
@@ -180,7 +184,8 @@ def fake_run(
             storage.write_json(storage.join(folder, "summary.json"), summary)
         elif stage.kind == "evaluate":
             storage.write_json(storage.join(folder, "evaluate.json"), {"images": 450, "models": models})
-        done[stage.name] = Done(stage.name, folder, "1a2b3c4d" * 8, "", {"seconds": 12.3, "line": ""})
+        info = {"seconds": 12.3, "line": ""}
+        done[stage.name] = Done(stage.name, folder, "1a2b3c4d" * 8, "", info, model=stage.model)
     stage = stages_of(job)[-1]
     folder = storage.join(job.output, "report-5e6f7a8b")
     storage.make_folder(folder)

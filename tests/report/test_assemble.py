@@ -45,7 +45,9 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
             Image.open(Path(context.folder, name)).verify()
 
     summary = storage.read_json(storage.join(context.folder, "summary.json"))
-    assert list(summary) == ["job", "stages", "audits", "gain_points", "seconds", "report"]
+    assert list(summary) == ["job", "stages", "audits", "gain_points", "seconds", "report", "best", "verdict"]
+    assert summary["best"] == "gen2-student" and summary["verdict"][-1].startswith("Take gen2-student: ")
+    assert all(sentence in Path(context.folder, "index.html").read_text() for sentence in summary["verdict"])
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
     assert list(summary["stages"][0]) == list(assemble.STAGE_KEYS)
     assert summary["gain_points"] == pytest.approx(8.89)
