@@ -3,7 +3,7 @@ the same.
 
 Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1
 failed (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was
-stopped, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
+stopped, 130 interrupted (Ctrl-C), 141 nobody reads what is printed (`| head`), 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, RemoteError) as error:
         print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
@@ -50,7 +54,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args, rest = top.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "settings")]
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+        option = re.fullmatch(r"--([a-z_.]+)(=.*)?", unknown[0]) if hasattr(args, "settings") else None
+        meant = f"; a setting is written {option[1]}={(option[2] or '=…')[1:]}, without dashes" if option else ""
+        top.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     if rest:
         args.settings = [*args.settings, *rest]
     return args
@@ -62,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         prog="noisy-lambda",
         description="Noisy Student training of LambdaResNets, from shards to a speed-accuracy plot.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -84,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add("jobs", jobs, "list the jobs that come with noisy-lambda")
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
+    run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
     add_job("status", status, "show how far a job is, also while it runs")
     submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
@@ -104,6 +112,19 @@ def parser() -> argparse.ArgumentParser:
     _add_predict(add("predict", predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
     return top
+
+
+class _Version(argparse.Action):
+    """Looks it up when it is asked for: a copy of the repository that is not installed has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import importlib.metadata
+
+        try:
+            print(f"noisy-lambda {importlib.metadata.version('noisy-lambda')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("noisy-lambda, not installed")
+        parser.exit()
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
@@ -178,7 +199,8 @@ def run(args: argparse.Namespace) -> int:
     job = _load(args)
     signal.signal(signal.SIGTERM, _stop)
     summary = launch.run(job, refreeze=args.refreeze)
-    print(json.dumps(summary), flush=True)
+    if args.json or not sys.stdout.isatty():  # for programs
+        print(json.dumps(summary), flush=True)
     return 0
 
 

@@ -29,9 +29,14 @@ MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "�
 RESERVED = ("step", "total", "time", "kind")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the command line to end with; rich would say that we were stopped
+
+
 def console() -> Console:
     """One that writes to standard output; into a file, or a job's log, tables need not fit a screen."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    return _Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def safe(text: str) -> str:

@@ -26,7 +26,7 @@ JOB = ["JOB", "key=value"]
 FILES = ["--out", "--split", "--unlabelled", "--seed", "--max-bad", "--shard-images", "--shard-bytes", "--processes"]
 SURFACE = {
     "jobs": [],
-    "run": [*JOB, "--refreeze"],
+    "run": [*JOB, "--refreeze", "--json"],
     "plan": JOB,
     "status": JOB,
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
@@ -51,6 +51,53 @@ def surface(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple
         if not isinstance(action, argparse._HelpAction):
             arguments += action.option_strings or [str(action.metavar)]
     yield prefix, arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["run", "a.yaml", "--seed", "1"],
+            "unrecognized arguments: --seed 1; a setting is written seed=…, without dashes",
+        ),
+        (["plan", "a.yaml", "--teacher.lr=0.2"], "a setting is written teacher.lr=0.2, without dashes"),
+        (["jobs", "--seed=1"], "unrecognized arguments: --seed=1"),
+    ],
+)
+def test_settings_that_are_given_as_options(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert capsys.readouterr().err.rstrip().endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("teacher.learning_rate=0.1", "it is called 'lr' here"),
+        ("teacher.epochs=3", "it is called 'duration' here"),
+        ("student.batch_size=3", "it is called 'batch' here"),
+        ("teacher.name=x", "it is called 'model' here"),
+        ("learning_rate=3", "unknown key 'learning_rate'"),
+    ],
+)
+def test_settings_by_the_names_of_other_tools(worlds: small.Store, setting: str, said: str) -> None:
+    ran = worlds.original().call("plan", setting)
+    assert ran.status == 2 and said in ran.err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and re.fullmatch(r"noisy-lambda \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(worlds: small.Store) -> None:
+    world = worlds.original()
+    called = [sys.executable, "-m", "pipeline", "plan", str(world.job), f"output={world.output}"]
+    planned = subprocess.Popen(called, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert planned.stdout and planned.stderr
+    planned.stdout.close()
+    assert planned.wait(60) == 141 and planned.stderr.read() == b""
 
 
 def test_commands_and_options() -> None:

@@ -188,6 +188,21 @@ def _nested(annotation: Any) -> tuple[type | None, bool]:
     return (annotation, False) if is_dataclass(annotation) and isinstance(annotation, type) else (None, False)
 
 
+# What other tools call some settings.
+MEANT = {
+    "learning_rate": "lr",
+    "epochs": "duration",
+    "max_epochs": "duration",
+    "steps": "duration",
+    "batch_size": "batch",
+    "image_size": "resolution",
+    "img_size": "resolution",
+    "architecture": "model",
+    "arch": "model",
+    "name": "model",
+}
+
+
 def _other_container(annotation: Any, value: Any) -> str | None:
     """What a setting takes that was given a list for a mapping, or the other way round."""
     for kind, word, wrong in ((dict, "mapping", list), (list, "list", Mapping)):
@@ -206,6 +221,8 @@ def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str
         if key not in known:
             close = difflib.get_close_matches(str(key), list(known), 1, 0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(sorted(known))}"
+            if (meant := MEANT.get(str(key))) in known:
+                hint = f"it is called '{meant}' here"
             if schema in (Job, Generation) and key in (item.name for item in fields(Train)):
                 hint = f"it is a setting of models, such as student.{key}"
             raise ConfigError(f"{path}: unknown key '{full}'; {hint}")

@@ -29,6 +29,7 @@ SHARD_BYTES = 256 << 20
 SHARD_SAMPLES = 10_000
 MAX_BAD = 0.1
 SPLIT = re.compile(r"[A-Za-z0-9_]+")
+MEANT = {"validation": "val", "valid": "val", "train": "labelled", "training": "labelled", "unlabeled": "unlabelled"}
 Skipped = list[tuple[str, str]]
 """(path, reason)"""
 
@@ -231,6 +232,8 @@ def _write(
 ) -> dict[str, Any]:
     if not SPLIT.fullmatch(split):
         raise ConfigError(f"'{split}' cannot name a split; use letters, digits and underscores")
+    if split in MEANT:
+        log.warning("a job looks for %s-*.tar unless data says otherwise, not for %s-*.tar", MEANT[split], split)
     if limits.shard_bytes < 1 or limits.shard_samples < 1:
         raise ConfigError(
             f"a shard of {limits.shard_bytes} bytes and {limits.shard_samples} samples is impossible; give at least 1"
