@@ -6,12 +6,13 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipeline import graph, storage, weights
 from pipeline.config.load import load_job
 from pipeline.errors import DataError, OutputError, WeightsError
 from pipeline.plan import best
-from pipeline.plan.stage import CARD, EVALUATION, JOB, WEIGHTS, Done, read_done
+from pipeline.plan.stage import CARD, DONE, EVALUATION, JOB, WEIGHTS, Done, read_done
 from pipeline.predict.predictor import Model, Predictor
 
 REGISTERED = "models:/"
@@ -46,7 +47,8 @@ def _model(folder: str, raw: bool) -> Model:
         )
     module, card = weights.load_model(folder)
     honest = best.temperature_of(folder) if card.temperature is None else card.temperature
-    return Model(folder, module, card, 1.0 if raw or honest is None else honest)
+    identity = storage.sha256(storage.join(folder, WEIGHTS))
+    return Model(folder, module, card, 1.0 if raw or honest is None else honest, identity)
 
 
 def _best_of(run: str, say: Callable[[str], None]) -> str:
@@ -78,7 +80,7 @@ def _done(run: str) -> dict[str, Done]:
     evaluations = [one for one in read if one.name == "evaluate"]
     if not evaluations:
         return {one.name: one for one in read}
-    newest = max(evaluations, key=lambda one: float(one.info.get("ended", 0.0)))
+    newest = max(evaluations, key=lambda one: 0.0 if storage.is_url(run) else Path(one.folder, DONE).stat().st_mtime)
     tested = json.loads(storage.read_bytes(storage.join(newest.folder, EVALUATION)))["models"]
     named = {storage.name(row["dir"]) for row in tested}
     return {one.name: one for one in read if storage.name(one.folder) in named} | {"evaluate": newest}

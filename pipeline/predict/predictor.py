@@ -42,17 +42,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its folder, its card, and the temperature that makes its probabilities honest."""
+    """A trained model: where it was found, its card, the temperature that makes its probabilities honest, and the
+    sha256 of its weights."""
 
     folder: str
     module: nn.Module
     card: weights.Card
     temperature: float
-
-    @property
-    def identity(self) -> str:
-        """sha256 of its weights file."""
-        return storage.sha256(storage.join(self.folder, weights.WEIGHTS))
+    identity: str
 
 
 class Predictor:

@@ -71,6 +71,9 @@ def test_the_champion_loads_in_mlflow_and_by_name(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.output}/mlflow.db")
     ran = command("predict", "models:/tiny@champion", photos[0])
     assert ran.status == 0 and ran.out == command("predict", world.output, photos[0]).out, ran
+    out = tmp_path / "found.parquet"
+    for _ in range(2):  # it knows its model
+        assert command("predict", "models:/tiny@champion", photos[0].parent, "--out", out).status == 0
     missing = command("predict", "models:/tiny@nobody", photos[0])
     assert missing.status == 2 and missing.err.startswith("error: cannot fetch models:/tiny@nobody from sqlite:///")
 
