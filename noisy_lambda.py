@@ -106,7 +106,8 @@ class _Served:
     def predict(self, images: Any, params: Any = None) -> Any:
         import pandas
 
-        found = self.model.predict([bytes(data) for data in images["image"]])
+        # What is no bytes and no path has no image: its row says so.
+        found = self.model.predict([data if isinstance(data, (bytes, str)) else b"" for data in images["image"]])
         columns = ("label", "confidence", "problem")
         return pandas.DataFrame([[getattr(one, name) for name in columns] for one in found], columns=columns)
 

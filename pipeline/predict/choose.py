@@ -41,6 +41,11 @@ def find(name: str, say: Callable[[str], None], *, raw: bool = False) -> Model:
 
 def _model(folder: str, raw: bool) -> Model:
     if not storage.exists(storage.join(folder, CARD)) or not storage.exists(storage.join(folder, WEIGHTS)):
+        if folder.lower().endswith((".tar", ".jpg", ".jpeg", ".png", ".webp", ".csv", ".parquet")):
+            raise WeightsError(
+                f"{storage.redact(folder)} is no model: of several arguments the last one alone is the input; give a "
+                "folder or a table of images, and put a pattern of shards into quotes"
+            )
         raise WeightsError(
             f"there is no trained model at {storage.redact(folder)}; name a stage's folder or an export (with "
             f"{WEIGHTS} and {CARD}), the output of a run, or {REGISTERED}NAME@champion"

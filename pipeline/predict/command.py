@@ -22,10 +22,14 @@ def predict(
         raise ConfigError(f"--top is {top}; it takes at least one class")
     if out and storage.is_url(out):
         raise ConfigError(f"--out {storage.redact(out)} is a URL; name a local file")
-    wanted = inputs.find(input, column)
+    if out:
+        table.check_name(out)
+    damages: list[str] = []
+    wanted = inputs.find(input, column, damages)
     predictor = choose.predictor(models, _say, raw=raw, device=device, batch=batch)
     if out is None:
-        return _on_screen(predictor, wanted, top)
+        _on_screen(predictor, wanted, top)
+        return _end(damages)
     began = time.monotonic()
     with _counting() as progress:
         found = table.write(predictor, wanted, out, top, progress)
@@ -35,6 +39,13 @@ def predict(
     print(f"{line}, written to {shown(out)}")
     if found and not found[""]:
         raise DataError(f"none of the {found.total():,} images could be read; {shown(out)} says why of each")
+    return _end(damages)
+
+
+def _end(damages: list[str]) -> int:
+    if damages:
+        more = f" ({len(damages)} such shards)" if len(damages) > 1 else ""
+        raise DataError(f"{damages[0]}{more}")
     return 0
 
 
@@ -42,7 +53,7 @@ def _say(text: str) -> None:
     print(f"model: {shown(text)}", file=sys.stderr)
 
 
-def _on_screen(predictor: Predictor, wanted: Iterator[inputs.Wanted], top: int) -> int:
+def _on_screen(predictor: Predictor, wanted: Iterator[inputs.Wanted], top: int) -> None:
     asked = list(wanted)
     said = predictor.predict([one.picture for one in asked])
     for one, prediction in zip(asked, said, strict=True):
@@ -55,7 +66,6 @@ def _on_screen(predictor: Predictor, wanted: Iterator[inputs.Wanted], top: int) 
         print(f"{name}  {shown(', '.join(classes))}")
     if all(prediction.problem for prediction in said):
         raise DataError(f"none of the {len(said):,} images could be read")
-    return 0
 
 
 @contextmanager

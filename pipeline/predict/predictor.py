@@ -20,7 +20,7 @@ from torch import nn
 
 from pipeline import storage, weights
 from pipeline.data import images
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.labelling.teacher import OutOfMemory, Teacher, on_device
 
 BATCH = 64
@@ -64,6 +64,9 @@ class Predictor:
                 )
         if batch < 1:
             raise ConfigError(f"the batch is {batch}; it takes at least one image")
+        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            there = "auto, cpu and cuda" if torch.cuda.is_available() else "auto and cpu, for there is no GPU here"
+            raise ConfigError(f"the device is '{device}'; allowed are {there}")
         self.models, self.batch = list(models), batch
         self._teachers = [on_device(one.module, one.card.view(), device, temperature=one.temperature) for one in models]
         self._threads = max(2, os.cpu_count() or 1)
@@ -84,9 +87,13 @@ class Predictor:
         return self.models[0].module
 
     def transform(self, picture: Picture) -> torch.Tensor:
-        """An image as `module` takes it: float32 [3, size, size]. pipeline.data.images.BadImage: it is none."""
+        """An image as `module` takes it: float32 [3, size, size]. UserError: it is none, or cannot be read."""
         view = self.card.view()
-        return images.normalise(torch.from_numpy(_pixels(picture, [view])[0])[None], view)[0]
+        try:
+            [pixels] = _pixels(picture, [view])
+        except (images.BadImage, OSError) as error:
+            raise DataError(f"this is no image: {error}") from error
+        return images.normalise(torch.from_numpy(pixels)[None], view)[0]
 
     def predict(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
         """One prediction an image, in order; an image that cannot be read has its `problem`."""
@@ -169,5 +176,10 @@ def _pixels(picture: Picture, views: Sequence[images.View]) -> list[npt.NDArray[
         with images.telling(b""):
             upright = images.finish(picture)
         return [images.to_array(upright, view) for view in views]
+    if not isinstance(picture, (str, bytes, os.PathLike)):
+        raise ConfigError(
+            f"a {type(picture).__name__} is no image; give a path, the bytes of a file, a PIL image or an array uint8 "
+            "[height, width, 3]"
+        )
     data = picture if isinstance(picture, bytes) else storage.read_bytes(os.fspath(picture))
     return [images.load(data, view) for view in views]

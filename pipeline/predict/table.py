@@ -46,8 +46,7 @@ def write(
 
 def check(out: str, predictor: Predictor) -> None:
     """ConfigError, OutputError: predictions of these models cannot be written to `out`."""
-    if not out.lower().endswith(SUFFIXES):
-        raise ConfigError(f"--out {out} is neither .csv nor .parquet; name a file that ends so")
+    check_name(out)
     if not Path(out).exists():
         return
     try:
@@ -55,7 +54,16 @@ def check(out: str, predictor: Predictor) -> None:
     except (OSError, pa.ArrowException):
         known = {}
     if known.get(MODELS_KEY) != _models(predictor):
-        raise OutputError(f"--out {out} is there already, and not of this model; name another file, or delete it")
+        other = (
+            "a .csv does not say of which model" if out.lower().endswith(".csv") else "of another model or temperature"
+        )
+        raise OutputError(f"--out {out} is there already, {other}; name another file, or delete it")
+
+
+def check_name(out: str) -> None:
+    """ConfigError: no table can be called so."""
+    if not out.lower().endswith(SUFFIXES):
+        raise ConfigError(f"--out {out} is neither .csv nor .parquet; name a file that ends so")
 
 
 def _models(predictor: Predictor) -> bytes:

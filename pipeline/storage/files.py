@@ -150,6 +150,8 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".tmp-")
 
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a disk, a user's share of it, what a file may hold
 
 
@@ -169,6 +171,7 @@ def writing(path: str) -> Iterator[str]:
         os.makedirs(folder or ".", exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), 0o666 & ~UMASK)  # safetensors makes files that nobody else may read
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(folder or ".")

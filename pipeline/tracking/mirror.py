@@ -184,7 +184,8 @@ class Mirror:
         ]
         if points:
             self.client.log_batch(run_id, metrics=[Metric(*point) for point in points])
-        if run.temperature is not None:
+        # A version that 0.2.0 registered is no MLflow model: it stays as it is.
+        if run.temperature is not None and self.client.list_artifacts(run_id, f"model/{registered.INSIDE}"):
             with tempfile.TemporaryDirectory() as folder:
                 card = storage.read_bytes(storage.join(run.folder, registered.CARD)).decode()
                 path = Path(folder, registered.CARD)

@@ -172,7 +172,12 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(world: World, photos: Path
     [
         (["{shards}", "{photos}"], "there is no trained model at"),
         (["{run}", "{photos}/000.png", "--out", "a.txt"], "neither .csv nor .parquet"),
-        (["{run}", "{photos}", "--out", "{tmp}/there.csv"], "is there already, and not of this model"),
+        (["{run}", "{photos}", "--out", "{tmp}/there.csv"], "is there already, a .csv does not say of which model"),
+        (["{run}", "{photos}/000.png", "{photos}/001.png"], "the last one alone is the input"),
+        (["{run}", "{photos}", "--device", "cuda"], "the device is 'cuda'; allowed are auto and cpu"),
+        (["{run}", "{photos}", "--device", "tpu"], "the device is 'tpu'; allowed are"),
+        (["{run}", "{shards}/cut.tar"], "cut.tar is damaged"),
+        (["{run}", "{tmp}/none*.png"], "holds no image file"),
         (["{run}", "{tmp}/empty"], "holds no image file; known suffixes are"),
         (["{run}", "{tmp}/list.csv"], "has no column 'path'; its columns are file"),
         (["{run}", "{tmp}/nothing.png"], "none of the 1 images could be read"),
@@ -190,6 +195,8 @@ def test_mistakes(
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("file\na.png\n")
     (tmp_path / "there.csv").write_text("somebody's")
+    whole = (world.shards / "unlabelled-001.tar").read_bytes()
+    (world.shards / "cut.tar").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.rglob("*"))
     places = {"shards": world.shards, "photos": photos, "run": world.output, "tmp": tmp_path}
     ran = command("predict", *(argument.format(**places) for argument in arguments))
@@ -233,5 +240,45 @@ def test_the_transform_is_what_the_module_takes(world: World, photos: Path) -> N
     assert image.shape == (3, 8, 8)
     [said] = model.predict(photos / "000.png")
     assert model.module(image[None]).softmax(1)[0].tolist() == pytest.approx(said.probabilities.tolist(), abs=1e-6)
+    for nothing, words in ((photos / "gone.png", "this is no image"), (None, "a NoneType is no image")):
+        with pytest.raises(noisy_lambda.UserError, match=words):
+            model.transform(nothing)  # type: ignore[arg-type]
     with pytest.raises(noisy_lambda.UserError, match=r"an array of shape \[8, 8\] and type float64 is no image"):
         model.predict(np.zeros((8, 8)))
+
+
+def test_a_folder_of_shards_a_list_of_them_and_a_glob_of_photos(world: World, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(world.shards / f"unlabelled-00{number}.tar", folder)
+    (tmp_path / "list.txt").write_text("tars/unlabelled-000.tar\ntars/unlabelled-001.tar\n")
+    for number, (source, images) in enumerate(((folder, 8), (tmp_path / "list.txt", 8), (photos / "00[01]*.png", 0))):
+        ran = command("predict", world.output, source, "--out", tmp_path / f"{number}.csv")
+        assert f"{images} images in " in ran.out or not images, ran
+    ran = command("predict", world.output, photos / "*.png", "--out", tmp_path / "glob.csv")
+    assert ran.status == 0 and "4 images in " in ran.out
+    (folder / "a.png").write_bytes((photos / "000.png").read_bytes())
+    both = command("predict", world.output, folder)
+    assert both.status == 2 and "holds images and shards" in both.err
+
+
+def test_what_comes_before_the_damage_of_a_shard_is_kept(world: World, tmp_path: Path) -> None:
+    whole = (world.shards / "unlabelled-001.tar").read_bytes()
+    shutil.copy(world.shards / "unlabelled-000.tar", tmp_path / "b.tar")
+    (tmp_path / "a.tar").write_bytes(whole[: 1024 + 100])  # the first image, and not the next header
+    ran = command("predict", world.output, tmp_path, "--out", tmp_path / "found.csv")
+    assert ran.status == 2 and "a.tar is damaged" in ran.err.splitlines()[-1], ran
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [row["shard"] for row in rows] == ["a.tar", *["b.tar"] * 4] and all(row["class"] for row in rows[1:])
+
+
+def test_files_are_for_everybody_whom_the_umask_lets(world: World) -> None:
+    for path in (world.folder("gen0-teacher") / "model.safetensors", world.folder("gen0-teacher") / "model.yaml"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~storage_umask()
+
+
+def storage_umask() -> int:
+    from pipeline.storage import files
+
+    return files.UMASK
