@@ -449,9 +449,10 @@ def test_a_relative_output_where_ray_unpacked_the_job(
 def test_with_ray_and_mlflow_it_is_one_sentence_too(world: World) -> None:
     """What is on by default, and a mistake that only a worker meets."""
     shard = world.shards / "unlabelled-001.tar"
-    shard.write_bytes(text_file(shard.read_bytes()))
+    tars.make(shard, {"readme.txt": b"a tar until here"})
+    shard.write_bytes(shard.read_bytes()[:1024] + text_file(shard.read_bytes())[1024:])
     done = tiny.run(world.job, f"output={world.output}", "cluster=embedded", "tracking.enabled=true")
-    words = ("1 of 2 unlabelled shards failed", f"shard {shard} is not an uncompressed tar")
+    words = ("1 of 2 unlabelled shards failed", "shard unlabelled-001.tar is damaged before its first image")
     refused(Ran(done.returncode, done.stdout, done.stderr), *words)
     stopped(world, "index", "gen0-teacher", "gen1-audit")
     assert (world.folder("gen1-label") / "unlabelled-000.parquet").is_file()

@@ -157,7 +157,8 @@ def test_a_whole_stage_over_it(tmp_path: Path) -> None:
             assert not (folder / f"{one.name}.failed.json").exists()
     info = json.loads((folder / "done.json").read_text())["info"]
     expected = [status for one in corpus for _, status in one.rows]
-    assert info["bad"] == {status: expected.count(status) for status in set(expected) - {"ok"}}
+    skipped = {".svg": 1}  # a picture of a kind that is not decoded here, in no row
+    assert info["bad"] == {status: expected.count(status) for status in set(expected) - {"ok"}} | skipped
     assert info["failed"] == sorted(f"{one.name}.tar" for one in corpus if one.error)
     assert not (tmp_path / "canary").exists() and not world.temporary()
 
