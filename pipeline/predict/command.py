@@ -54,18 +54,19 @@ def _say(text: str) -> None:
 
 
 def _on_screen(predictor: Predictor, wanted: Iterator[inputs.Wanted], top: int) -> None:
-    asked = list(wanted)
-    said = predictor.predict([one.picture for one in asked])
-    for one, prediction in zip(asked, said, strict=True):
+    bad = number = 0
+    for one, prediction in table.answered(predictor, wanted):
+        number += 1
         name = shown(" ".join(str(value) for value in one.where.values()))
         if prediction.problem:
             print(f"{name}  ✗ {shown(prediction.problem)}")
+            bad += 1
             continue
         order = (-prediction.probabilities).argsort(kind="stable")[:top]
-        classes = [f"{predictor.classes[number]} {100 * prediction.probabilities[number]:.1f} %" for number in order]
+        classes = [f"{predictor.classes[index]} {100 * prediction.probabilities[index]:.1f} %" for index in order]
         print(f"{name}  {shown(', '.join(classes))}")
-    if all(prediction.problem for prediction in said):
-        raise DataError(f"none of the {len(said):,} images could be read")
+    if bad == number:
+        raise DataError(f"none of the {number:,} images could be read")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ConfigError, OutputError
 from pipeline.predict.inputs import Wanted
-from pipeline.predict.predictor import Prediction, Predictor
+from pipeline.predict.predictor import Picture, Prediction, Predictor
 
 MODELS_KEY = b"noisy_lambda.models"
 SUFFIXES = (".csv", ".parquet")
@@ -40,7 +40,7 @@ def write(
     columns = list(first[0]) if first else ["path", *_columns(top)]
     with storage.writing(out) as temporary:
         write_file = _write_csv if out.lower().endswith(".csv") else _write_parquet
-        write_file(temporary, columns, _chained(first, rows), predictor)
+        write_file(temporary, columns, chain(first, rows), predictor)
     return found
 
 
@@ -78,18 +78,24 @@ def _columns(top: int) -> list[str]:
 def _rows(
     predictor: Predictor, wanted: Iterable[Wanted], top: int, found: Counter[str], progress: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    asked: list[Wanted] = []
+    for one, prediction in answered(predictor, wanted):
+        found[prediction.problem.partition(":")[0]] += 1
+        yield {**one.where, **_row(predictor.classes, prediction, top)}
+        progress(1)
 
-    def pictures() -> Iterator[Any]:
+
+def answered(predictor: Predictor, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, Prediction]]:
+    """Each image with what is said of it, while more are read; few are in memory at a time."""
+    asked: deque[Wanted] = deque()
+
+    def pictures() -> Iterator[Picture]:
         for one in wanted:
             asked.append(one)
             yield one.picture
 
     for part in predictor.batches(pictures()):
         for prediction in part:
-            found[prediction.problem.partition(":")[0]] += 1
-            yield {**asked.pop(0).where, **_row(predictor.classes, prediction, top)}
-        progress(len(part))
+            yield asked.popleft(), prediction
 
 
 def _row(classes: list[str], prediction: Prediction, top: int) -> dict[str, Any]:
@@ -99,11 +105,6 @@ def _row(classes: list[str], prediction: Prediction, top: int) -> dict[str, Any]
     order = np.argsort(-prediction.probabilities, kind="stable")[:top]
     said = [value for number in order for value in (classes[number], float(prediction.probabilities[number]))]
     return dict(zip(names, [*said, ""], strict=True))
-
-
-def _chained(first: list[dict[str, Any]], rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield from first
-    yield from rows
 
 
 def _write_csv(path: str, columns: list[str], rows: Iterator[dict[str, Any]], predictor: Predictor) -> None:

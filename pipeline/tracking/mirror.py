@@ -197,19 +197,19 @@ class Mirror:
     def crown(self, run: Run) -> None:
         """Have the alias `champion` mean the model of a run."""
         self.connection.connect()
-        [version, *_] = self.client.search_model_versions(f"run_id = '{run.state['run_id']}'")
-        self.client.set_registered_model_alias(version.name, "champion", version.version)
+        for version in self.client.search_model_versions(f"run_id = '{run.state['run_id']}'")[:1]:
+            self.client.set_registered_model_alias(version.name, "champion", version.version)
 
     def _send_model(self, run: Run, folder: str) -> None:
         """Log the model in a stage's folder as one that MLflow can load."""
         with tempfile.TemporaryDirectory() as temporary:
-            files = Path(temporary, "files")
-            files.mkdir()
+            data = Path(temporary, registered.LOADER)
+            data.mkdir()
             for name in registered.FILES:
-                (files / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
+                (data / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
             made = str(Path(temporary, "model"))
             with importing:
-                registered.save(str(files), made)
+                registered.save(str(data), made)
             self.client.log_artifacts(run.run_id, made, "model")
         self.connection.took()
 

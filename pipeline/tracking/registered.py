@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ FILES = ("model.safetensors", CARD)
 INSIDE = f"data/{LOADER}"  # of an MLflow model: where the files lie
 
 
-def save(files: str, to: str) -> None:
-    """Make an MLflow model of the local folder `files`, which has FILES, in the new folder `to`."""
+def save(data: str, to: str) -> None:
+    """Make an MLflow model of the local folder `data`, which is called LOADER and has FILES, in the new folder `to`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.pyfunc
@@ -33,21 +32,24 @@ def save(files: str, to: str) -> None:
         from mlflow.types import ColSpec, Schema
         from PIL import Image
 
-        data = Path(to).parent / LOADER
-        data.mkdir()
-        for name in FILES:
-            shutil.copyfile(Path(files, name), data / name)
         example = io.BytesIO()
         Image.new("RGB", (64, 64), "gray").save(example, "PNG")
         answers: list[Any] = [ColSpec("string", "label"), ColSpec("double", "confidence"), ColSpec("string", "problem")]
         mlflow.pyfunc.save_model(
             path=to,
             loader_module=LOADER,
-            data_path=str(data),
-            pip_requirements=[f"noisy-lambda=={importlib.metadata.version('noisy-lambda')}"],
+            data_path=data,
+            pip_requirements=[_requirement()],
             signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
             input_example=pandas.DataFrame({"image": [example.getvalue()]}),
         )
+
+
+def _requirement() -> str:
+    try:
+        return f"noisy-lambda=={importlib.metadata.version('noisy-lambda')}"
+    except importlib.metadata.PackageNotFoundError:  # a copy of the repository, as Ray makes one for a job
+        return "noisy-lambda"
 
 
 def fetch(uri: str, folder: str) -> str:
