@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import graph
 from pipeline.config.load import load_job
+from pipeline.data import corrections
 from pipeline.data.corpus import Corpus
 from pipeline.data.shards import Shard
 from pipeline.plan.corpora import Corpora
@@ -32,6 +33,7 @@ class MadeUp:
     """Corpora without shards."""
 
     classes = ("cat", "dog", "owl")
+    corrections = corrections.NONE
 
     def __getitem__(self, name: str) -> Corpus:
         return Corpus(f"corpus of {name}", [Shard("", "", 0, f"{name} {number}", name) for number in range(2)], [])

@@ -197,6 +197,9 @@ class Job:
     workers: Workers = execution(Workers, "processes and what each needs")
     prepare: Prepare = identity(Prepare, "data written by the job itself")
     data: Data = execution(Data, "where the shards are")
+    corrections: str | None = execution(
+        None, "CSV of labels that people have corrected, as `noisy-lambda review` writes it; its rows change the data"
+    )
     teacher: Teacher = identity(Teacher, "generation 0")
     generations: list[Generation] = identity([], "students, each taught by the one before")
     min_gain: float | None = identity(

@@ -23,10 +23,13 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.data import images, label_files, parquet_files, shards
 from pipeline.data.classes import plain
+from pipeline.data.corrections import NONE, Corrections
 from pipeline.data.samples import RULE, Left, Sample
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
 from pipeline.storage.node_cache import Cache
+
+NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Indexed:
     digest: str  # of the images and labels, in order
     bad: list[tuple[str, str]]
     left: Left
+    uncorrected: str  # `digest` of what lies in the shard, whatever people say of it
+    dropped: list[int]  # hashes of images that people took out
 
 
 def rows_path(folder: str, source: str, shard: str) -> str:
@@ -49,10 +54,14 @@ def metadata_of(folder: str, source: str, shard: str) -> dict[str, str]:
 
 
 def make_indexer(
-    folder: str, names: Sequence[str], cache: Cache | None = None, max_bytes: int | None = None
+    folder: str,
+    names: Sequence[str],
+    cache: Cache | None = None,
+    max_bytes: int | None = None,
+    corrections: Corrections = NONE,
 ) -> Callable[[tuple[str, Shard]], Indexed]:
     """Returns the function that indexes one (source, shard) with labels of the classes `names`; an image may take
-    `max_bytes` of memory."""
+    `max_bytes` of memory. What `corrections` say goes before what lies in the shard."""
     classes = Classes(names)
 
     def index(unit: tuple[str, Shard]) -> Indexed:
@@ -62,8 +71,16 @@ def make_indexer(
         hashes: list[int] = []
         checksums: list[int] = []
         bad: list[tuple[str, str]] = []
+        corrected = corrections.of(source, shard.name)
+        samples = 0
         for sample, data in reader:
+            samples += 1
+            correction = corrected.get(sample.index)
+            if correction:
+                correction.check(data, _where(sample, shard))
             reason = _unusable(sample, data, max_bytes)
+            if reason and correction and correction.label is None:
+                continue
             if reason:
                 bad.append((sample.key, reason))
             else:
@@ -75,23 +92,36 @@ def make_indexer(
                 f"the {source} shard {shard.name} is damaged ({reader.damage}); "
                 "labelled shards must be whole: write it again"
             )
-        found = read_labels(shard, good, classes, cache, reader.apart)
+        for index, correction in corrected.items():
+            if index >= samples:
+                raise DataError(correction.missing(index, shard.name, samples))
+        given = read_labels(shard, good, classes, cache, reader.apart, corrected)
+        said = [
+            corrected[s.index].label if s.index in corrected else label for s, label in zip(good, given, strict=True)
+        ]
         table = pa.table({
             "index": pa.array([s.index for s in good], pa.int32()),
             "key": pa.array([s.key for s in good], pa.string()),
             "offset": pa.array([s.offset for s in good], pa.int64()),
             "size": pa.array([s.size for s in good], pa.int32()),
-            "label": pa.array(found, pa.int32()),
+            "label": pa.array(said, pa.int32()),
             "image_hash": pa.array(hashes, pa.uint64()),
             "crc32": pa.array(checksums, pa.uint32()),
         })  # fmt: skip
+        dropped = table.filter(table["label"].is_null())["image_hash"].to_pylist()
+        table = table.filter(table["label"].is_valid()) if dropped else table
         metadata = {**metadata_of(folder, source, shard.name), "rule": RULE}
         parquet_files.write_table(rows_path(folder, source, shard.name), table, metadata)
-        digest = content_digest(hashes, found)
-        per_class = np.bincount(np.asarray(found, np.int64), minlength=len(names))
-        return Indexed(per_class, digest, bad, reader.left)
+        found = table["label"].to_numpy()
+        digest = content_digest(table["image_hash"].to_numpy(), found)
+        per_class = np.bincount(found.astype(np.int64), minlength=len(names))
+        return Indexed(per_class, digest, bad, reader.left, content_digest(hashes, given), dropped)
 
     return index
+
+
+def _where(sample: Sample, shard: Shard) -> str:
+    return f"sample {sample.index} ('{sample.key}') of shard {shard.name}"
 
 
 def _unusable(sample: Sample, data: bytes, max_bytes: int | None) -> str | None:
@@ -148,23 +178,34 @@ class Classes:
 
 
 def read_labels(
-    shard: Shard, samples: list[Sample], classes: Classes, cache: Cache | None = None, apart: Collection[str] = ()
+    shard: Shard,
+    samples: list[Sample],
+    classes: Classes,
+    cache: Cache | None = None,
+    apart: Collection[str] = (),
+    corrected: Collection[int] = (),
 ) -> list[int]:
     """The class index of each sample: its .cls member, or "label" in its .json member. DataError names the first
-    mistake. `apart`: keys whose text lies away from any image."""
+    mistake; one in a `corrected` sample is NO_LABEL. `apart`: keys whose text lies away from any image."""
     texts = shards.read_texts(shard.path, samples, "cls", cache)
     others = shards.read_texts(shard.path, [s for s in samples if "cls" not in s.texts], "json", cache)
     found = []
     for sample, text in zip(samples, texts, strict=True):
-        where = f"sample {sample.index} ('{sample.key}') of shard {shard.name}"
-        if text is None:
-            label = _label_in_json(next(others), where, sample.key in apart)
-        else:
-            word = text.decode("utf-8-sig", "replace").strip()
-            is_index = word.isascii() and word.isdigit() and len(word) < 20
-            label = int(word) if is_index else word
-        found.append(classes.index_of(label, where))
+        where = _where(sample, shard)
+        other = next(others) if text is None else None
+        try:
+            label = _label_in_json(other, where, sample.key in apart) if text is None else _label_in_text(text)
+            found.append(classes.index_of(label, where))
+        except DataError:
+            if sample.index not in corrected:
+                raise
+            found.append(NO_LABEL)
     return found
+
+
+def _label_in_text(text: bytes) -> int | str:
+    word = text.decode("utf-8-sig", "replace").strip()
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 20 else word
 
 
 def _label_in_json(text: bytes | None, where: str, apart: bool) -> object:

@@ -28,9 +28,10 @@ class Dropped:
     keys: list[str]
 
 
-def shared(folder: str, one: Sequence[Place], other: Sequence[Place]) -> np.ndarray:
-    """Sorted hashes uint64 of the images that both hold."""
-    return np.intersect1d(image_hashes(folder, one), image_hashes(folder, other), assume_unique=True)
+def shared(folder: str, one: Sequence[Place], other: Sequence[Place], further: Sequence[int] = ()) -> np.ndarray:
+    """Sorted hashes uint64 of the images that both hold, the other with `further` ones."""
+    others = np.union1d(image_hashes(folder, other), np.array(further, np.uint64))
+    return np.intersect1d(image_hashes(folder, one), others, assume_unique=True)
 
 
 def drop(folder: str, place: Place, held_out: np.ndarray, classes: int) -> Dropped | None:

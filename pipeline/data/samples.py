@@ -33,6 +33,7 @@ MAX_TEXT = 1 << 20
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 START = 16  # bytes of a member that are looked at
 SKIPPED = "skipped"  # the status of a sample whose image nobody wanted, so it is not a bad one
+DROPPED = "dropped"  # of one that a person took out of the labels
 
 MOST_REASONS, OTHERS = 20, "other suffixes"  # names may end in anything, and what is said of a shard stays short
 DOTS = "dots in the key"

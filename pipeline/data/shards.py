@@ -14,7 +14,7 @@ from functools import partial
 from typing import IO, cast
 
 from pipeline import storage
-from pipeline.data.samples import SKIPPED, START, Left, Run, Sample, split_name
+from pipeline.data.samples import DROPPED, SKIPPED, START, Left, Run, Sample, split_name
 from pipeline.data.shard_patterns import Entry, Listing, Pattern, parse
 from pipeline.data.tar import BLOCK, Damage, Member, Tar, check_head
 from pipeline.errors import DataError
@@ -246,7 +246,7 @@ def read_at(path: str, offset: int, size: int, cache: Cache | Ready | None = Non
 
 def bad_counts(statuses: Mapping[str, int]) -> dict[str, int]:
     """Of samples counted by status those that are bad."""
-    return {status: number for status, number in statuses.items() if status not in ("ok", SKIPPED)}
+    return {status: number for status, number in statuses.items() if status not in ("ok", SKIPPED, DROPPED)}
 
 
 def read_texts(path: str, samples: list[Sample], suffix: str, cache: Cache | None = None) -> Iterator[bytes | None]:

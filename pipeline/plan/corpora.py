@@ -7,7 +7,7 @@ from functools import cached_property
 
 from pipeline import storage
 from pipeline.config.settings import Job
-from pipeline.data import corpus, shards
+from pipeline.data import corpus, corrections, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
 from pipeline.plan import mended
@@ -130,6 +130,23 @@ class Corpora:
                     f"{setting_of(source)} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; "
                     f"{why}: narrow one of the patterns"
                 )
+
+    @cached_property
+    def corrections(self) -> corrections.Corrections:
+        """What people say of single samples. DataError: a mistake in the file, or a shard that there is not."""
+        if not self.job.corrections:
+            return corrections.NONE
+        found = corrections.read(self.job.corrections, self.classes)
+        used = sources_of(self.job)
+        for source in found.sources:
+            if source in used:
+                found.check_shards(source, [shard.name for shard in self[source].shards])
+            else:
+                self.changes.append(
+                    f"corrections: {found.count(source):,} of source '{source}' have no effect, for this job does not "
+                    "use it"
+                )
+        return found
 
     @cached_property
     def classes(self) -> list[str]:

@@ -30,6 +30,11 @@ class Inputs:
         limit = self.job.data.max_image_gb
         return {} if limit == MAX_IMAGE_GB else {"max_image_gb": limit}
 
+    def corrections(self, *sources: str) -> dict[str, Any]:
+        """Identity of the corrections of some sources, where there are any."""
+        found = {source: digest for source in sources if (digest := self.corpora.corrections.digest(source))}
+        return {"corrections": found} if found else {}
+
     @property
     def classes(self) -> list[str]:
         return self.corpora.classes

@@ -34,6 +34,8 @@ def assemble(context: Context) -> Result:
     best_model = best.find(context.needs)
     assert best_model  # the teacher at least
     judged = verdict.sentences(rows, audits, best_model.model.name)
+    if "corrected" in evaluation:
+        judged.append(f"{evaluation['corrected']:,} of the test labels are corrected by people.")
     audits = [{name: value for name, value in one.items() if name != "steps"} for one in audits]
     summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
     summary |= {"best": best_model.model.name, "verdict": judged}

@@ -29,7 +29,7 @@ def section(
     corpus, names = context.corpora["unlabelled"].shards, context.corpora.classes
     chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     kept = chosen["kept_per_class"]
-    found = samples.scan(label, select, corpus, samples.shown_classes(kept), progress)
+    found = samples.scan(label, select, corpus, samples.shown_classes(kept), chosen.get("corrected", {}), progress)
     teacher, student = models[number - 1].label, models[number].label
     who = teacher if number > 1 else "the teacher"
     wanted = f"; the dashed line is the {settings.per_class:,} wanted of each" if settings.per_class else ""
@@ -92,6 +92,8 @@ def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) 
     labelled = chosen["labelled"]
     share = f" ({100 * chosen['confident'] / labelled:.0f} %)" if labelled else ""
     facts = {"unlabelled images": f"{sum(found.statuses.values()):,}", "shards": f"{shards:,}"}
+    if "corrected" in chosen:
+        facts["corrected by people"] = f"{sum(chosen['corrected'].values()):,}"
     if found.statuses[SKIPPED]:
         facts["not kept before, skipped"] = f"{found.statuses[SKIPPED]:,}"
     bad = bad_counts(dict(found.statuses.most_common()))

@@ -7,7 +7,7 @@ of any size is fine. Confidences are not counted here: the selection's summary h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data import images, label_files, parquet_files, shards
-from pipeline.data.samples import SKIPPED
+from pipeline.data.samples import DROPPED, SKIPPED
 from pipeline.data.shards import Shard
+from pipeline.labelling.corrected import label_path
 from pipeline.plan.stage import FAILED
 from pipeline.report.contact_sheet import CELL, SCALE, Row
 
@@ -96,6 +97,7 @@ def scan(
     select_folder: str,
     corpus: Sequence[Shard],
     shown: Sequence[int],
+    corrected: Collection[str],
     progress: Callable[[int], None],
 ) -> Found:
     """Read every label file of a corpus with its selection file; `progress(number)` after each."""
@@ -104,8 +106,9 @@ def scan(
     found = Found(missing=[_failure(label_folder, corpus[n].name) for n in sorted({*range(len(corpus))} - {*labelled})])
 
     def read(number: int) -> Found:
-        name = label_files.file_name(corpus[number].name)
-        paths = storage.join(label_folder, name), storage.join(select_folder, name)
+        name = corpus[number].name
+        labels = label_path(label_folder, select_folder, name, corrected)
+        paths = labels, storage.join(select_folder, label_files.file_name(name))
         return _scan_shard(*paths, corpus[number].name, number, shown)
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -156,7 +159,7 @@ def _scan_shard(label_path: str, select_path: str, shard: str, number: int, show
     found = Found(statuses=Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(status).to_pylist()}))
     if metadata.get("cut"):
         found.damaged.append((shard, str(metadata["cut"])))
-    bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", SKIPPED]))))[:BAD_SHOWN]
+    bad = np.flatnonzero(pc.invert(pc.is_in(status, pa.array(["ok", SKIPPED, DROPPED]))))[:BAD_SHOWN]
     if len(bad):
         named = parquet_files.read_table(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
         found.bad = [BadSample(number, row["key"], row["status"], row["offset"], row["size"]) for row in named]

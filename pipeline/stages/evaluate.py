@@ -6,7 +6,7 @@ image, and inference speed side by side.
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
                                        "raw": {"top1", …}, "validation": {…},
                                        "parameters", "images_per_second", "batch",
-                                       "device", "dtype"}, …]}
+                                       "device", "dtype"}, …]}, with corrections "corrected": test labels
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
     evaluate-1a2b3c4d/validation/<stage>/<shard>.parquet     what a model says of each (label_files.SCHEMA)
 
@@ -93,8 +93,11 @@ def run(context: Context) -> Result:
             f"{bad} of {count} test images cannot be decoded, more than data.max_bad_fraction "
             f"{context.job.data.max_bad_fraction} allows; restore the test shards"
         )
-    storage.write_json(storage.join(context.folder, EVALUATION), {"images": count, "models": models})
+    corrected = context.needs["index"].info.get("corrected", {}).get("test", 0)
+    found = {"images": count, "models": models} | ({"corrected": corrected} if corrected else {})
+    storage.write_json(storage.join(context.folder, EVALUATION), found)
     line = ", ".join(f"{model['stage']} {percent(model['top1'])}" for model in models)
+    line += f"; {corrected:,} test labels corrected" if corrected else ""
     return Result({"line": f"test top-1: {line}"}, metrics=_metrics(models), artifacts=[EVALUATION])
 
 

@@ -43,6 +43,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         "corpora": {name: found.fingerprint for name, found in corpora.items()},
         "origin": inputs.prepared or stamps,
         "classes": inputs.classes,
+        **inputs.corrections(*corpora),
         **inputs.image_limit,
     }
 
@@ -58,6 +59,10 @@ class Indexed:
     classes_of: dict[str, dict[int, int]]
     """Of each labelled shard {class: images}."""
     bad: Counter[str]
+    uncorrected: dict[str, dict[str, str]]
+    """`digests` as they would be without corrections."""
+    dropped: dict[str, list[int]]
+    """Hashes of images that people took out, by source."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,13 +86,20 @@ def run(context: Context) -> Result:
     shuffle_quality.write_class_counts(context.folder, [found.classes_of[name] for name in found.rows["labelled"]])
     line = ", ".join(f"{number:,} {source}" for source, number in found.counts.items())
     line += f", {found.bad.total():,} bad" if found.bad else ""
+    corrected = {source: number for source in found.rows if (number := context.corpora.corrections.count(source))}
+    line += f", {sum(corrected.values()):,} corrected" if corrected else ""
     # What a source holds, whatever its shards' time stamps: what training, selection and evaluation depend on.
     content = {source: _digest(sorted(digests.items())) for source, digests in found.digests.items()}
+    held_out = [source for source in found.rows if source != "labelled" and source in corrected]
+    uncorrected = {source: _digest(sorted(found.uncorrected[source].items())) for source in held_out}
+    dropped = [hash_ for source in held_out for hash_ in found.dropped[source]]
     info = {
         "counts": found.counts,
         "content": content,
         "per_class": {source: counts.tolist() for source, counts in found.per_class.items()},
         "bad": dict(found.bad),
+        **({"corrected": corrected} if corrected else {}),
+        **({"uncorrected": uncorrected, "dropped": dropped} if uncorrected else {}),
         "line": line,
     }
     return Result(info, output=_digest([content, sorted(found.bad.items())]))
@@ -109,7 +121,14 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
     classes_of: dict[str, dict[int, int]] = {}
     answers: dict[str, index_files.Indexed] = {}
     bad: Counter[str] = Counter()
-    worker = functools.partial(index_files.make_indexer, context.folder, names, context.cache, context.max_image_bytes)
+    worker = functools.partial(
+        index_files.make_indexer,
+        context.folder,
+        names,
+        context.cache,
+        context.max_image_bytes,
+        context.corpora.corrections,
+    )
     small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
     for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):
         found = outcome.value
@@ -136,18 +155,29 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
         }
 
     rows, digests = by_shard(lambda found: int(found.per_class.sum())), by_shard(lambda found: found.digest)
-    return Indexed(rows, digests, per_class, classes_of, bad)
+    dropped = by_shard(lambda found: found.dropped)
+    return Indexed(
+        rows,
+        digests,
+        per_class,
+        classes_of,
+        bad,
+        by_shard(lambda found: found.uncorrected),
+        {source: [hash_ for some in shards.values() for hash_ in some] for source, shards in dropped.items()},
+    )
 
 
 def drop_leaks(context: Context, indexed: Indexed) -> None:
-    """Take labelled copies of held-out images out of the index, and warn of all images in several places."""
+    """Take labelled copies of held-out images out of the index, of those too that people took out of the held-out
+    shards (or a correction of a test label would change what models are trained on); warn of all images in several
+    places."""
     from pipeline.data import leaks
 
     folder, names = context.folder, context.corpora.classes
     places = {source: [(source, shard) for shard in shards] for source, shards in indexed.rows.items()}
     held_out = [source for source in places if source != "labelled"]
     for source in held_out:
-        hashes = leaks.shared(folder, places["labelled"], places[source])
+        hashes = leaks.shared(folder, places["labelled"], places[source], indexed.dropped[source])
         dropped: list[str] = []
         for place in places["labelled"] if len(hashes) else ():
             left = leaks.drop(folder, place, hashes, len(names))

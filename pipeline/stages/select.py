@@ -1,13 +1,14 @@
 """Keeps the confident part of the pseudo-labels, balanced over the classes; copies of held-out images are dropped.
 
 gen1-select-1a2b3c4d/<shard>.parquet   index int32, copies int32, with `weight: confidence` also weight float32
+gen1-select-1a2b3c4d/<shard>.corrected label files with what people say of unlabelled images (labelling.corrected)
 gen1-select-1a2b3c4d/summary.json      what was kept, per class and per shard (selection.select_all), and `bias`
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -25,20 +26,31 @@ BIASED = 0.25  # total variation distance, beyond chance, from which on it is wo
 
 
 def identity(inputs: Inputs) -> dict[str, Any]:
-    # Copies of held-out images are dropped, so these corpora decide too.
-    held_out = [inputs.content[name] for name in held_out_of(inputs.job)]
+    # Copies of held-out images are dropped, so these corpora decide too; whatever people say of those images.
+    content = {**inputs.content, **inputs.done["index"].info.get("uncorrected", {})}
+    held_out = [content[name] for name in held_out_of(inputs.job)]
     settings = identity_of(inputs.generation.select)
-    return {"settings": settings, "labels": inputs.output(inputs.stage.needs[-1]), "held_out": held_out}
+    return {
+        "settings": settings,
+        "labels": inputs.output(inputs.stage.needs[-1]),
+        "held_out": held_out,
+        **inputs.corrections("unlabelled"),
+    }
 
 
 def run(context: Context) -> Result:
+    import numpy as np
+
     from pipeline.data.index_files import image_hashes
     from pipeline.selection import select
     from pipeline.selection.bias import bias
 
     settings = context.job.generations[context.stage.generation - 1].select
-    paths = label_paths(context)
+    corrected = correct(context)
+    paths = label_paths(context, corrected)
     held_out = [(source, shard.name) for source in held_out_of(context.job) for shard in context.corpora[source].shards]
+    index = context.needs["index"]
+    dropped = np.array(index.info.get("dropped", ()), np.uint64)
     wanted = select.Settings(
         num_classes=len(context.corpora.classes),
         threshold=settings.threshold,
@@ -48,7 +60,7 @@ def run(context: Context) -> Result:
         thresholds=by_number(settings.thresholds, context.corpora.classes, "select.thresholds"),
         by_confidence=settings.weight == "confidence",
         expected=expected(context),
-        exclude=image_hashes(context.needs["index"].folder, held_out),
+        exclude=np.union1d(image_hashes(index.folder, held_out), dropped),
     )
     with context.journal() as log:
         passes = 0
@@ -67,30 +79,47 @@ def run(context: Context) -> Result:
         summary = select.select_all(paths, wanted, map_groups, context.folder)
     labelled = context.needs["index"].info["per_class"]["labelled"]
     summary["bias"] = bias(summary["available"], labelled)
+    summary |= {"corrected": corrected} if corrected else {}
     storage.write_json(storage.join(context.folder, SELECTION), summary)
     _warn(context, summary)
     line = f"{summary['kept']:,} of {summary['labelled']:,} images kept, {summary['copies']:,} with copies"
+    line += f", {sum(corrected.values()):,} corrected" if corrected else ""
     metrics = {name: float(summary[name]) for name in ("labelled", "confident", "excluded", "kept", "copies")}
     return Result({"line": line}, metrics=metrics, artifacts=[SELECTION])
 
 
-def label_paths(context: Context) -> list[str]:
-    """The label files of all shards but those that could not be labelled; DataError where one is gone."""
-    from pipeline.data import label_files
+def correct(context: Context) -> dict[str, int]:
+    """Leave a corrected copy of each label file of which people have corrected something: {shard: samples}."""
+    from pipeline.labelling import corrected
 
     done = context.needs[f"gen{context.stage.generation}-label"]
-    names = [
-        label_files.file_name(shard.name)
-        for shard in context.corpora["unlabelled"].shards
-        if shard.name not in done.info["failed"]
-    ]
-    lost = sorted(set(names) - set(storage.walk(done.folder)))
+    classes = len(context.corpora.classes)
+    found: dict[str, int] = {}
+    for shard in context.corpora["unlabelled"].shards:
+        rows = context.corpora.corrections.of("unlabelled", shard.name)
+        if rows and shard.name in done.info["failed"]:
+            context.warn(f"{len(rows):,} corrections of {shard.name} have no effect, for it could not be labelled")
+        elif rows:
+            found[shard.name] = len(rows)
+            said, out = (corrected.label_path(done.folder, context.folder, shard.name, by) for by in ((), found))
+            corrected.correct_labels(said, out, shard, rows, classes, context.cache)
+    return found
+
+
+def label_paths(context: Context, corrected: Mapping[str, int]) -> list[str]:
+    """The label files of all shards but those that could not be labelled; DataError where one is gone."""
+    from pipeline.data import label_files
+    from pipeline.labelling.corrected import label_path
+
+    done = context.needs[f"gen{context.stage.generation}-label"]
+    shards = [shard.name for shard in context.corpora["unlabelled"].shards if shard.name not in done.info["failed"]]
+    lost = sorted({label_files.file_name(name) for name in shards} - set(storage.walk(done.folder)))
     if lost:
         raise DataError(
-            f"{len(lost)} of {len(names)} label files are gone from {storage.redact(done.folder)}, the first is "
+            f"{len(lost)} of {len(shards)} label files are gone from {storage.redact(done.folder)}, the first is "
             f"{lost[0]}; delete the done.json there and run again, which labels the shards that lack one"
         )
-    return [storage.join(done.folder, name) for name in names]
+    return [label_path(done.folder, context.folder, name, corrected) for name in shards]
 
 
 def expected(context: Context) -> dict[str, str]:

@@ -44,6 +44,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         given["initial"] = inputs.before.output
     if training.weights == "best":  # the best of those that are looked at
         given["evaluate_every"] = training.evaluate_every
+        given |= inputs.corrections("validation")
     if training.rollbacks:  # which go back to a checkpoint
         given["checkpoint_every"] = training.checkpoint_every
     return given
@@ -150,16 +151,18 @@ def shards_of(context: Context, source: str, folder: str, counts: Mapping[str, i
 def selected_shards(context: Context) -> list[TrainingShard]:
     """The unlabelled shards of which the selection keeps something, with their label and selection files."""
     from pipeline.data.label_files import class_list_hash, file_name
+    from pipeline.labelling.corrected import label_path
     from pipeline.loading.training_rows import TrainingShard
 
     label, select = (context.needs[f"gen{context.stage.generation}-{kind}"].folder for kind in ("label", "select"))
     teacher = context.needs[context.stage.needs[-1]].output
     by = {"class_list": class_list_hash(context.corpora.classes), "teacher": teacher}
-    counts = read_json_file(context.needs[f"gen{context.stage.generation}-select"], SELECTION)["shards"]
+    selection = read_json_file(context.needs[f"gen{context.stage.generation}-select"], SELECTION)
+    counts, corrected = selection["shards"], selection.get("corrected", {})
     return [
         TrainingShard(
             shard.path,
-            storage.join(label, file_name(shard.name)),
+            label_path(label, select, shard.name, corrected),
             storage.join(select, file_name(shard.name)),
             counts[shard.name],
             context.cache,

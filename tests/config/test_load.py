@@ -252,7 +252,7 @@ def test_identity_fields_are_pinned() -> None:
     for cls in (settings.Data, settings.Workers, settings.Tracking):
         assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
     execution = {f.name for f in dataclasses.fields(settings.Job) if f.metadata["kind"] == "execution"}
-    assert execution == {"name", "output", "cluster", "workers", "data", "tracking"}
+    assert execution == {"name", "output", "cluster", "workers", "data", "corrections", "tracking"}
 
 
 def test_a_field_at_its_neutral_value_is_left_out_of_the_identity() -> None:

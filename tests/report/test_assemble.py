@@ -175,7 +175,7 @@ def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.corpora["unlabelled"].shards
     kept = storage.read_json(storage.join(select, "summary.json"))["kept_per_class"]
-    found = samples.scan(label, select, corpus, samples.shown_classes(kept), lambda number: None)
+    found = samples.scan(label, select, corpus, samples.shown_classes(kept), (), lambda number: None)
 
     sides: dict[bool, list[tuple[float, int, int, int]]] = {True: [], False: []}
     for number, shard in enumerate(corpus):
@@ -203,7 +203,7 @@ def test_few_kept_images_stand_once(tmp_path: Path, kept: int, sides: tuple[int,
     context = fake_run(tmp_path, pictures=pictures, probs=probs, select=Select(threshold=0.5))
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.corpora["unlabelled"].shards
-    found = samples.scan(label, select, corpus, [0], lambda number: None)
+    found = samples.scan(label, select, corpus, [0], (), lambda number: None)
     [row] = samples.contact_rows(found.kept, label, corpus, NAMES)
     assert not found.dropped.most
     assert (len(row.most), len(row.least)) == sides
