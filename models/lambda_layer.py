@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.choose_order import EXPORT_BATCH, choose_order, orders
-from models.content import KEY_NORMS, masked_content, normalise_keys
+from models.content import KEY_NORMS, causal_content, masked_content, normalise_keys
 from models.contraction import ORDERS
 from models.order import Order, Workload, refuse_vmap
 from models.projection import CrossProjection, SelfProjection
@@ -163,11 +163,12 @@ class LambdaLayer(nn.Module):
             check_mask(mask, grid.numel(), context_grid.numel())
         order = self._order(q_BNHK, context_grid, dense=mask is not None or grid != context_grid)
         visible = mask
-        if self.causal:
-            before = torch.ones(grid.numel(), grid.numel(), dtype=torch.bool, device=v_BJV.device).tril()
-            visible = before if mask is None else mask & before
+        if self.causal and mask is not None:
+            visible = mask & torch.ones_like(mask).tril()
         y_BNHV = keys_BJK = None
-        if keys_BMUK is not None and visible is not None:
+        if keys_BMUK is not None and self.causal and mask is None:
+            y_BNHV = causal_content(q_BNHK, keys_BMUK, v_BJV, self.key_norm)
+        elif keys_BMUK is not None and visible is not None:
             y_BNHV = masked_content(q_BNHK, keys_BMUK, v_BJV, visible, self.key_norm, order.content_lambdas)
         elif keys_BMUK is not None:
             keys_BJK = normalise_keys(keys_BMUK, self.key_norm).flatten(1, 2).to(v_BJV.dtype)

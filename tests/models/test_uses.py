@@ -200,3 +200,23 @@ def test_squeeze_and_excite_is_a_lambda_of_depth_one():
     gates = theirs.expand(theirs.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
     found = ours(x.flatten(0, 1).unsqueeze(1), gates.flatten(0, 1).unsqueeze(1))
     torch.testing.assert_close(found.view_as(x), theirs(x))
+
+
+@pytest.mark.parametrize("norm", ["softmax", "l2", "none"])
+@pytest.mark.parametrize("u", [1, 2])
+def test_causal_content_is_content_under_a_triangle(norm, u):
+    """Also where later keys are so much larger than earlier ones that a common maximum would leave nothing of these."""
+    from models.content import CHUNK, causal_content, masked_content
+
+    for n in (1, 2, CHUNK, CHUNK + 1, 3 * CHUNK - 1):
+        torch.manual_seed(n)
+        growing = torch.linspace(0, 900, n, dtype=torch.double)[None, :, None, None]
+        keys = (30 * torch.randn(2, n, u, 4, dtype=torch.double) + growing).requires_grad_()
+        q = torch.randn(2, n, 3, 4, dtype=torch.double, requires_grad=True)
+        v = torch.randn(2, n * u, 5, dtype=torch.double, requires_grad=True)
+        triangle = torch.ones(n, n, dtype=torch.bool).tril()
+        found, expected = causal_content(q, keys, v, norm), masked_content(q, keys, v, triangle, norm, True)
+        torch.testing.assert_close(found, expected)
+        given = torch.randn_like(found)
+        grads = [torch.autograd.grad(y, (q, keys, v), given) for y in (found, expected)]
+        torch.testing.assert_close(*grads)
