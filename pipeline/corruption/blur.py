@@ -40,7 +40,7 @@ def glass_blur(x: Picture, strength: tuple[float, int, int], rng: np.random.Gene
     """Pixels are overwritten by others at most `reach` away, between two blurs. (The paper's code means to swap them,
     but assigns views of an array, which copies one; the published sets are made so.)"""
     sigma, reach, times = strength
-    x = np.floor(255 * np.clip(gaussian(x, sigma), 0, 1)) / np.float32(255)
+    x = np.floor(255 * np.clip(gaussian(x, sigma), 0, 1)).astype(np.float32) / np.float32(255)
     height, width = x.shape[:2]
     place = list(range(height * width))
     for _ in range(times):

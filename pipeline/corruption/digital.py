@@ -40,7 +40,8 @@ def _affine(x: Picture, moved: float, rng: np.random.Generator) -> Picture:
 def pixelate(x: Picture, share: float, rng: np.random.Generator) -> Picture:
     """As of a camera of so many of the pixels a side."""
     image = _image(x)
-    small = image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.BOX)
+    size = max(1, int(image.width * share)), max(1, int(image.height * share))
+    small = image.resize(size, Image.Resampling.BOX)
     return _picture(small.resize(image.size, Image.Resampling.BOX))
 
 

@@ -32,8 +32,8 @@ def snow(
 
 def frost(x: Picture, strength: tuple[float, float], rng: np.random.Generator) -> Picture:
     """Ice on a window pane: needles and clear places."""
-    kept, added = np.float32(strength)
-    return kept * x + added * ice(*x.shape[:2], rng)
+    kept, added = map(np.float32, strength)
+    return kept * x + added * ice(x.shape[0], x.shape[1], rng)
 
 
 def ice(height: int, width: int, rng: np.random.Generator) -> Picture:
@@ -48,7 +48,7 @@ def fog(x: Picture, strength: tuple[float, float], rng: np.random.Generator) -> 
     """Clouds of a fractal landscape."""
     thickness, decay = strength
     brightest = x.max()
-    foggy = x + np.float32(thickness) * plasma(*x.shape[:2], decay, rng)[..., None]
+    foggy = x + np.float32(thickness) * plasma(x.shape[0], x.shape[1], decay, rng)[..., None]
     return foggy * brightest / (brightest + np.float32(thickness))
 
 
