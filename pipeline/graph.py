@@ -1,7 +1,7 @@
 """Lists the stages of a job, and finds out how each of them stands.
 
     prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
-      … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ report
+      … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ robustness? ─ report
     measure      (all that a job with `measure.models` has)
 
 A stage's fingerprint hashes its kind, its format and what its kind calls its identity: settings, the frozen corpora,
@@ -24,9 +24,22 @@ from pipeline.plan.corpora import Corpora
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.stage import DONE, Done, Stage, fingerprint, folder_of, read_done
-from pipeline.stages import adopt, audit, evaluate, finetune, index, label, measure, prepare, report, select, train
+from pipeline.stages import (
+    adopt,
+    audit,
+    evaluate,
+    finetune,
+    index,
+    label,
+    measure,
+    prepare,
+    report,
+    robustness,
+    select,
+    train,
+)
 
-STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, report, measure)
+STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, robustness, report, measure)
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in STAGES}
 
 
@@ -61,6 +74,8 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
     if job.finetune.resolution:
         add("finetune", f"gen{last}-finetune", last)
     add("evaluate")
+    if job.evaluate.robustness.corruptions:
+        add("robustness")
     add("report")
     return line.stages
 

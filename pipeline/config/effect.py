@@ -69,6 +69,10 @@ def _idle(job: Job) -> Iterator[Idle]:
         yield from _idle_in_optimizer("finetune", job.finetune)
     if not job.prepare.dataset:
         yield "prepare", job.prepare, "dataset", ["labels_per_class"], "prepare.dataset names no data to write"
+    if not job.evaluate.robustness.corruptions:
+        names = _others(job.evaluate.robustness, "corruptions")
+        why = "evaluate.robustness.corruptions names none"
+        yield "evaluate.robustness", job.evaluate.robustness, "corruptions", names, why
     if not job.data.cache:
         yield "data", job.data, "cache", ["cache_gb"], "without data.cache there are no copies"
 

@@ -85,6 +85,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     checks.check_checkpoint(job, path)
     checks.check_workers(job, path)
     checks.check_sets(job, path)
+    checks.check_robustness(job, path)
     checks.check_finetune(job, path)
     timed: list[tuple[str, Train | Finetune]] = [
         ("teacher", job.teacher),

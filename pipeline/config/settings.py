@@ -100,6 +100,17 @@ class Generation:
 
 
 @dataclass
+class Robustness:
+    corruptions: Any = identity(
+        None,
+        "ways to spoil the test images, on which every model is tested then: all, or a list of names; null: none",
+    )
+    severities: list[int] = identity([1, 2, 3, 4, 5], "how strongly", low=1, high=5)
+    images: int | None = identity(None, "so many of the test images, drawn by their bytes; null: all", low=1)
+    reference: str = identity("teacher", "whose errors count as 100 %", choices=("teacher", "alexnet"))
+
+
+@dataclass
 class Evaluate:
     batch: int = identity(256, "images in a forward batch, for accuracy and speed alike", low=1)
     sizes: list[int] = identity(
@@ -113,6 +124,8 @@ class Evaluate:
     raw: bool = identity(
         False, "test the weights themselves too, beside their moving average, which is the model", neutral=False
     )
+    # Of a stage of its own, so no part of `evaluate`'s identity.
+    robustness: Robustness = execution(Robustness, "the test on corrupted images")
     speed_seconds: float = execution(1.0, "time spent on measuring the speed of each model", low=0.0)
 
 

@@ -42,6 +42,7 @@ AUDIT = "audit.json"
 FAILED = ".failed.json"
 SELECTION = "summary.json"
 EVALUATION = "evaluate.json"
+ROBUSTNESS = "robustness.json"
 SUMMARY, PAGE, SPEED_ACCURACY = "summary.json", "index.html", "speed_accuracy"
 PROGRESS, JOB = "progress.json", "job.yaml"
 

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
-from pipeline.report import accuracy, audit, generation, page, plots, verdict
+from pipeline.report import accuracy, audit, generation, page, plots, robustness, verdict
 from pipeline.report.page import Page, Picture
 from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
@@ -50,6 +50,7 @@ def assemble(context: Context) -> Result:
             sections.append(generation.section(context, models, number, audits[number - 1], read))
         overview = _overview(models, evaluation["images"], context.needs)
         overview += accuracy.pictures(models, rows, context.corpora.classes)
+        overview += robustness.pictures(context, models)
         content = Page(
             context.job.name,
             evaluation["images"],
