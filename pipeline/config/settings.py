@@ -113,7 +113,9 @@ class Evaluate:
     raw: bool = identity(
         False, "test the weights themselves too, beside their moving average, which is the model", neutral=False
     )
-    speed_seconds: float = execution(1.0, "time spent on measuring the speed of each model", low=0.0)
+    speed_seconds: float = execution(
+        1.0, "time spent on measuring the speed of each model, and as much on its latency", low=0.0
+    )
 
 
 @dataclass
