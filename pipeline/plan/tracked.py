@@ -15,7 +15,7 @@ from pipeline.plan import best
 from pipeline.plan.corpora import SET, Corpora
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import EVALUATION, PAGE, SPEED_ACCURACY, SUMMARY, Done, Stage, read_file, read_json_file
-from pipeline.tracking.contract import COMMIT, OURS, Dataset, StageRecord
+from pipeline.tracking.contract import COMMIT, OURS, SOURCE, Dataset, StageRecord
 
 DIGITS = 16  # of a hash are enough to tell data apart
 CONTEXT = {"labelled": "training", "audit_only": "validation"}  # else the source's own name
@@ -32,7 +32,8 @@ def stage_record(
     """What is known of a stage when its turn has come; `inputs`: its identity."""
     numbers = {name: value for name, value in inputs.items() if isinstance(value, (int, float))}  # seed, generation
     workers = {f"workers.{name}": value for name, value in execution_of(job.workers).items() if value is not None}
-    tags = {f"{OURS}{name}": str(value) for name, value in ({"stage": stage.name} | workers | _hashes(inputs)).items()}
+    named = {"job": job.name, "stage": stage.name} | workers | _hashes(inputs)
+    tags = {f"{OURS}{name}": str(value) for name, value in named.items()}
     finished = done.get(stage.name)
     tags |= _commit(str(finished.info.get("commit", "")) if finished else commit())
     params = flatten(inputs.get("settings", {})) | numbers
@@ -55,7 +56,7 @@ def title(job: Job, stage: Stage, finished: Done | None) -> str:
 
 
 def _commit(found: str) -> dict[str, str]:
-    return {COMMIT: found} if found else {}
+    return {COMMIT: found, **SOURCE} if found else {}
 
 
 def commit_info(record: StageRecord) -> dict[str, str]:

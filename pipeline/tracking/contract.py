@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 OURS = "noisy_lambda."  # begins the names of tags that are ours
-COMMIT = "mlflow.source.git.commit"  # a tag, by MLflow's own name
+COMMIT = "mlflow.source.git.commit"  # a tag, by MLflow's own name, which its pages show beside these alone:
+SOURCE = {"mlflow.source.name": "noisy-lambda", "mlflow.source.type": "LOCAL"}
 
 
 @dataclass(frozen=True)

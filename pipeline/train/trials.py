@@ -92,14 +92,19 @@ def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[d
         return [
             {
                 "parameters": weights.parameter_count(models[folder][0]),
-                "images_per_second": batch / found[folder],
-                "latency_ms": 1000 * latency[folder],
+                "images_per_second": _rounded(batch / found[folder]),
+                "latency_ms": _rounded(1000 * latency[folder]),
                 **facts,
             }
             for folder in folders
         ]
 
     return measure
+
+
+def _rounded(measured: float) -> float:
+    """As many digits as a time can have."""
+    return float(f"{measured:.6g}")
 
 
 def _step(model: nn.Module, card: weights.Card, batch: int, device: torch.device, dtype: torch.dtype) -> Step:
