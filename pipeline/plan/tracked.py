@@ -108,8 +108,10 @@ def results(job: Job, done: Mapping[str, Done], last: str) -> dict[str, Any]:
     folder, the pages, and a description in Markdown."""
     if job.measure.models:
         page, picture = f"{SPEED_ACCURACY}.md", f"{SPEED_ACCURACY}.png"
-        names = [name for name in (page, picture) if name in done[last].artifacts]
-        found: dict[str, Any] = {"metrics": {}, "note": read_file(done[last], page).decode()}
+        names = [page, picture]
+        found: dict[str, Any] = {"metrics": {}}
+        if storage.exists(storage.join(done[last].folder, page)):
+            found["note"] = read_file(done[last], page).decode()
     else:
         names = [PAGE, f"{SPEED_ACCURACY}.png"]
         summary, rows = read_json_file(done[last], SUMMARY), _rows(done)
@@ -122,7 +124,8 @@ def results(job: Job, done: Mapping[str, Done], last: str) -> dict[str, Any]:
         # The table first: pages show the first lines alone until they are clicked.
         note = "\n\n".join([_table(rows, chosen.model.name), *summary.get("verdict", ()), NOTES])
         found = {"metrics": metrics, "note": note, "champion": chosen.model.folder}
-    return found | {"artifacts": [storage.join(done[last].folder, name) for name in names]}
+    paths = [storage.join(done[last].folder, name) for name in names]
+    return found | {"artifacts": [path for path in paths if storage.exists(path)]}  # people delete pages
 
 
 def _rows(done: Mapping[str, Done]) -> list[dict[str, Any]]:
