@@ -30,13 +30,15 @@ def stage_record(
     job: Job, stage: Stage, folder: str, inputs: Mapping[str, Any], done: Mapping[str, Done], corpora: Corpora
 ) -> StageRecord:
     """What is known of a stage when its turn has come; `inputs`: its identity."""
-    numbers = {name: value for name, value in inputs.items() if isinstance(value, (int, float))}  # seed, generation
+    hashes = _hashes(inputs)
+    others = {name: value for name, value in inputs.items() if isinstance(value, (int, float, str))}  # seed, generation
     workers = {f"workers.{name}": value for name, value in execution_of(job.workers).items() if value is not None}
-    named = {"job": job.name, "stage": stage.name} | workers | _hashes(inputs)
+    named = {"job": job.name, "stage": stage.name} | workers | hashes
     tags = {f"{OURS}{name}": str(value) for name, value in named.items()}
     finished = done.get(stage.name)
     tags |= _commit(str(finished.info.get("commit", "")) if finished else commit())
-    params = flatten(inputs.get("settings", {})) | numbers
+    params = flatten(inputs.get("settings", {}))
+    params |= {name: value for name, value in others.items() if name not in hashes}
     datasets = _datasets(stage, inputs, done, corpora)
     return StageRecord(stage.name, folder, params, tags, title(job, stage, finished), datasets)
 

@@ -177,7 +177,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def described(figures: Mapping[str, float]) -> str:
     """A registered model in one line, by the names of the metrics."""
-    texts = {name: f"{value:,.0f}" if value == int(value) else f"{value:.6g}" for name, value in figures.items()}
+    texts = {name: f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}" for name, value in figures.items()}
     return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.load import load_job
 from pipeline.plan import tracked
+from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage
 from tests import small
 
@@ -30,7 +31,20 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert line == "| gen0-teacher · tiny | 50.00 % |  | 50.00 % | 1,234,567 | 2.5 M | 1,234 |  |"
 
 
-def test_only_hashes_are_told_of_an_identity_besides_its_settings() -> None:
-    sha256 = "0123456789abcdef" * 4
-    identity = {"settings": {"lr": 0.1}, "models": [{"weights": sha256, "view": {"size": 8}}], "classes": ["a"] * 64}
-    assert tracked._hashes(identity) == {"models.0.weights": sha256[:16]}
+def test_settings_are_params_and_hashes_are_tags(tmp_path: Path) -> None:
+    job, sha256 = load_job(str(small.make(tmp_path).job), []), "0123456789abcdef" * 4
+    identity = {
+        "settings": {"lr": 0.1, "affine": {"shear": 8.0}},
+        "seed": 0,
+        "evaluate_every": "5st",
+        "labelled": sha256,
+        "models": [{"weights": sha256, "view": {"size": 8}}],
+        "classes": ["a"] * 64,
+    }
+    stage = Stage("gen0-teacher", "train", ("index",), model=True)
+    record = tracked.stage_record(job, stage, "folder", identity, {}, Corpora(job, {}))
+    assert record.params == {"lr": 0.1, "affine.shear": 8.0, "seed": 0, "evaluate_every": "5st"}
+    ours = {name: value for name, value in record.tags.items() if "workers" not in name and "source" not in name}
+    hashes = {"noisy_lambda.labelled": sha256[:16], "noisy_lambda.models.0.weights": sha256[:16]}
+    assert ours == {"noisy_lambda.job": job.name, "noisy_lambda.stage": "gen0-teacher"} | hashes
+    assert record.datasets == []  # none was looked up

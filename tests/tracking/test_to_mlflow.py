@@ -524,7 +524,15 @@ def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
     proxy, rng = Proxy("127.0.0.1", server.port), random.Random(3)
     faults = [*(Fault(status=status) for status in (401, 403, 429, 500)), Fault(lost=True), Fault(cut=1)]
     output, warnings = str(tmp_path / "out"), []
-    records = [stage(output, name) for name in ("teacher", "student")]
+    data = Dataset("labelled", "5395034016f1d760", "/data/labelled-*.tar", "training")
+    records = [dataclasses.replace(stage(output, name), datasets=[data]) for name in ("teacher", "student")]
+
+    def end(tracker: MlflowTracker) -> None:
+        for record in records:
+            tracker.add_figures(record.folder, {"latency_ms": 2.5}, None)
+        tracker.end_job("finished", {"gain_points": 4.5}, [], records[0].folder, "good")
+        tracker.close()
+
     with proxy.faults(*(rng.choice([*faults, None, None]) for _ in range(1000))) as seen:
         tracker = start(output, proxy.url, warnings)
         for record in records:
@@ -536,20 +544,24 @@ def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
             for name in registered.FILES:
                 storage.write_bytes(storage.join(record.folder, name), b"model")
             tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
-        tracker.end_job("finished", {}, [])
-        tracker.close()
+        end(tracker)
     assert len(warnings) == 1 and len(seen) > 50
     tracker = start(output, proxy.url)
     for record in records:
         tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
-    tracker.end_job("finished", {}, [])
-    tracker.close()
+    end(tracker)
     proxy.close()
     client = connect(server.uri)
     for record in records:
         run = run_of(client, record.folder)
         assert steps(client, run, "loss") == list(range(300)) and run.info.status == "FINISHED"
-        assert len(steps(client, run, "test_top1")) == 1
+        assert len(steps(client, run, "test_top1")) == len(steps(client, run, "latency_ms")) == 1
+        assert len(run.inputs.dataset_inputs) == 1
+    parent = run_of(client, output)
+    assert len(steps(client, parent, "gain_points")) == 1 and parent.data.tags["mlflow.note.content"] == "good"
+    assert (
+        client.get_model_version_by_alias("digits", "champion").run_id == run_of(client, records[0].folder).info.run_id
+    )
     experiment = client.get_experiment_by_name("noisy-lambda")
     assert len(client.search_runs([experiment.experiment_id])) == 3
     assert len(client.search_model_versions("name = 'digits'")) == 2
