@@ -6,18 +6,17 @@ same command. Ray and MLflow are started only when a stage has to run.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import graph, storage
 from pipeline.cluster.contract import Cluster
 from pipeline.config import job_file
-from pipeline.config.fields import execution_of
 from pipeline.config.settings import Job, to_plain
 from pipeline.errors import OutputError
-from pipeline.plan import best, early_stop
+from pipeline.plan import early_stop, tracked
 from pipeline.plan.context import Context
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import JOB, PROGRESS, SUMMARY, Done, check_files, files_of, read_json_file, write_done
@@ -33,7 +32,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
     with lock(job.output) as held:
         storage.sweep(job.output, graph.stage_folders())
         _write_job(job)
-        tracker.start_job(job.name, job.output, flatten(to_plain(job)), {"cluster": job.cluster})
+        tracker.start_job(job.name, job.output, tracked.flatten(to_plain(job)), tracked.job_tags(job))
         try:
             done = _run_stages(job, cluster, tracker, screen, refreeze, held)
             last = graph.stages_of(job)[-1].name
@@ -44,9 +43,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
             tracker.end_job("failed" if failed else "killed", {}, ())
             raise
         screen.write("finished")
-        found = best.find(done)
-        gain = {name: summary[name] for name in ("gain_points",) if name in summary}
-        tracker.end_job("finished", gain, (), champion=found.model.folder if found else None)
+        tracker.end_job("finished", **tracked.results(job, done, last))
         return summary
 
 
@@ -65,8 +62,7 @@ def _run_stages(
             raise look.problem
         while corpora.changes:
             screen.warn(corpora.changes.pop(0))
-        execution = {name: str(value) for name, value in execution_of(job.workers).items()}
-        record = StageRecord(stage.name, folder, flatten(look.inputs), execution)
+        record = tracked.stage_record(job, stage, folder, look.inputs, done, corpora)
         finished = look.done
         if finished:
             screen.line(stage.name, "done before", str(finished.info.get("line", "")))
@@ -84,11 +80,12 @@ def _run_stages(
             needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
             finished = _run_stage(context, record, tracker, screen, held)
+        record = dataclasses.replace(record, title=tracked.title(job, stage, finished))
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
         tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
         done[stage.name] = finished
         if stage.kind == "evaluate":
-            for model, figures, temperature in best.published(finished, done):
+            for model, figures, temperature in tracked.model_figures(done):
                 tracker.add_figures(model, figures, temperature)
     if token:  # where nothing ran, nothing is read
         check_files(unchecked)
@@ -111,7 +108,7 @@ def _run_stage(context: Context, record: StageRecord, tracker: Tracker, screen: 
         tracker.end_stage(record, "failed" if state == "failed" else "killed", {}, ())
         raise
     seconds = time.monotonic() - started
-    info = {**result.info, "seconds": round(seconds, 3)}
+    info = {**result.info, "seconds": round(seconds, 3), **tracked.commit_info(record)}
     done = Done(
         stage.name,
         folder,
@@ -140,20 +137,6 @@ def check_place(output: str) -> None:
     for other, place in [*((path, "lies inside") for path in here.parents), *((path, "holds") for path in inside)]:
         if (other / JOB).is_file() and (other / PROGRESS).is_file():
             raise OutputError(f"output {output} {place} {other}, the output of another run; name a folder beside it")
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as 'a.b.0.c' -> value."""
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, list) and any(isinstance(entry, (Mapping, list)) for entry in value):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in items:
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _write_job(job: Job) -> None:

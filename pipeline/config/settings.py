@@ -126,7 +126,9 @@ class Evaluate:
     )
     # Of a stage of its own, so no part of `evaluate`'s identity.
     robustness: Robustness = execution(Robustness, "the test on corrupted images")
-    speed_seconds: float = execution(1.0, "time spent on measuring the speed of each model", low=0.0)
+    speed_seconds: float = execution(
+        1.0, "time spent on measuring the speed of each model, and as much on its latency", low=0.0
+    )
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -34,16 +34,6 @@ def find(done: Mapping[str, Done]) -> Best | None:
     if not known:
         return Best(models[-1], None) if models else None
     return max(reversed(known), key=lambda best: best.top1 or 0.0)
-
-
-def published(evaluated: Done, done: Mapping[str, Done]) -> Iterator[tuple[str, dict[str, float], float | None]]:
-    """(folder, figures, temperature) of each model that `evaluate` tested, as MLflow shows them."""
-    for row in read_json_file(evaluated, EVALUATION)["models"]:
-        figures = {f"test_{name}": float(row[name]) for name in ("top1", "top5", "ece")}
-        figures["inference_images_per_second"] = float(row["images_per_second"])
-        figures["parameters"] = float(row["parameters"])
-        validation = row.get("validation", {})
-        yield done[row["stage"]].folder, figures, validation.get("temperature")
 
 
 def temperature_of(folder: str) -> float | None:

@@ -76,6 +76,11 @@ class Corpora:
             return self.job.data.root
         return self.done["prepare"].folder if "prepare" in self.done else ""
 
+    @property
+    def found(self) -> Mapping[str, corpus.Corpus]:
+        """Those that were looked up, by source."""
+        return self._found
+
     def __getitem__(self, source: str) -> corpus.Corpus:
         """The frozen corpus of 'labelled', 'unlabelled', 'validation', 'test', 'audit_only' or a `set_source`."""
         if source not in self._found:
@@ -87,7 +92,7 @@ class Corpora:
                 )
             empty = self.job.data.max_bad_shards if source == "unlabelled" else 0
             listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
-            where = pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
+            where = self.where(source)
             self._check_apart(source, listing)
             frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
             self.changes += frozen.changes
@@ -110,6 +115,11 @@ class Corpora:
         """DataError: the shards of a source are not there, or are none."""
         allowed = self.job.data.max_bad_shards if source == "unlabelled" else 0
         shards.check_heads(self[source].shards, allowed)
+
+    def where(self, source: str) -> str:
+        """The pattern of a source that has one, from the root on."""
+        pattern = self.pattern(source) or ""
+        return pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
 
     def pattern(self, source: str) -> str | None:
         """What the job has for a source."""

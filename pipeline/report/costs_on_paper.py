@@ -57,6 +57,8 @@ def on_paper(where: str, measured: Measured, map_batch: int | None) -> dict[str,
 
 def flops(model: nn.Module, size: int) -> int:
     """Two per multiply-add for one image: of our models as the paper counts, of others all products that torch sees."""
+    if isinstance(model, weights.Ensemble):
+        return sum(flops(member, size) for member in model.members)
     if isinstance(model, LambdaResNet):
         return cost.flops(model, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -5,17 +5,19 @@ image, and inference speed side by side.
                                        "ece", "count", "bad", "per_class": {"images", "right"},
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
                                        "raw": {"top1", …}, "validation": {…},
-                                       "parameters", "images_per_second", "batch",
-                                       "device", "dtype"}, …]}, with corrections "corrected": test labels
+                                       "parameters", "flops", "images_per_second",
+                                       "latency_ms", "batch", "device", "dtype"}, …]}, with corrections "corrected"
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
     evaluate-1a2b3c4d/validation/<stage>/<shard>.parquet     what a model says of each (label_files.SCHEMA)
 
 `sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
 the weights of the same step reach themselves, where the model is their moving average. `validation` is what
 `labelling.audit.compare` finds (accuracy, temperature, calibration), `confusion`, and the `gain` on the model before:
-what `predict`, the report and the choice of the best model go by. A shard is tested by one worker, which adds up what
-it counts: every image counts once however many workers there are. The test shards and the further sets are used here
-and nowhere else.
+what `predict`, the report and the choice of the best model go by. `flops` are two per multiply-add for one image, null
+where they cannot be counted (`report.costs_on_paper`); `latency_ms` is the time from call to result for one image.
+
+A shard is tested by one worker, which adds up what it counts: every image counts once however many workers there are.
+The test shards and the further sets are used here and nowhere else.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ def run(context: Context) -> Result:
             "dir": folder,
             **_row(tried[name], figures, settings.sets),
             "validation": validated[name],
+            "flops": _flops(context, name, folder),
             **measured,
         }
         for (name, folder), measured in zip(trained.items(), speed.value, strict=True)
@@ -246,12 +249,28 @@ def _row(trials: Sequence[Trial], figures: Mapping[Trial, Figures], sets: Mappin
     return row
 
 
+def _flops(context: Context, stage: str, folder: str) -> int | None:
+    import torch
+
+    from pipeline import weights
+    from pipeline.report.costs_on_paper import flops
+
+    card = weights.read_card(folder)
+    try:
+        with torch.device("meta"):  # where attention is counted too
+            return flops(weights.build_model(card.architecture, len(card.classes), card.overrides), card.size)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        context.warn(f"{stage}: the FLOPs of {card.architecture} cannot be counted ({reason})")
+        return None
+
+
 def _metrics(models: Sequence[Figures]) -> dict[str, float]:
     found: dict[str, float] = {}
     for model in models:
         stage = model["stage"]
-        numbers = ("top1", "top5", "ece", "images_per_second", "parameters")
-        found |= {f"{stage}/{key}": float(model[key]) for key in numbers}
+        numbers = ("top1", "top5", "ece", "images_per_second", "latency_ms", "parameters", "flops")
+        found |= {f"{stage}/{key}": float(model[key]) for key in numbers if model[key] is not None}
         found |= {f"{stage}/top1_at_{other['size']}": other["top1"] for other in model["sizes"]}
         found |= {
             f"{stage}/{name}/{key}": some[key] for name, some in model["sets"].items() for key in ("top1", "top5")

@@ -19,6 +19,7 @@ from pipeline.tracking import sqlite_store
 from pipeline.tracking.runs import Run, is_sqlite
 
 EXPERIMENT = "noisy-lambda"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those of language models
 ENVIRONMENT = {  # of this process only, and only where the user has set nothing
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
@@ -122,11 +123,12 @@ class Connection:
 
     def _initialise(self, path: Path) -> None:
         """MLflow's tables, and our experiment, in a new sqlite file."""
+        from mlflow.entities import ExperimentTag
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         artifacts = self._artifacts()
         store = SqlAlchemyStore(sqlite_store.address(f"{sqlite_store.SCHEME}{path}"), artifacts)
-        store.create_experiment(_experiment_name(), artifacts)
+        store.create_experiment(_experiment_name(), artifacts, [ExperimentTag(*tag) for tag in KIND.items()])
 
     def _artifacts(self) -> str:
         """Where artifacts go beside a sqlite file; MLflow's own default is relative to the working directory."""
@@ -137,7 +139,7 @@ class Connection:
         if found:
             return found.experiment_id
         # A server knows where its artifacts go.
-        return client.create_experiment(_experiment_name(), self._artifacts() if is_sqlite(self.uri) else None)
+        return client.create_experiment(_experiment_name(), self._artifacts() if is_sqlite(self.uri) else None, KIND)
 
     def sample(self) -> dict[str, float]:
         """System metrics of the driver's machine, now."""

@@ -6,6 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+OURS = "noisy_lambda."  # begins the names of tags that are ours
+COMMIT = "mlflow.source.git.commit"  # a tag, by MLflow's own name, which its pages show beside these alone:
+SOURCE = {"mlflow.source.name": "noisy-lambda", "mlflow.source.type": "LOCAL"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data that a stage reads. `digest`: of what is in them, 36 digits at most; `where`: a pattern or a folder;
+    `context`: what for; `facts`: numbers about them."""
+
+    name: str
+    digest: str
+    where: str
+    context: str
+    facts: Mapping[str, int] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class StageRecord:
@@ -13,8 +29,10 @@ class StageRecord:
 
     name: str  # "gen1-student"
     folder: str
-    params: Mapping[str, Any] = field(default_factory=dict)  # identity settings, flat
-    tags: Mapping[str, str] = field(default_factory=dict)  # execution settings of this attempt, flat
+    params: Mapping[str, Any] = field(default_factory=dict)  # identity settings
+    tags: Mapping[str, str] = field(default_factory=dict)  # hashes of what goes in; execution settings of this attempt
+    title: str = ""  # "gen1-student · lambda_resnet_small"; "": the name
+    datasets: Sequence[Dataset] = ()
 
 
 class Tracker(Protocol):
@@ -40,9 +58,14 @@ class Tracker(Protocol):
         probabilities honest."""
 
     def end_job(
-        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[str],
+        champion: str | None = None,
+        note: str = "",
     ) -> None:
-        """`champion`: the folder of the job's best model."""
+        """`champion`: the folder of the job's best model; `note`: what came out, in Markdown."""
 
     def close(self) -> None:
         """Send what is still to be sent, for at most a few seconds."""
@@ -71,7 +94,12 @@ class NullTracker:
         pass
 
     def end_job(
-        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[str],
+        champion: str | None = None,
+        note: str = "",
     ) -> None:
         pass
 

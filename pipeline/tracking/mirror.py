@@ -5,6 +5,7 @@ Everything in here may block or raise; it is called from the background thread o
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tempfile
@@ -16,12 +17,16 @@ from typing import Any
 from pipeline import storage
 from pipeline.tracking import journal, registered
 from pipeline.tracking.connection import Connection, importing
+from pipeline.tracking.contract import OURS, Dataset
 from pipeline.tracking.runs import (
     POINTS_PER_BATCH,
+    VALUE_LENGTH,
     End,
     Point,
     Run,
     batches,
+    constants,
+    described,
     flatten,
     load_state,
     metric_name,
@@ -29,9 +34,12 @@ from pipeline.tracking.runs import (
     names,
     save_state,
     shown,
+    within,
 )
 
-TOKEN, PARENT = "journal.token", "mlflow.parentRunId"
+TOKEN, PARENT = f"{OURS}token", "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # a run's description
+CONTEXT = "mlflow.data.context"
 SYSTEM = "system/"  # metrics of the machine
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 NAMES_PER_BATCH = 100  # params and tags
@@ -60,9 +68,13 @@ class Mirror:
             run.state = load_state(run, shown(self.uri))
         found = self._existing(run)
         if found is None:
-            save_state(run, run_id=None, ended=None, figures=None, champion=None)
+            save_state(run, run_id=None, ended=None, told=None, champion=None)
             tags = {TOKEN: run.state["token"], **({PARENT: run.parent.run_id} if run.parent else {})}
-            found = self.client.create_run(self.connection.experiment, run.created, tags, run.name)
+            if run.end and not run.begun:  # it was over before this store was filled
+                records = journal.read(run.folder)[0]
+                times = [round(record["time"] * 1000) for record in records] or [run.created, run.end.time]
+                run.created, run.end.time = times[0], times[-1]
+            found = self.client.create_run(self.connection.experiment, run.created, tags, run.title or run.name)
         else:
             self.client.update_run(found.info.run_id, status="RUNNING")
             if run.parent is None:
@@ -99,6 +111,8 @@ class Mirror:
         for first in range(0, max(len(params), len(tags)), NAMES_PER_BATCH):
             chunk = slice(first, first + NAMES_PER_BATCH)
             self.client.log_batch(run_id, params=params[chunk], tags=tags[chunk])
+        if run.datasets:  # those that the run has already are left alone
+            self.client.log_inputs(run_id, datasets=[_input(one) for one in run.datasets])
 
     def _bury(self, parent_id: str) -> None:
         """Stages that a killed process left RUNNING are KILLED; those that go on are set to RUNNING again."""
@@ -112,6 +126,10 @@ class Mirror:
         if not whole and time.monotonic() - run.read_at < interval:
             return
         records, position = journal.read(run.folder, run.position)
+        if tags := constants(records):
+            from mlflow.entities import RunTag
+
+            self.client.log_batch(run.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         run.curves.update(name for record in records for name in names(record).values())
         for batch in batches(records, run.sent):
             self._log(run, batch)
@@ -151,26 +169,29 @@ class Mirror:
         if points:
             self._log(run, points)
         for path in end.artifacts:
-            self._upload(run, path, None)
+            self._upload(run.run_id, path)
         if end.model:
             self._send_model(run, end.model)
             self._register(run, known.info.artifact_uri + "/model", last)
+        if run.title and known.info.run_name != run.title:  # which weights were adopted is known in the end
+            self.client.update_run(run.run_id, name=run.title)
         self.client.set_terminated(run.run_id, STATUS[end.status], end.time)
         save_state(run, ended=end.status)
         run.done = True
 
-    def _upload(self, run: Run, path: str, under: str | None) -> None:
+    def _upload(self, run_id: Any, path: str) -> None:
         """Log a file, or a folder under its own name."""
         with tempfile.TemporaryDirectory() as folder:
             local = _fetch(path, folder) if storage.is_url(path) else path
             if Path(local).is_dir():
-                self.client.log_artifacts(run.run_id, local, Path(local).name)
+                self.client.log_artifacts(run_id, local, Path(local).name)
             else:
-                self.client.log_artifact(run.run_id, local, under)
+                self.client.log_artifact(run_id, local)
         self.connection.took()
 
-    def add(self, run: Run) -> None:
-        """Send what is known of a run's model since it ended: figures, and the temperature into its model.yaml."""
+    def add(self, run: Run, told: Mapping[str, Any]) -> None:
+        """Send what is known of a run's model, or of the job, since the run ended: figures, a description, pages, and
+        the temperature into model.yaml."""
         from mlflow.entities import Metric
 
         self.connection.connect()
@@ -179,7 +200,7 @@ class Mirror:
         step = max(_last_steps(known).values(), default=0)
         points = [
             (metric_name(name), float(value), milliseconds(), step)
-            for name, value in run.figures.items()
+            for name, value in told["figures"].items()
             if known.data.metrics.get(metric_name(name)) != value
         ]
         if points:
@@ -191,7 +212,13 @@ class Mirror:
                 path = Path(folder, registered.CARD)
                 path.write_text(f"{card.rstrip()}\ntemperature: {run.temperature}\n")
                 self.client.log_artifact(run_id, str(path), f"model/{registered.INSIDE}")
-        save_state(run, figures=dict(run.figures))
+        for page in run.pages:
+            self._upload(run_id, page)
+        for version in self.client.search_model_versions(f"run_id = '{run_id}'") if run.figures else ():
+            self.client.update_model_version(version.name, version.version, described(told["figures"]))
+        if run.note:
+            self.client.set_tag(run_id, NOTE, within(run.note, VALUE_LENGTH))
+        save_state(run, told=told)
         self.connection.took()
 
     def crown(self, run: Run) -> None:
@@ -229,6 +256,18 @@ class Mirror:
         self.client.set_registered_model_alias(name, re.sub(r"[^\w-]", "-", run.name), version)
         if last:
             self.client.set_registered_model_alias(name, "last", version)
+
+
+def _input(dataset: Dataset) -> Any:
+    from mlflow.entities import Dataset as Entity
+    from mlflow.entities import DatasetInput, InputTag
+
+    where = storage.redact(dataset.where)
+    scheme = where.partition("://")[0] if storage.is_url(where) else "local"
+    source = json.dumps({"url" if scheme in ("http", "https") else "uri": where})
+    profile = json.dumps(dict(dataset.facts)) if dataset.facts else None
+    entity = Entity(dataset.name, dataset.digest, scheme, source, profile=profile)
+    return DatasetInput(entity, [InputTag(CONTEXT, dataset.context)])
 
 
 def _last_steps(run: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import OutputError
 from pipeline.printable import printable
+from pipeline.tracking.contract import OURS, Dataset
 from pipeline.tracking.sqlite_store import SCHEME, path_of
 
 STATE = "mlflow.json"
@@ -85,10 +86,20 @@ class Run:
     position: int = 0  # in the journal
     curves: set[str] = field(default_factory=set)  # the metrics that the journal has
     read_at: float = -math.inf
-    figures: Mapping[str, float] = field(default_factory=dict)  # of its model, known since it ended
+    title: str = ""  # what MLflow calls it; "": its name
+    datasets: Sequence[Dataset] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)  # of its model or of the job, known since it ended
     temperature: float | None = None  # of that model, since then
+    note: str = ""  # its description, of that time too
+    pages: Sequence[str] = ()  # and its further artifacts
     failures: int = 0
     done: bool = False
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is known since it ended, as STATE keeps it."""
+        pages = [storage.redact(page) for page in self.pages]
+        return {"figures": dict(self.figures), "note": self.note, "pages": pages}
 
 
 def load_state(run: Run, store: str) -> dict[str, Any]:
@@ -112,9 +123,9 @@ def names(record: Mapping[str, Any]) -> dict[str, str]:
     """What the numbers in a journal's record are called in MLflow. A tracker knows names, not kinds of records."""
     kind = record.get("kind")
     called: dict[str, str] = {}
-    for key, value in record.items():
-        if key in ("step", "total", "time") or not isinstance(value, (int, float)):
-            continue
+    if kind == "start":  # constants are no curves
+        return called
+    for key in _numbers(record):
         if kind == "validation" and "validation" not in key:
             called[key] = metric_name(f"validation_{key}")
         elif kind == "train" and key == "images_per_second":
@@ -122,6 +133,17 @@ def names(record: Mapping[str, Any]) -> dict[str, str]:
         else:
             called[key] = metric_name(key)
     return called
+
+
+def constants(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Tags: what does not change while a stage runs."""
+    found = [record for record in records if record.get("kind") == "start"]
+    return {f"{OURS}{name}": str(record[name]) for record in found for name in _numbers(record)}
+
+
+def _numbers(record: Mapping[str, Any]) -> list[str]:
+    at = ("step", "total", "time")
+    return [name for name, value in record.items() if name not in at and isinstance(value, (int, float))]
 
 
 def batches(records: Iterable[Mapping[str, Any]], sent: Mapping[str, int]) -> Iterator[list[Point]]:
@@ -151,6 +173,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield metric_name(prefix + key), text[:VALUE_LENGTH]
         else:
             yield metric_name(prefix + key), storage.redact(str(value))[:VALUE_LENGTH]
+
+
+def described(figures: Mapping[str, float]) -> str:
+    """A registered model in one line, by the names of the metrics."""
+    texts = {name: f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}" for name, value in figures.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def within(text: str, length: int) -> str:
+    """The text, without the last lines where it is too long."""
+    while len(text) > length and "\n" in text:
+        text = text.rpartition("\n")[0]
+    return text[:length]
 
 
 def metric_name(name: str) -> str:

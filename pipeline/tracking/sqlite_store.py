@@ -76,6 +76,13 @@ def holds(path: Path, run_id: str) -> bool:
         return store.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
 
 
+def experiment_of(path: Path, run_id: str) -> str | None:
+    """The id of a run's experiment."""
+    with contextlib.closing(_open(path)) as store:
+        found = store.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    return str(found[0]) if found else None
+
+
 def set_aside(path: Path) -> Path:
     """Rename a store, with what sqlite keeps beside it, and return its new name."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")

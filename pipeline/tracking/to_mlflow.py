@@ -73,7 +73,9 @@ class MlflowTracker:
         artifacts: Sequence[str],
         model: str | None = None,
     ) -> None:
-        self._run_of(stage, begun=False).end = End(status, dict(metrics), tuple(artifacts), model)
+        run = self._run_of(stage, begun=False)
+        run.title = stage.title or stage.name
+        run.end = End(status, dict(metrics), tuple(artifacts), model)
         self.wake.set()
 
     def add_figures(self, folder: str, figures: Mapping[str, float], temperature: float | None) -> None:
@@ -83,11 +85,17 @@ class MlflowTracker:
         self.wake.set()
 
     def end_job(
-        self, status: str, metrics: Mapping[str, float], artifacts: Sequence[str], champion: str | None = None
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[str],
+        champion: str | None = None,
+        note: str = "",
     ) -> None:
         self.champion = champion
         if self.parent:
-            self.parent.end = End(status, dict(metrics), tuple(artifacts))
+            self.parent.figures, self.parent.pages, self.parent.note = dict(metrics), tuple(artifacts), note
+            self.parent.end = End(status)
             self.wake.set()
 
     def close(self) -> None:
@@ -116,6 +124,7 @@ class MlflowTracker:
             if known and not (begun and known[0].end):
                 return known[0]
             run = Run(stage.name, stage.folder, self.parent, stage.params, stage.tags, begun)
+            run.title, run.datasets = stage.title or stage.name, stage.datasets
             self.stages = [other for other in self.stages if other not in known] + [run]
             return run
 
@@ -167,9 +176,13 @@ class MlflowTracker:
                 run.done = run.begun = False
 
     def _add(self, run: Run) -> None:
-        """What is known of a model since its run has ended, and whether it is the best: nothing that MLflow has."""
-        if run.done and run.figures and run.state.get("figures") != run.figures:
-            self.mirror.add(run)
+        """What is known of a model or of the job since its run has ended, and whether it is the best: nothing that
+        MLflow has."""
+        if run.failures >= ATTEMPTS:
+            return
+        told = run.told
+        if run.done and any(told.values()) and run.state.get("told") != told:
+            self.mirror.add(run, told)
         if run.done and run.folder == self.champion and not run.state.get("champion"):
             for other in self.stages:
                 if other.state.get("champion"):

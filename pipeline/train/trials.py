@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.measure import alternate, device_name, if_it_fits
+from models.measure import Step, alternate, device_name, if_it_fits, wait
 from models.memory_format import channels_last
 from models.precision import has_bfloat16
 from pipeline import weights
@@ -75,13 +75,16 @@ def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[d
     """The function that measures the models in some folders."""
 
     def measure(folders: Sequence[str]) -> list[dict[str, Any]]:
-        """Inference images/s of each model at its own size: medians over alternating rounds."""
+        """Inference images/s of each model at its own size, and milliseconds from call to result for one image: medians
+        over alternating rounds."""
         with join() as world:
             device = world.device
             dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
             models = {folder: weights.load_model(folder) for folder in folders}
             steps = {folder: _step(*models[folder], batch, device, dtype) for folder in folders}
             found = alternate(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
+            single = {folder: _waiting(_step(*models[folder], 1, device, dtype), device) for folder in folders}
+            latency = alternate(single, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
         for folder, time in found.items():
             if time == math.inf:
                 raise DataError(f"evaluate.batch {batch} does not fit in memory with {folder}; lower it")
@@ -89,7 +92,8 @@ def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[d
         return [
             {
                 "parameters": weights.parameter_count(models[folder][0]),
-                "images_per_second": batch / found[folder],
+                "images_per_second": _rounded(batch / found[folder]),
+                "latency_ms": _rounded(1000 * latency[folder]),
                 **facts,
             }
             for folder in folders
@@ -98,9 +102,12 @@ def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[d
     return measure
 
 
-def _step(
-    model: nn.Module, card: weights.Card, batch: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], object]:
+def _rounded(measured: float) -> float:
+    """As many digits as a time can have."""
+    return float(f"{measured:.6g}")
+
+
+def _step(model: nn.Module, card: weights.Card, batch: int, device: torch.device, dtype: torch.dtype) -> Step:
     """Inference of one batch."""
     model = channels_last(model.to(device))
     images = torch.randn(batch, 3, card.size, card.size, device=device).contiguous(memory_format=torch.channels_last)
@@ -110,3 +117,13 @@ def _step(
             return model(images)
 
     return step
+
+
+def _waiting(step: Step, device: torch.device) -> Step:
+    """A step that ends when its result is there."""
+
+    def one() -> None:
+        step()
+        wait(device)
+
+    return one

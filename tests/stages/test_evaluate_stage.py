@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models import cost
 from pipeline import weights
 from pipeline.loading.loader import TrainingShard
 from pipeline.plan.stage import WEIGHTS
+from pipeline.report import costs_on_paper
 from pipeline.stages import evaluate
 from pipeline.train import checkpoint
 from pipeline.train.dist import World as Workers
@@ -76,7 +78,9 @@ def test_a_model_is_tested_at_its_own_size(world: World) -> None:
     assert (found["count"], found["bad"], found["size"]) == (7, 0, 8)
     assert found["per_class"] == expected["per_class"] and found["per_class"]["images"] == [3, 4, 0]
     assert found["sizes"] == [] and "raw" not in found
-    assert found["parameters"] > 0 and found["images_per_second"] > 0
+    assert found["parameters"] > 0 and found["images_per_second"] > 0 and found["latency_ms"] > 0
+    model, card = weights.load_model(str(world.folder("gen0-teacher")))
+    assert found["flops"] == costs_on_paper.flops(model, card.size) == cost.flops(model, 8)
 
 
 def test_further_sizes_and_raw_weights(world: World) -> None:

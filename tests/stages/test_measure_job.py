@@ -227,6 +227,9 @@ def test_flops_count_the_products_of_attention_and_agree_with_the_papers_convent
     block = 12 * width**2 * tokens + 2 * width * tokens**2  # projections and MLP; q·k and attention·v
     around = 16 * 16 * 3 * width * (tokens - 1) + width * 1000  # patches, classifier
     with torch.device("meta"):
+        members = [{"architecture": name, "overrides": {}} for name in ("lambda_resnet_tiny", "lambda_resnet_small")]
+        several = weights.build_model(weights.ENSEMBLE, 10, {"members": members})
+        assert costs_on_paper.flops(several, 16) == sum(costs_on_paper.flops(one, 16) for one in several.members)
         assert costs_on_paper.flops(timm.create_model("vit_tiny_patch16_384"), 384) == 2 * (blocks * block + around)
         ours, theirs = create_model("resnet_50_se"), timm.create_model("resnetrs50")
         assert costs_on_paper.flops(theirs, 160) == costs_on_paper.flops(ours, 160)

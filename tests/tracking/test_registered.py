@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 import noisy_lambda
-from pipeline.plan import best
+from pipeline.plan import best, tracked
 from tests import small, tiny
 from tests.data import tars
 from tests.small import World, command
 
+FIGURES = ("latency_ms", "parameters", "flops")
 LOAD = """
 import json, sys
 import mlflow.pyfunc, pandas
@@ -88,11 +89,79 @@ def test_mlflow_has_what_evaluate_says_of_each_model(world: World) -> None:
         run = client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
         assert run.data.metrics["test_top1"] == row["top1"]
         assert run.data.metrics["inference_images_per_second"] == row["images_per_second"]
+        assert {name: run.data.metrics[name] for name in FIGURES} == {name: row[name] for name in FIGURES}
+        assert run.info.run_name == f"{row['stage']} · {row['model']}"
         done = json.loads((folder / "done.json").read_text())["info"]["validation"]
         assert run.data.metrics["best_validation_top1"] == done["top1"]
         [version] = client.search_model_versions(f"run_id = '{run.info.run_id}'")
         card = Path(version.source.removeprefix("file://"), "data", "noisy_lambda", "model.yaml").read_text()
         assert f"temperature: {best.temperature_of(str(folder))}" in card
+
+
+def test_mlflow_shows_what_came_out_of_a_job_and_what_went_in(world: World) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{world.output}/mlflow.db")
+    parent, student = (
+        client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
+        for folder in (world.output, world.folder("gen1-student"))
+    )
+    rows = json.loads((world.folder("evaluate") / "evaluate.json").read_text())["models"]
+    summary = json.loads((world.folder("report") / "summary.json").read_text())
+    [chosen] = [row for row in rows if row["stage"] == summary["best"]]
+    shown = parent.data.metrics
+    assert {name: shown[name] for name in FIGURES} == {name: chosen[name] for name in FIGURES}
+    assert shown["test_top1"] == chosen["top1"] and shown["gain_points"] == summary["gain_points"]
+    assert shown["best_validation_top1"] == chosen["validation"]["accuracy"]
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"index.html", "speed_accuracy.png"}
+
+    note = parent.data.tags["mlflow.note.content"]
+    assert all(sentence in note.split("\n\n") for sentence in summary["verdict"])
+    table = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in note.split("\n\n")[0].splitlines()]
+    assert table[0] == ["model", *tracked.COLUMNS] and len(table) == 2 + len(rows)
+    for cells, row in zip(table[2:], rows, strict=True):
+        validation = row["validation"]
+        gain = validation.get("gain")
+        assert cells[:4] == [
+            f"{row['stage']} · {row['model']}",
+            f"{100 * validation['accuracy']:.2f} %",
+            f"{gain['points']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})" if gain else "",
+            f"{100 * row['top1']:.2f} %",
+        ]
+
+    # The student's data, by the digits that their folders and records have.
+    used = {one.dataset.name: one.dataset for one in student.inputs.dataset_inputs}
+    assert set(used) == {"labelled", "unlabelled", "gen1-label", "gen1-select"}
+    content = json.loads((world.folder("index") / "done.json").read_text())["info"]["content"]
+    assert used["labelled"].digest == content["labelled"][:16] == student.data.tags["noisy_lambda.labelled"]
+    assert json.loads(used["unlabelled"].source) == {"uri": f"{world.shards}/unlabelled-*.tar"}
+    assert json.loads(used["unlabelled"].profile)["shards"] == 2
+    assert json.loads(used["gen1-label"].source) == {"uri": str(world.folder("gen1-label"))}
+    assert student.data.params["batch"] == "4" and student.data.params["generation"] == "1"
+    assert student.data.tags["noisy_lambda.steps_per_epoch"]
+    assert not any(len(value) == 64 for value in {**student.data.params, **student.data.tags}.values())
+    assert (
+        student.data.tags["mlflow.source.git.commit"]
+        == json.loads((world.folder("gen1-student") / "done.json").read_text())["info"]["commit"]
+    )
+
+
+def test_the_commit_is_that_of_the_working_folder(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        called = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
+        return subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    code = "from pipeline.plan import tracked; print(tracked.commit())"
+    found = []
+    env = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    for command_ in ([], ["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "first"]):
+        if command_:
+            git(*command_)
+        called = [sys.executable, "-c", code]
+        ran = subprocess.run(called, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        assert ran.stderr == ""
+        found.append(ran.stdout.strip())
+    assert found == ["", "", git("rev-parse", "HEAD")]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -23,9 +24,9 @@ import pytest
 from pipeline import storage
 from pipeline.errors import OutputError
 from pipeline.tracking import connection, registered, to_mlflow
-from pipeline.tracking.contract import StageRecord
+from pipeline.tracking.contract import Dataset, StageRecord
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.runs import batches, flatten, store_uri
+from pipeline.tracking.runs import batches, flatten, store_uri, within
 from pipeline.tracking.to_mlflow import MlflowTracker
 from tests.flaky_proxy import Fault, Proxy
 
@@ -89,9 +90,12 @@ def start(output: str, store: str | None, warnings: list[str] | None = None) -> 
 def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
     output = str(tmp_path)
     teacher = stage(output, "gen0-teacher", model={"name": "tiny", "width": 8}, sizes=[1, 2])
+    data = Dataset("labelled", "5395034016f1d760", "s3://key:secret@bucket/labelled-*.tar", "training", {"shards": 3})
+    teacher = dataclasses.replace(teacher, title="gen0-teacher · ?", datasets=[data])
     tracker = start(output, store)
     tracker.start_stage(teacher)
     with Journal(teacher.folder) as journal:
+        journal.log(0, 3, kind="start", labelled_per_step=50)
         for step in range(1, 4):
             journal.log(step, 3, loss=1.0 / step, phase="train", broken=float("nan"))
         journal.log(3, 3, top1=0.5)
@@ -100,6 +104,7 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "loss.png").write_bytes(b"png")
     (tmp_path / "summary.json").write_text("{}")
+    teacher = dataclasses.replace(teacher, title="gen0-teacher · tiny")
     tracker.end_stage(teacher, "finished", {"best_validation_top1": 0.5}, [str(tmp_path / "plots")], teacher.folder)
     student = stage(output, "gen1-student")
     tracker.start_stage(student)
@@ -108,20 +113,28 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
         shutil.copy(Path(teacher.folder, name), Path(student.folder, name))
     tracker.end_stage(student, "finished", {}, (), student.folder)
     tracker.add_figures(teacher.folder, {"test_top1": 0.75}, 1.5)
-    tracker.end_job("finished", {"gain_points": 4.5}, [str(tmp_path / "summary.json")], champion=teacher.folder)
+    told = ({"gain_points": 4.5}, [str(tmp_path / "summary.json")], teacher.folder, "| model | test top-1 |")
+    tracker.end_job("finished", *told)
     tracker.close()
 
     client = connect(store_uri(output, store))
     parent, child = run_of(client, output), run_of(client, teacher.folder)
-    assert (parent.info.run_name, child.info.run_name) == ("digits", "gen0-teacher")
+    assert (parent.info.run_name, child.info.run_name) == ("digits", "gen0-teacher · tiny")
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params == {"model.name": "tiny", "model.width": "8", "sizes": "['1', '2']"}
     assert child.data.tags["workers"] == "2" and parent.data.tags["cluster"] == "inline"
     assert parent.data.params == {"seed": "0"} and parent.data.metrics == {"gain_points": 4.5}
+    assert parent.data.tags["mlflow.note.content"] == "| model | test top-1 |"
+    assert child.data.tags["noisy_lambda.labelled_per_step"] == "50"
+    assert "labelled_per_step" not in child.data.metrics
+    [used] = child.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.dataset.source_type) == ("labelled", data.digest, "s3")
+    assert json.loads(used.dataset.source) == {"uri": "s3://bucket/labelled-*.tar"}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     losses = client.get_metric_history(child.info.run_id, "loss")
     assert [(point.step, point.value) for point in losses] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    first = (tmp_path / "gen0-teacher" / "metrics.jsonl").read_text().splitlines()[0]
+    first = (tmp_path / "gen0-teacher" / "metrics.jsonl").read_text().splitlines()[1]
     assert json.loads(first)["time"] == losses[0].timestamp / 1000
     assert child.data.metrics["top1"] == 0.5 and child.data.metrics["test_top1"] == 0.75
     assert "broken" not in child.data.metrics and "phase" not in child.data.metrics
@@ -131,6 +144,7 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
     assert version.run_id == child.info.run_id
     assert client.get_model_version_by_alias("digits", "gen0-teacher").version == version.version
     assert client.get_model_version_by_alias("digits", "last").run_id == run_of(client, student.folder).info.run_id
+    assert version.description == "test_top1 0.75"
     files = Path(version.source.removeprefix("file://")) / "data" / "noisy_lambda"
     assert sorted(file.name for file in files.iterdir()) == ["model.safetensors", "model.yaml"]
     assert (files / "model.yaml").read_text() == "architecture: tiny\ntemperature: 1.5\n"
@@ -140,8 +154,15 @@ def test_a_job_as_mlflow_sees_it(tmp_path: Path, store: str) -> None:
         for record, figures in ((teacher, {"test_top1": 0.75}), (student, {"test_top1": 0.5})):
             tracker.end_stage(record, "finished", {}, (), record.folder)
             tracker.add_figures(record.folder, figures, None)
-        tracker.end_job("finished", {}, (), champion=champion.folder)
+        gain = 4.5 if champion is teacher else -1.0
+        tracker.end_job("finished", {"gain_points": gain}, (), champion.folder, f"take {champion.name}")
         tracker.close()
+        parent = run_of(client, output)
+        assert parent.data.metrics["gain_points"] == gain and parent.info.status == "FINISHED"
+        assert parent.data.tags["mlflow.note.content"] == f"take {champion.name}"
+        assert [point.value for point in client.get_metric_history(parent.info.run_id, "gain_points")][1:] == (
+            [] if champion is teacher else [-1.0]
+        )
         found = client.get_model_version_by_alias("digits", "champion").run_id
         assert found == run_of(client, expected.folder).info.run_id
         assert len(steps(client, run_of(client, teacher.folder), "test_top1")) == 1
@@ -218,7 +239,8 @@ def test_after_a_kill_the_same_runs_go_on_and_no_step_is_there_twice(tmp_path: P
 
 
 def test_closing_in_the_middle_leaves_killed_runs_that_the_next_run_continues(tmp_path: Path, store: str) -> None:
-    output, teacher = str(tmp_path), stage(str(tmp_path), "teacher")
+    output, data = str(tmp_path), Dataset("labelled", "5395034016f1d760", "/data/labelled-*.tar", "training")
+    teacher = dataclasses.replace(stage(output, "teacher"), datasets=[data])
     client = connect(store_uri(output, store))
     for first, status in ((0, "KILLED"), (5, "FINISHED")):
         tracker = start(output, store)
@@ -231,7 +253,38 @@ def test_closing_in_the_middle_leaves_killed_runs_that_the_next_run_continues(tm
             tracker.end_job("finished", {}, [])
         tracker.close()
         assert run_of(client, teacher.folder).info.status == run_of(client, output).info.status == status
-    assert steps(client, run_of(client, teacher.folder), "loss") == list(range(10))
+    run = run_of(client, teacher.folder)
+    assert steps(client, run, "loss") == list(range(10)) and len(run.inputs.dataset_inputs) == 1
+
+
+def test_a_job_that_is_done_fills_another_store_as_it_was(tmp_path: Path, store: str) -> None:
+    teacher = dataclasses.replace(stage(str(tmp_path), "teacher"), title="teacher · tiny")
+    with Journal(teacher.folder) as journal:
+        for step in range(3):
+            journal.log(step, loss=1.0)
+    book = Path(teacher.folder, "metrics.jsonl")
+    records = [json.loads(line) for line in book.read_text().splitlines()]
+    for record, at in zip(records, (1.7e9, 1.7e9 + 5, 1.7e9 + 60), strict=True):
+        record["time"] = at
+    book.write_text("".join(json.dumps(record) + "\n" for record in records))
+    tracker = start(str(tmp_path), store)
+    tracker.end_stage(teacher, "finished", {}, [])
+    tracker.add_figures(teacher.folder, {"test_top1": 0.75}, None)
+    tracker.end_job("finished", {"test_top1": 0.75}, [], note="good")
+    tracker.close()
+    client = connect(store_uri(str(tmp_path), store))
+    run, parent = run_of(client, teacher.folder), run_of(client, str(tmp_path))
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_060_000)
+    assert steps(client, run, "loss") == [0, 1, 2] and run.info.run_name == "teacher · tiny"
+    assert run.data.metrics["test_top1"] == parent.data.metrics["test_top1"] == 0.75
+    assert parent.data.tags["mlflow.note.content"] == "good"
+
+
+def test_a_description_loses_its_last_lines_where_it_is_too_long() -> None:
+    text = "| a |\n| b |\nnotes"
+    assert within(text, len(text)) == text
+    assert within(text, len(text) - 1) == "| a |\n| b |"
+    assert within("abc", 2) == "ab"
 
 
 DEMO = """
@@ -411,7 +464,7 @@ def test_a_server_that_dies_costs_one_warning_and_gets_all_of_it_when_it_is_back
     server.start()
     wait_for(lambda: run_of(client, teacher.folder).info.status == "FINISHED")
     assert steps(client, run_of(client, teacher.folder), "loss") == list(range(100))
-    assert client.get_model_version_by_alias("digits", "champion").version == "1"
+    assert client.get_model_version_by_alias("digits", "last").version == "1"
 
     # It dies again and stays dead until after the job: the next run of the job sends the rest.
     with Journal(student.folder) as journal:
@@ -471,7 +524,15 @@ def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
     proxy, rng = Proxy("127.0.0.1", server.port), random.Random(3)
     faults = [*(Fault(status=status) for status in (401, 403, 429, 500)), Fault(lost=True), Fault(cut=1)]
     output, warnings = str(tmp_path / "out"), []
-    records = [stage(output, name) for name in ("teacher", "student")]
+    data = Dataset("labelled", "5395034016f1d760", "/data/labelled-*.tar", "training")
+    records = [dataclasses.replace(stage(output, name), datasets=[data]) for name in ("teacher", "student")]
+
+    def end(tracker: MlflowTracker) -> None:
+        for record in records:
+            tracker.add_figures(record.folder, {"latency_ms": 2.5}, None)
+        tracker.end_job("finished", {"gain_points": 4.5}, [], records[0].folder, "good")
+        tracker.close()
+
     with proxy.faults(*(rng.choice([*faults, None, None]) for _ in range(1000))) as seen:
         tracker = start(output, proxy.url, warnings)
         for record in records:
@@ -483,20 +544,24 @@ def test_refused_requests_and_lost_answers_leave_no_step_out_and_none_twice(
             for name in registered.FILES:
                 storage.write_bytes(storage.join(record.folder, name), b"model")
             tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
-        tracker.end_job("finished", {}, [])
-        tracker.close()
+        end(tracker)
     assert len(warnings) == 1 and len(seen) > 50
     tracker = start(output, proxy.url)
     for record in records:
         tracker.end_stage(record, "finished", {"test_top1": 0.5}, [], record.folder)
-    tracker.end_job("finished", {}, [])
-    tracker.close()
+    end(tracker)
     proxy.close()
     client = connect(server.uri)
     for record in records:
         run = run_of(client, record.folder)
         assert steps(client, run, "loss") == list(range(300)) and run.info.status == "FINISHED"
-        assert len(steps(client, run, "test_top1")) == 1
+        assert len(steps(client, run, "test_top1")) == len(steps(client, run, "latency_ms")) == 1
+        assert len(run.inputs.dataset_inputs) == 1
+    parent = run_of(client, output)
+    assert len(steps(client, parent, "gain_points")) == 1 and parent.data.tags["mlflow.note.content"] == "good"
+    assert (
+        client.get_model_version_by_alias("digits", "champion").run_id == run_of(client, records[0].folder).info.run_id
+    )
     experiment = client.get_experiment_by_name("noisy-lambda")
     assert len(client.search_runs([experiment.experiment_id])) == 3
     assert len(client.search_model_versions("name = 'digits'")) == 2
