@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.report import fonts
 from pipeline.report.page import Further, OnSet, Picture
 from pipeline.report.plots import BARS, Model
 from pipeline.report.style import GRID, INK, MUTED, PALE, clean, colour, count_ticks, figure_of, key, percent_range, png
@@ -100,7 +101,7 @@ def by_class(models: Sequence[Model], shares: Sequence[Floats], names: Sequence[
     axes.hlines(y, 100 * shares[0], 100 * shares[-1], color=PALE, linewidth=2, zorder=2)
     for model, share in zip(models, shares, strict=True):
         axes.plot(100 * share, y, "o", color=colour(model.generation), markersize=6, markeredgecolor="white", zorder=3)
-    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False)
+    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False, fontfamily=fonts.families(names))
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-2, 102)

@@ -13,13 +13,15 @@ from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
-from pipeline.report import accuracy, audit, generation, page, plots, verdict
+from pipeline.report import accuracy, audit, fonts, generation, mistakes, page, plots, verdict
 from pipeline.report.page import Page, Picture
 from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
 
-STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second")
+STAGE_KEYS = (
+    "stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second", "slowest_round", "fastest_round",
+)  # fmt: skip
 ROLL = 400  # points of a learning curve; more are averaged in equal groups
 
 
@@ -34,9 +36,10 @@ def assemble(context: Context) -> Result:
     best_model = best.find(context.needs)
     assert best_model  # the teacher at least
     judged = verdict.sentences(rows, audits, best_model.model.name)
-    audits = [{name: value for name, value in one.items() if name != "steps"} for one in audits]
     summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
-    summary |= {"best": best_model.model.name, "verdict": judged}
+    names, lacking = fonts.in_plots(context.corpora.classes)
+    warnings = [*verdict.of_speed(evaluation), *([lacking] if lacking else [])]
+    summary |= {"best": best_model.model.name, "verdict": judged, "warnings": warnings}
 
     # ---- pictures and facts -----------------------------------------------------------------------------------------
     shards = len(context.corpora["unlabelled"].shards) if generations else 0
@@ -45,9 +48,10 @@ def assemble(context: Context) -> Result:
         sections = []
         for number in range(1, generations + 1):
             read = functools.partial(_progress, log, (number - 1) * shards, total)
-            sections.append(generation.section(context, models, number, audits[number - 1], read))
+            sections.append(generation.section(context, number, audits[number - 1], names, read))
         overview = _overview(models, evaluation["images"], context.needs)
-        overview += accuracy.pictures(models, rows, context.corpora.classes)
+        overview += accuracy.pictures(models, rows, names)
+        taken = [model.stage for model in models].index(best_model.model.name)
         content = Page(
             context.job.name,
             evaluation["images"],
@@ -60,6 +64,8 @@ def assemble(context: Context) -> Result:
             further=accuracy.further(models, rows),
             sets=accuracy.on_sets(models, rows),
             verdict=judged,
+            warnings=warnings,
+            mistakes=mistakes.section(context, models[taken], rows[taken]),
         )
 
         # ---- files --------------------------------------------------------------------------------------------------
@@ -88,7 +94,7 @@ def _summary(context: Context, models: Sequence[Model], audits: Sequence[Mapping
     return {
         "job": context.job.name,
         "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
-        "audits": list(audits),
+        "audits": [{name: value for name, value in one.items() if name != "steps"} for one in audits],
         "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
         "seconds": {stage.name: stage.info["seconds"] for stage in context.needs.values()},
         "report": storage.redact(storage.join(context.folder, PAGE)),

@@ -5,15 +5,17 @@ image, and inference speed side by side.
                                        "ece", "count", "bad", "per_class": {"images", "right"},
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
                                        "raw": {"top1", …}, "validation": {…},
-                                       "parameters", "images_per_second", "batch",
-                                       "device", "dtype"}, …]}
+                                       "parameters", "images_per_second", "slowest_round",
+                                       "fastest_round", "batch", "device", "dtype"}, …],
+                                       "load": {"cores", "others", "threads", "seconds"}}
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
     evaluate-1a2b3c4d/validation/<stage>/<shard>.parquet     what a model says of each (label_files.SCHEMA)
 
 `sizes` are the further ones of `evaluate.sizes`, `sets` those of `evaluate.sets`; `raw`, with `evaluate.raw`, is what
 the weights of the same step reach themselves, where the model is their moving average. `validation` is what
 `labelling.audit.compare` finds (accuracy, temperature, calibration), `confusion`, and the `gain` on the model before:
-what `predict`, the report and the choice of the best model go by. A shard is tested by one worker, which adds up what
+what `predict`, the report and the choice of the best model go by. `load` is what others took of the machine while
+speed was measured (train.machine_load). A shard is tested by one worker, which adds up what
 it counts: every image counts once however many workers there are. The test shards and the further sets are used here
 and nowhere else.
 """
@@ -77,15 +79,16 @@ def run(context: Context) -> Result:
         [speed] = context.map(measure, [("speed", list(trained.values()))], workers=1)
         if speed.value is None:
             raise DataError(f"cannot measure the models' speed: {speed.error}")
+    measured, load = speed.value
     models = [
         {
             "stage": name,
             "dir": folder,
             **_row(tried[name], figures, settings.sets),
             "validation": validated[name],
-            **measured,
+            **of_speed,
         }
-        for (name, folder), measured in zip(trained.items(), speed.value, strict=True)
+        for (name, folder), of_speed in zip(trained.items(), measured, strict=True)
     ]
     bad, count = models[0]["bad"], models[0]["count"] + models[0]["bad"]
     if bad > context.job.data.max_bad_fraction * count:
@@ -93,7 +96,8 @@ def run(context: Context) -> Result:
             f"{bad} of {count} test images cannot be decoded, more than data.max_bad_fraction "
             f"{context.job.data.max_bad_fraction} allows; restore the test shards"
         )
-    storage.write_json(storage.join(context.folder, EVALUATION), {"images": count, "models": models})
+    found = {"images": count, "models": models, "load": load}
+    storage.write_json(storage.join(context.folder, EVALUATION), found)
     line = ", ".join(f"{model['stage']} {percent(model['top1'])}" for model in models)
     return Result({"line": f"test top-1: {line}"}, metrics=_metrics(models), artifacts=[EVALUATION])
 
