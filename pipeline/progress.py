@@ -25,6 +25,7 @@ from pipeline.printable import redacted, shown
 from pipeline.tracking import journal
 
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
+SILENT_SECONDS = 45.0  # after which a driver that wrote nothing is dead
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
 

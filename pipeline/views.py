@@ -19,12 +19,11 @@ from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
-from pipeline.progress import safe
+from pipeline.progress import SILENT_SECONDS, safe
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
 CLASSES = 1000  # where they are not known
-SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
 
 
 def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[str, str]]:

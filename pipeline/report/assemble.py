@@ -60,7 +60,7 @@ def assemble(context: Context) -> Result:
             sections,
             _stages(context),
             stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
-            command=f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}",
+            command=command(context),
             further=accuracy.further(models, rows),
             sets=accuracy.on_sets(models, rows),
             verdict=judged,
@@ -124,22 +124,27 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
             f"Up is more accurate, right is faster: inference in {models[0].dtype}, measured side by side.",
         ),
     ]
+    return pictures + learning_curves({model.stage: needs[model.stage].folder for model in models})
+
+
+def learning_curves(folders: Mapping[str, str]) -> list[Picture]:
+    """One picture, or none where nothing was recorded; `folders` of training stages, which may still run."""
     validation, loss = [], []
-    for model in models:
-        records = journal.read(needs[model.stage].folder)[0]
-        validation += _curve(model, records, "validation", "top1")
-        loss += _curve(model, records, "train", "loss")
-    if validation and loss:
-        caption = (
-            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students "
-            "is measured against pseudo-labels too."
-        )
-        png = plots.learning_curves(validation, loss)
-        pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
-    return pictures
+    for stage, folder in folders.items():
+        records = journal.read(folder)[0]
+        validation += _curve(stage, records, "validation", "top1")
+        loss += _curve(stage, records, "train", "loss")
+    if not validation or not loss:
+        return []
+    caption = (
+        "Validation accuracy of the averaged weights, and the loss on noised training images, which for students "
+        "is measured against pseudo-labels too."
+    )
+    png = plots.learning_curves(validation, loss)
+    return [Picture("learning_curves.png", png, "Learning curves of teacher and students", caption)]
 
 
-def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
+def _curve(stage: str, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
     """One curve, or none where nothing was recorded (a teacher that was not trained here)."""
     points = [
         (record["step"], record[name])
@@ -149,13 +154,24 @@ def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: 
     group = -(-len(points) // ROLL)
     groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
     steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
-    label = model.label.rpartition(", ")[2]  # "tuned": there is one, of the last student's colour, and little room
-    return [Curve(label, model.generation, steps, values)] if points else []
+    generation = plots.generation_of(stage)
+    # There is one that is tuned, of the last student's colour, and little room.
+    label = "tuned" if stage.endswith("finetune") else plots.label_of(generation)
+    return [Curve(label, generation, steps, values)] if points else []
 
 
-def _stages(context: Context) -> list[tuple[str, str, str, str]]:
-    done = [
+def command(context: Context) -> str:
+    """What runs the job again."""
+    return f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}"
+
+
+def finished(context: Context) -> list[tuple[str, str, str, str]]:
+    """(stage, folder, fingerprint, seconds) of what is done, as the page lists it."""
+    return [
         (stage.name, storage.name(stage.folder), stage.fingerprint, f"{stage.info['seconds']:,.1f}")
         for stage in context.needs.values()
     ]
-    return [*done, (context.stage.name, storage.name(context.folder), context.fingerprint, "")]
+
+
+def _stages(context: Context) -> list[tuple[str, str, str, str]]:
+    return [*finished(context), (context.stage.name, storage.name(context.folder), context.fingerprint, "")]

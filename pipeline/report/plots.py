@@ -67,12 +67,17 @@ class Model:
 
     @property
     def generation(self) -> int:
-        return int(self.stage.removeprefix("gen").partition("-")[0])
+        return generation_of(self.stage)
 
     @property
     def label(self) -> str:
         name = label_of(self.generation)
         return f"{name}, tuned" if self.stage.endswith("finetune") else name
+
+
+def generation_of(stage: str) -> int:
+    """0 for the teacher's stage."""
+    return int(stage.removeprefix("gen").partition("-")[0])
 
 
 def label_of(generation: int) -> str:

@@ -42,6 +42,14 @@ def sentences(rows: Sequence[Mapping[str, Any]], audits: Sequence[Mapping[str, A
     return found
 
 
+def so_far(best: str, top1: float | None, models: int) -> str:
+    """Of a run whose models are not tested yet: the `best` of those that are trained, by training's own figures."""
+    known = "" if top1 is None else f", with {100 * top1:.1f} % of the validation images right"
+    if models == 1:
+        return f"So far {best} is the only model{known}."
+    return f"So far {best} is the best of {models} models{known}; evaluate will compare them."
+
+
 def sign(row: Mapping[str, Any]) -> int:
     """1: the model gained on the one before it, -1: it lost, 0: neither is certain."""
     gain = row["validation"].get("gain")
