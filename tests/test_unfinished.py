@@ -30,7 +30,8 @@ def test_there_is_a_report_after_a_stage(worlds: small.Store, tmp_path: Path, un
     assert missing == f"not finished: {', '.join(after)}"
     page = page_of(world)
     assert page.count("<td>not begun</td>") == len(after) and page.count("<td>done</td>") == 8 - len(after)
-    assert ("So far gen" in page) == (until != "index")
+    assert ("So far gen" in page) == (until not in ("index", "evaluate"))
+    assert ("<p>Take gen" in page) == (until == "evaluate")
     assert ("<h2><i" in page) == (until in ("gen1-select", "evaluate"))  # the generation's section
     assert {name: data for name, data in files(world.output).items() if "unfinished-report" not in name} == before
     again = world.call("report")

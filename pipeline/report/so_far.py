@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from pipeline.plan import best
@@ -14,26 +15,24 @@ def render(context: Context, states: Sequence[State], training: Mapping[str, str
     """The page as UTF-8. `context.needs`: what is done; `states`: of all stages; `training`: the folders of the
     training stages that have begun."""
     done = context.needs
-    selected = any(stage.kind == "select" and stage.name in done for stage in context.stages)
-    names, lacking = fonts.in_plots(context.corpora.classes if selected else [])
-    sections = []
-    for number in range(1, len(context.job.generations) + 1):
-        if all(f"gen{number}-{kind}" in done for kind in ("audit", "label", "select")):
-            audited = audit.summary(context, number)
-            sections.append(generation.section(context, number, audited, names, lambda _: None))
+    selected = [n for n in range(1, len(context.job.generations) + 1) if f"gen{n}-select" in done]
+    drawn, lacking = fonts.in_plots(context.corpora.classes if selected else [])
+    sections = [generation.section(context, n, audit.summary(context, n), drawn, lambda _: None) for n in selected]
+    if "evaluate" in done:
+        content = assemble.page_of(context, assemble.tested(context), sections)
+        return page.render(dataclasses.replace(content, unfinished=states))
     found = best.find(done)
     models = sum(stage.model for stage in done.values())
-    return page.render(
-        Page(
-            context.job.name,
-            0,
-            [],
-            assemble.learning_curves(training),
-            sections,
-            assemble.finished(context),
-            command=assemble.command(context),
-            verdict=[verdict.so_far(found.model.name, found.top1, models)] if found else [],
-            warnings=[lacking] if lacking else [],
-            unfinished=states,
-        )
+    content = Page(
+        context.job.name,
+        0,
+        [],
+        assemble.learning_curves(training),
+        sections,
+        assemble.finished(context),
+        command=assemble.command(context),
+        verdict=[verdict.so_far(found.model.name, found.top1, models)] if found else [],
+        warnings=[lacking] if lacking else [],
+        unfinished=states,
     )
+    return page.render(content)
