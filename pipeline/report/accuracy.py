@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.printable import counted
 from pipeline.report import fonts
 from pipeline.report.page import Further, OnSet, Picture
 from pipeline.report.plots import BARS, Model
@@ -50,7 +51,7 @@ def pictures(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -
     drawn = by_class([models[place] for place in shown], [share_of(rows[place]) for place in shown], names)
     caption = (
         f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the "
-        f"smallest class has {min(rows[0]['per_class']['images']):,} test images."
+        f"smallest class has {counted(min(rows[0]['per_class']['images']), 'test image')}."
     )
     return [Picture("accuracy_by_class.png", drawn, "Test accuracy by class", caption)]
 

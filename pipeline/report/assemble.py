@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
+from pipeline.printable import counted
 from pipeline.report import accuracy, audit, fonts, generation, mistakes, page, plots, verdict
 from pipeline.report.page import Page, Picture, Section
 from pipeline.report.plots import Curve, Model
@@ -140,7 +141,7 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
             "accuracy_by_generation.png",
             plots.accuracy_by_generation(models, images),
             "Top-1 accuracy by generation",
-            f"Top-1 on the {images:,} test images; the whiskers are one standard error.",
+            f"Top-1 on {counted(images, 'test image')}; the whiskers are one standard error.",
         ),
         Picture(
             "speed_accuracy.png",
