@@ -31,7 +31,7 @@ def contact_sheet(rows: Sequence[Row], titles: tuple[str, str], caption: str) ->
     """Images of some classes, on the left the most confident, on the right the least; `titles` of the two sides."""
 
     def side(pictures: Sequence[tuple[Image.Image, float]]) -> list[Tile]:
-        return [Tile(thumbnail(image), "", f"{sure:.3f}") for image, sure in pictures]
+        return [Tile(thumbnail(image), f"{sure:.3f}") for image, sure in pictures]
 
     return Sheet(titles, [SheetRow(clean(row.name, 42), side(row.most), side(row.least)) for row in rows], caption)
 

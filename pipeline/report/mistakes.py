@@ -22,7 +22,7 @@ from pipeline.report.style import clean
 MATRIX = 30  # more classes than this are shown by the pairs that are mixed up most
 PAIRS = 20
 GALLERY = 24  # images
-NAME = 40  # characters of a class name
+NAME, SHORT = 40, 24  # characters of a class name, in tables and below an image
 
 
 def section(context: Context, model: Model, row: Mapping[str, Any]) -> Mistakes | None:
@@ -32,12 +32,10 @@ def section(context: Context, model: Model, row: Mapping[str, Any]) -> Mistakes 
         return None
     wrong = sum(images for _, _, images in validated["confusion"])
     lead = (
-        f"{model.label.capitalize()} has {wrong:,} of {counted(validated['images'], 'validation image')} wrong, at its "
-        f"own {model.size} pixels."
+        f"{model.stage}, the model to take, has {wrong:,} of {counted(validated['images'], 'validation image')} wrong."
     )
     few, names = len(names) <= MATRIX, [clean(name, NAME) for name in names]
     return Mistakes(
-        model.label,
         lead,
         names,
         matrix(validated["confusion"], validated["per_class"]) if few else [],
@@ -83,8 +81,9 @@ def gallery(context: Context, stage: str, names: Sequence[str]) -> list[Tile]:
     return [
         Tile(
             thumbnail(pictures[place.shard, place.row]),
-            f"{names[true]} → {names[said]}",
             f"{place.confidence:.3f}",
+            clean(names[true], SHORT),
+            clean(names[said], SHORT),
         )
         for place, true, said in found
     ]

@@ -39,11 +39,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """A small image (PNG or JPEG) with words below it, the `title` in bold."""
+    """A small image (PNG or JPEG) with words below it; of a mistake also the `true` class and the one that was `said`,
+    apart because a name may run from right to left."""
 
     image: bytes
-    title: str
     text: str
+    true: str = ""
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ class Mistakes:
     """What one model gets wrong on the validation images: a `matrix` (a row a true class, a column an answer) or, of
     many classes, the most frequent `pairs`; and wrong answers, the most confident first."""
 
-    label: str
     lead: str
     names: Sequence[str]
     matrix: Sequence[Sequence[Cell]]

@@ -93,10 +93,11 @@ def of_selection(audit: Mapping[str, Any], kept_per_class: Sequence[int], names:
     empty = [names[number] for number, kept in enumerate(kept_per_class) if not kept]
     if empty:
         shown = ", ".join(empty[:NAMED]) + (" …" if len(empty) > NAMED else "")
+        them = "it" if len(empty) == 1 else "them"
         found.append(
             f"Of {len(empty):,} of {counted(len(names), 'class')} no image is kept ({shown}), so the student learns "
-            f"{'it' if len(empty) == 1 else 'them'} from labelled images alone: lower select.thresholds there, label "
-            "more images of them, or train the teacher longer."
+            f"{them} from labelled images alone: give {them} a lower threshold in select.thresholds, label more images "
+            f"of {them}, or train the teacher longer."
         )
     return found
 

@@ -46,9 +46,9 @@ def test_the_page_shows_the_mistakes_of_the_best_model(worlds: Store) -> None:
     assert wrong, "a model of two steps gets nothing wrong: choose another seed"
     assert f"{len(wrong)} of 3 validation images wrong" in page
     gallery = page.split('<div class="card gallery">')[1].split('<p class="caption">')[0]
-    tiles = re.findall(r'base64,([^"]*)".*?<b>(.*?)</b>(.*?)</span>', gallery)
+    tiles = re.findall(r'base64,([^"]*)".*?<b><bdi>(.*?)</bdi> → <bdi>(.*?)</bdi></b>(.*?)</span>', gallery)
     assert [tile[1:] for tile in tiles] == [
-        (f"{CLASSES[true]} → {CLASSES[row['label']]}", f"{row['confidence']:.3f}") for row, true in wrong
+        (CLASSES[true], CLASSES[row["label"]], f"{row['confidence']:.3f}") for row, true in wrong
     ]
     for (image, *_), (row, _) in zip(tiles, wrong, strict=True):
         original = Image.open(io.BytesIO(shards.read_at(str(shard), row["offset"], row["size"]))).convert("RGB")
