@@ -18,7 +18,7 @@ from pipeline.config.settings import Select
 from pipeline.data import label_files, parquet_files
 from pipeline.plan.context import Context
 from pipeline.plan.stage import Result
-from pipeline.report import assemble, plots, samples, style
+from pipeline.report import assemble, audit, plots, samples, style
 from pipeline.stages import report
 from pipeline.tracking import journal
 from tests.report.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
@@ -320,3 +320,17 @@ def test_the_audit_is_told_in_a_sentence_and_in_numbers(finished: tuple[Context,
         assert result.metrics[f"gen{number}_expected_noise"] == found["expected_noise"]
         assert f"ECE {recorded['ece']:.3f}, and temperature {recorded['temperature']:.2f} would calibrate it" in page
         assert f"{100 * found['expected_noise']:.1f} % of the kept labels are expected to be wrong" in page
+
+
+@pytest.mark.parametrize(("images", "faded"), [(9, True), (10, False)])
+def test_bins_of_few_images_are_faded(images: int, faded: bool) -> None:
+    empty = {"count": [0], "confidence": [0.0], "accuracy": [0.0]}
+    bins = {"count": [images, images], "confidence": [0.5, 0.8], "accuracy": [0.6, 0.7]}
+    found = {"reliability": bins, "calibrated_reliability": empty, "ece": 0.1, "calibrated_ece": 0.1}
+    drawn = np.asarray(Image.open(io.BytesIO(audit.reliability({**found, "temperature": 1.0}, 1))).convert("RGB"))
+    shade = np.array([int(style.colour(1)[i : i + 2], 16) for i in (1, 3, 5)])
+    below_the_key = (drawn == shade).all(axis=2)[150:]
+    assert (below_the_key.sum() < 10) == faded
+    steps = {"count": [0] * 50 + [images] + [0] * 49, "right": [0] * 50 + [images] + [0] * 49}
+    drawn = np.asarray(Image.open(io.BytesIO(audit.threshold([1] * 100, steps, 0.3, 1))).convert("RGB"))
+    assert ((drawn == shade).all(axis=2)[150:].sum() < 10) == faded
