@@ -19,7 +19,7 @@ from pipeline.report.plots import Model
 from pipeline.report.samples import THREADS, Place, read_pictures
 from pipeline.report.style import clean
 
-MATRIX = 30  # more classes than this are shown by the pairs that are mixed up most
+MATRIX = 25  # more classes than this are shown by the pairs that are mixed up most
 PAIRS = 20
 GALLERY = 24  # images
 NAME, SHORT = 40, 24  # characters of a class name, in tables and below an image
