@@ -33,7 +33,7 @@ from pipeline.progress import Screen, results_table
 ROOT = Path(__file__).resolve().parents[1]
 JOB = ROOT / "jobs" / "noisy_student.yaml"
 PICTURE = ROOT / "docs" / "report.png"
-WIDTH, HEIGHT = 1240, 1330  # down to the learning curves
+WIDTH, HEIGHT = 1240, 1550  # down to the learning curves
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MARK = "<!-- the demo's output: docs/make_report_picture.py writes it -->\n"
 SHOWN = ("gen0-teacher", "gen1-label", "gen1-student")

@@ -9,10 +9,12 @@ stopped, 130 interrupted (Ctrl-C), 141 nobody reads what is printed (`| head`), 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -94,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
     add_job("status", status, "show how far a job is, also while it runs")
+    add_job("report", report, "write a report of what there is of a job that is not finished")
     submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
         "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
@@ -194,11 +197,19 @@ def run(args: argparse.Namespace) -> int:
     if torchrun.follows():
         torchrun.follow()
         return 0
-    from pipeline import launch
+    from pipeline import launch, storage
+    from pipeline.plan.stage import DONE
 
     job = _load(args)
     signal.signal(signal.SIGTERM, _stop)
-    summary = launch.run(job, refreeze=args.refreeze)
+    try:
+        summary = launch.run(job, refreeze=args.refreeze)
+    except BaseException:
+        with contextlib.suppress(Exception):  # what stopped the run goes first
+            if any(storage.exists(storage.join(job.output, name, DONE)) for name in storage.listdir(job.output)):
+                again = shlex.join(["noisy-lambda", "report", args.job, *args.settings])
+                print(f"a report of what is finished: {shown(again)}", flush=True)
+        raise
     if args.json or not sys.stdout.isatty():  # for programs
         print(json.dumps(summary), flush=True)
     return 0
@@ -224,6 +235,16 @@ def status(args: argparse.Namespace) -> int:
     from pipeline.views import status_table
 
     console().print(status_table(_load(args)))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from pipeline import storage, unfinished
+
+    path, missing = unfinished.report(_load(args))
+    print(storage.redact(path))
+    if missing:
+        print(f"not finished: {', '.join(missing)}")
     return 0
 
 

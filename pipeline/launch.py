@@ -33,6 +33,8 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     out.print(results_table(summary))
     for sentence in summary.get("verdict", ()):
         out.print(safe(sentence), soft_wrap=True)
+    for sentence in summary.get("warnings", ()):
+        screen.warn(sentence)
     out.print(f"\nreport   {summary['report']}", soft_wrap=True)
     if job.tracking.enabled:
         out.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Makes text fit to be seen: without the secrets in URLs, and without what a terminal would obey."""
+"""Makes text fit to be seen: without the secrets in URLs, without what a terminal would obey, in right plurals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def counted(number: float, thing: str, things: str = "") -> str:
+    """'1 image' and '2 images'; the plural where it is no regular one."""
+    plural = things or (f"{thing}es" if thing.endswith("s") else f"{thing}s")
+    return f"{number:,.0f} {thing if number == 1 else plural}"
 
 
 def redact(text: str) -> str:

@@ -25,6 +25,7 @@ from pipeline.printable import redacted, shown
 from pipeline.tracking import journal
 
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
+SILENT_SECONDS = 45.0  # after which a driver that wrote nothing is dead
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
 
@@ -170,9 +171,11 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     """What the job found: teacher and students, or measured models, side by side."""
     if "rows" in summary:
         return _measured_table(summary["rows"])
-    table = _results("test split", "stage", "model", "top-1", "top-5", "parameters", "images/s", "gain")
+    columns = ("stage", "model", "top-1", "top-5", "parameters", "images/s", "its rounds", "over teacher")
+    table = _results("test split", *columns)
     for row in summary["stages"]:
-        gain = 100 * (row["top1"] - summary["stages"][0]["top1"])
+        over = 100 * (row["top1"] - summary["stages"][0]["top1"])
+        slowest, fastest = row.get("slowest_round"), row.get("fastest_round")
         table.add_row(
             row["stage"],
             safe(row["model"]),
@@ -180,7 +183,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
             percent(row["top5"]),
             f"{row['parameters']:,}",
             f"{row['images_per_second']:,.0f}",
-            "" if row is summary["stages"][0] else f"{gain:+.2f}",
+            f"{slowest:,.0f} to {fastest:,.0f}" if slowest and fastest else "",
+            "" if row is summary["stages"][0] else f"[red]{over:+.2f}[/red]" if over < 0 else f"{over:+.2f}",
         )
     return table
 

@@ -19,12 +19,12 @@ from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
-from pipeline.progress import safe
+from pipeline.printable import counted
+from pipeline.progress import SILENT_SECONDS, safe
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
 CLASSES = 1000  # where they are not known
-SILENT_SECONDS = 45.0  # a driver that is alive rewrites progress.json every 10 s
 
 
 def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[str, str]]:
@@ -74,8 +74,9 @@ def _missing_gpus(job: Job) -> list[str]:
 
     if torch.cuda.device_count() >= job.workers.gpus:
         return []
+    here = counted(torch.cuda.device_count(), "GPU")
     return [
-        f"workers.gpus is {job.workers.gpus:g}, and this machine has {torch.cuda.device_count()} GPUs: run it where "
+        f"workers.gpus is {job.workers.gpus:g}, and this machine has {here}: run it where "
         "there are some, or set workers.gpus to 0"
     ]
 
@@ -166,7 +167,7 @@ def _length(duration: str, batch: int, labelled: int | None) -> str:
     if labelled is None or duration.endswith("st"):
         return duration
     steps = durations.steps(duration, labelled / batch)
-    return f"{duration} = {steps:,} steps" + ("" if steps else " (too few: lengthen it or lower batch)")
+    return f"{duration} = {counted(steps, 'step')}" + ("" if steps else " (too few: lengthen it or lower batch)")
 
 
 def status_table(job: Job) -> Group:
@@ -231,8 +232,7 @@ def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
         workers = values.get("workers", 0)
         return (
             f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
-            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} "
-            f"worker{'' if workers == 1 else 's'}"
+            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {counted(workers, 'worker')}"
         )
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()

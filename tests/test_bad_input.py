@@ -184,7 +184,7 @@ def test_an_unreadable_unlabelled_tar_above_and_below_max_bad_shards(world: Worl
     tolerated = world.run("data.max_bad_shards=1")
     assert tolerated.status == 0 and world.done() == STAGES
     assert "! shard unlabelled-001.tar failed: " in tolerated.out
-    assert "4 images of 1 shards labelled" in tolerated.out
+    assert "4 images of 1 shard labelled" in tolerated.out
     assert sorted(path.name for path in folder.glob("unlabelled-*")) == [
         "unlabelled-000.parquet",
         "unlabelled-001.failed.json",

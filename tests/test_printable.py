@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.printable import printable
+from pipeline.printable import counted, printable
 from tests import small
 from tests.data import tars
 from tests.data.tars import picture
@@ -33,3 +33,17 @@ def test_no_name_reaches_the_terminal_as_it_is(tmp_path: Path, where: str) -> No
     shown = ran.out + ran.err
     assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown, shown
     assert r"\x1b" in shown
+
+
+def test_one_is_singular_and_the_rest_plural() -> None:
+    assert [counted(number, "image") for number in (0, 1, 2, 1234)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1,234 images",
+    ]
+    assert (counted(1, "class"), counted(3, "class"), counted(2, "leaf", "leaves")) == (
+        "1 class",
+        "3 classes",
+        "2 leaves",
+    )

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.data.tar import Member
+from pipeline.printable import counted
 
 RULE = 2
 """Of what is above, written into files and hashed into fingerprints. 1: the first image of a run, by its suffix."""
@@ -161,10 +162,10 @@ def left_out(shard: str, reason: str, count: int, example: str) -> str:
     """What to say of pictures that are in no sample (Left.images)."""
     if reason == DOTS:
         return (
-            f"{count:,} images of shard {shard}, the first is '{example}', are skipped: names end at their first dot, "
-            "so several share one; write the shard again by `prepare`, which gives each a name of its own"
+            f"{counted(count, 'image')} of shard {shard} skipped, the first is '{example}': names end at their first "
+            "dot, so several share one; write the shard again by `prepare`, which gives each a name of its own"
         )
     return (
-        f"{count:,} images of shard {shard}, the first is '{example}', are skipped: {reason} is not decoded here; "
+        f"{counted(count, 'image')} of shard {shard} skipped, the first is '{example}': {reason} is not decoded here; "
         "convert them, to JPEG for instance"
     )

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 from pipeline.predict import choose, inputs, table
 from pipeline.predict.predictor import Predictor
-from pipeline.printable import shown
+from pipeline.printable import counted, shown
 
 
 def predict(
@@ -34,7 +34,7 @@ def predict(
     with _counting() as progress:
         found = table.write(predictor, wanted, out, top, progress)
     bad = {problem: count for problem, count in sorted(found.items()) if problem}
-    line = f"{found.total():,} images in {time.monotonic() - began:.1f} s"
+    line = f"{counted(found.total(), 'image')} in {time.monotonic() - began:.1f} s"
     line += "".join(f", {count:,} {problem.replace('_', ' ')}" for problem, count in bad.items())
     print(f"{line}, written to {shown(out)}")
     if found and not found[""]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.printable import counted
+from pipeline.report import fonts
 from pipeline.report.page import Further, OnSet, Picture
 from pipeline.report.plots import BARS, Model
 from pipeline.report.style import GRID, INK, MUTED, PALE, clean, colour, count_ticks, figure_of, key, percent_range, png
@@ -49,7 +51,7 @@ def pictures(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -
     drawn = by_class([models[place] for place in shown], [share_of(rows[place]) for place in shown], names)
     caption = (
         f"Share of right answers by the true class, of {' and '.join(models[place].label for place in shown)}; the "
-        f"smallest class has {min(rows[0]['per_class']['images']):,} test images."
+        f"smallest class has {counted(min(rows[0]['per_class']['images']), 'test image')}."
     )
     return [Picture("accuracy_by_class.png", drawn, "Test accuracy by class", caption)]
 
@@ -100,7 +102,7 @@ def by_class(models: Sequence[Model], shares: Sequence[Floats], names: Sequence[
     axes.hlines(y, 100 * shares[0], 100 * shares[-1], color=PALE, linewidth=2, zorder=2)
     for model, share in zip(models, shares, strict=True):
         axes.plot(100 * share, y, "o", color=colour(model.generation), markersize=6, markeredgecolor="white", zorder=3)
-    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False)
+    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False, fontfamily=fonts.families(names))
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-2, 102)

@@ -13,63 +13,55 @@ from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
 from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
-from pipeline.report import accuracy, audit, generation, page, plots, robustness, verdict
-from pipeline.report.page import Page, Picture
+from pipeline.printable import counted
+from pipeline.report import accuracy, audit, fonts, generation, mistakes, page, plots, robustness, verdict
+from pipeline.report.page import Page, Picture, Section
 from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
 
-STAGE_KEYS = ("stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second")
+STAGE_KEYS = (
+    "stage", "dir", "model", "top1", "top5", "ece", "parameters", "images_per_second", "slowest_round", "fastest_round",
+)  # fmt: skip
 ROLL = 400  # points of a learning curve; more are averaged in equal groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What is known once the models are tested; `drawn`: the class names as plots can show them."""
+
+    images: int
+    models: Sequence[Model]
+    rows: accuracy.Evaluations
+    audits: Sequence[Mapping[str, Any]]
+    best: str
+    verdict: Sequence[str]
+    warnings: Sequence[str]
+    drawn: Sequence[str]
 
 
 def assemble(context: Context) -> Result:
     """Write everything into the folder of the report stage."""
-    evaluation = read_json_file(context.needs["evaluate"], EVALUATION)
-    fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
-    models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
-    generations = max(model.generation for model in models)
-    audits = [audit.summary(context, number) for number in range(1, generations + 1)]
-    stop = early_stop.find(context.job, context.needs)
-    best_model = best.find(context.needs)
-    assert best_model  # the teacher at least
-    judged = verdict.sentences(rows, audits, best_model.model.name)
-    if "corrected" in evaluation:
-        judged.append(f"{evaluation['corrected']:,} of the test labels are corrected by people.")
-    audits = [{name: value for name, value in one.items() if name != "steps"} for one in audits]
-    summary = _summary(context, models, audits) | ({"stop": stop.plain()} if stop else {})
-    summary |= {"best": best_model.model.name, "verdict": judged}
-
-    # ---- pictures and facts -----------------------------------------------------------------------------------------
-    shards = len(context.corpora["unlabelled"].shards) if generations else 0
-    total = shards * generations + 1
+    found = tested(context)
+    models, stop = found.models, early_stop.find(context.job, context.needs)
+    summary = _summary(context, found) | ({"stop": stop.plain()} if stop else {})
+    summary |= {"best": found.best, "verdict": found.verdict, "warnings": found.warnings}
+    shards = len(context.corpora["unlabelled"].shards) if found.audits else 0
+    total = shards * len(found.audits) + 1
     with context.journal() as log:
-        sections = []
-        for number in range(1, generations + 1):
-            read = functools.partial(_progress, log, (number - 1) * shards, total)
-            sections.append(generation.section(context, models, number, audits[number - 1], read))
-        overview = _overview(models, evaluation["images"], context.needs)
-        overview += accuracy.pictures(models, rows, context.corpora.classes)
-        overview += robustness.pictures(context, models)
-        content = Page(
-            context.job.name,
-            evaluation["images"],
-            models,
-            overview,
-            sections,
-            _stages(context),
-            stop=f"{stop.what.capitalize()} not run: {stop}." if stop else "",
-            command=f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}",
-            further=accuracy.further(models, rows),
-            sets=accuracy.on_sets(models, rows),
-            verdict=judged,
-        )
-
-        # ---- files --------------------------------------------------------------------------------------------------
-        pictures = [*overview, *(picture for section in sections for picture in section.pictures)]
+        sections = [
+            generation.section(
+                context, number, one, found.drawn, functools.partial(_progress, log, (number - 1) * shards, total)
+            )
+            for number, one in enumerate(found.audits, 1)
+        ]
+        content = page_of(context, found, sections)
+        stopped = f"{stop.what.capitalize()} not run: {stop}." if stop else ""
+        content = dataclasses.replace(content, stages=_stages(context), stop=stopped)
+        pictures = [*content.overview, *(picture for section in sections for picture in section.pictures)]
         files = {picture.name: picture.png for picture in pictures}
         files |= {f"{SPEED_ACCURACY}.csv": _table(models), PAGE: page.render(content)}
-        files |= accuracy.tables(models, rows, context.corpora.classes)
+        files |= accuracy.tables(models, found.rows, context.corpora.classes)
         for name, data in files.items():
             storage.write_bytes(storage.join(context.folder, name), data)
         storage.write_json(storage.join(context.folder, SUMMARY), summary)
@@ -77,21 +69,61 @@ def assemble(context: Context) -> Result:
     metrics = {"gain_points": summary["gain_points"], "top1": models[-1].top1, "top5": models[-1].top5}
     metrics |= {
         f"gen{one['generation']}_expected_noise": one["expected_noise"]
-        for one in audits
+        for one in found.audits
         if one["expected_noise"] is not None
     }
     return Result({"line": summary["report"]}, metrics=metrics, artifacts=[SUMMARY, *files])
+
+
+def tested(context: Context) -> Tested:
+    """From what `evaluate` left, which must be done."""
+    evaluation = read_json_file(context.needs["evaluate"], EVALUATION)
+    fields, rows = {field.name for field in dataclasses.fields(Model)}, evaluation["models"]
+    models = [Model(**{name: row[name] for name in row if name in fields}) for row in rows]
+    generations = max(model.generation for model in models)
+    audits = [audit.summary(context, number) for number in range(1, generations + 1)]
+    taken = best.find(context.needs)
+    assert taken  # the teacher at least
+    drawn, lacking = fonts.in_plots(context.corpora.classes)
+    warnings = [*verdict.of_speed(evaluation), *([lacking] if lacking else [])]
+    judged = verdict.sentences(rows, audits, taken.model.name)
+    if "corrected" in evaluation:
+        judged.append(f"{evaluation['corrected']:,} of the test labels are corrected by people.")
+    return Tested(evaluation["images"], models, rows, audits, taken.model.name, judged, warnings, drawn)
+
+
+def page_of(context: Context, found: Tested, sections: Sequence[Section]) -> Page:
+    """The page of tested models, with `finished` as its stages."""
+    overview = _overview(found.models, found.images, context.needs)
+    overview += accuracy.pictures(found.models, found.rows, found.drawn)
+    overview += robustness.pictures(context, found.models)
+    taken = [model.stage for model in found.models].index(found.best)
+    return Page(
+        context.job.name,
+        found.images,
+        found.models,
+        overview,
+        sections,
+        finished(context),
+        command=command(context),
+        further=accuracy.further(found.models, found.rows),
+        sets=accuracy.on_sets(found.models, found.rows),
+        verdict=found.verdict,
+        warnings=found.warnings,
+        mistakes=mistakes.section(context, found.models[taken], found.rows[taken]),
+    )
 
 
 def _progress(log: Journal, before: int, total: int, number: int) -> None:
     log.log(before + number, total)
 
 
-def _summary(context: Context, models: Sequence[Model], audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(context: Context, found: Tested) -> dict[str, Any]:
+    models = found.models
     return {
         "job": context.job.name,
         "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
-        "audits": list(audits),
+        "audits": [{name: value for name, value in one.items() if name != "steps"} for one in found.audits],
         "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
         "seconds": {stage.name: stage.info["seconds"] for stage in context.needs.values()},
         "report": storage.redact(storage.join(context.folder, PAGE)),
@@ -112,7 +144,7 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
             "accuracy_by_generation.png",
             plots.accuracy_by_generation(models, images),
             "Top-1 accuracy by generation",
-            f"Top-1 on the {images:,} test images; the whiskers are one standard error.",
+            f"Top-1 on {counted(images, 'test image')}; the whiskers are one standard error.",
         ),
         Picture(
             "speed_accuracy.png",
@@ -121,22 +153,27 @@ def _overview(models: Sequence[Model], images: int, needs: Mapping[str, Done]) -
             f"Up is more accurate, right is faster: inference in {models[0].dtype}, measured side by side.",
         ),
     ]
+    return pictures + learning_curves({model.stage: needs[model.stage].folder for model in models})
+
+
+def learning_curves(folders: Mapping[str, str]) -> list[Picture]:
+    """One picture, or none where nothing was recorded; `folders` of training stages, which may still run."""
     validation, loss = [], []
-    for model in models:
-        records = journal.read(needs[model.stage].folder)[0]
-        validation += _curve(model, records, "validation", "top1")
-        loss += _curve(model, records, "train", "loss")
-    if validation and loss:
-        caption = (
-            "Validation accuracy of the averaged weights, and the loss on noised training images, which for students "
-            "is measured against pseudo-labels too."
-        )
-        png = plots.learning_curves(validation, loss)
-        pictures.append(Picture("learning_curves.png", png, "Learning curves of teacher and students", caption))
-    return pictures
+    for stage, folder in folders.items():
+        records = journal.read(folder)[0]
+        validation += _curve(stage, records, "validation", "top1")
+        loss += _curve(stage, records, "train", "loss")
+    if not validation or not loss:
+        return []
+    caption = (
+        "Validation accuracy of the averaged weights, and the loss on noised training images, which for students "
+        "is measured against pseudo-labels too."
+    )
+    png = plots.learning_curves(validation, loss)
+    return [Picture("learning_curves.png", png, "Learning curves of teacher and students", caption)]
 
 
-def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
+def _curve(stage: str, records: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[Curve]:
     """One curve, or none where nothing was recorded (a teacher that was not trained here)."""
     points = [
         (record["step"], record[name])
@@ -146,13 +183,24 @@ def _curve(model: Model, records: Sequence[Mapping[str, Any]], kind: str, name: 
     group = -(-len(points) // ROLL)
     groups = [points[i : i + group] for i in range(0, len(points), group)] if group else []
     steps, values = ([sum(p[k] for p in some) / len(some) for some in groups] for k in (0, 1))
-    label = model.label.rpartition(", ")[2]  # "tuned": there is one, of the last student's colour, and little room
-    return [Curve(label, model.generation, steps, values)] if points else []
+    generation = plots.generation_of(stage)
+    # There is one that is tuned, of the last student's colour, and little room.
+    label = "tuned" if stage.endswith("finetune") else plots.label_of(generation)
+    return [Curve(label, generation, steps, values)] if points else []
 
 
-def _stages(context: Context) -> list[tuple[str, str, str, str]]:
-    done = [
+def command(context: Context) -> str:
+    """What runs the job again."""
+    return f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}"
+
+
+def finished(context: Context) -> list[tuple[str, str, str, str]]:
+    """(stage, folder, fingerprint, seconds) of what is done, as the page lists it."""
+    return [
         (stage.name, storage.name(stage.folder), stage.fingerprint, f"{stage.info['seconds']:,.1f}")
         for stage in context.needs.values()
     ]
-    return [*done, (context.stage.name, storage.name(context.folder), context.fingerprint, "")]
+
+
+def _stages(context: Context) -> list[tuple[str, str, str, str]]:
+    return [*finished(context), (context.stage.name, storage.name(context.folder), context.fingerprint, "")]

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.labelling import calibration
 from pipeline.plan.context import Context
 from pipeline.plan.stage import AUDIT, SELECTION, read_json_file
+from pipeline.printable import counted
+from pipeline.report import verdict
 from pipeline.report.page import Picture
 from pipeline.report.style import DASHED, INK, MUTED, PALE, colour, figure_of, key, note, percent_range, png, tint
+
+FADED = 0.3  # how much is seen of what few images say
 
 
 def summary(context: Context, number: int) -> dict[str, Any]:
     """A generation's audit in numbers, with the noise to expect in what its selection kept."""
     found = _read(context, number)
     chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
-    noise = calibration.expected_noise(found["precision"], found["noise"], chosen["copies_per_class"])
     numbers = ("images", "accuracy", "ece", "nll", "temperature", "calibrate", "calibrated_ece", "threshold", "noise")
     return {
         "generation": number,
         "dir": storage.redact(context.needs[f"gen{number}-audit"].folder),
         **{name: found[name] for name in numbers},
-        "expected_noise": noise,
+        "expected_noise": verdict.noise_of(found, chosen["copies_per_class"]),
         "sources": found["sources"],
         "steps": found["steps"],
     }
@@ -34,16 +36,10 @@ def summary(context: Context, number: int) -> dict[str, Any]:
 def sentence(audit: Mapping[str, Any], who: str) -> str:
     """What the audit found, for people."""
     what = "is applied" if audit["calibrate"] else "would calibrate it"
-    noise = audit["expected_noise"]
-    kept = (
-        "nothing is known of the kept labels"
-        if noise is None
-        else f"{_percent(noise)} of the kept labels are expected to be wrong"
-    )
     return (
-        f"Audit: on {audit['images']:,} images whose class is known, {who} is right in {_percent(audit['accuracy'])}; "
-        f"ECE {audit['ece']:.3f}, and temperature {audit['temperature']:.2f} {what} (ECE "
-        f"{audit['calibrated_ece']:.3f}); {kept}."
+        f"Audit: on {counted(audit['images'], 'image')} whose class is known, {who} is right in "
+        f"{_percent(audit['accuracy'])}; ECE {audit['ece']:.3f}, and temperature {audit['temperature']:.2f} {what} "
+        f"(ECE {audit['calibrated_ece']:.3f}); {verdict.of_labels(audit['expected_noise'])}."
     )
 
 
@@ -63,15 +59,16 @@ def pictures(context: Context, number: int, chosen: Mapping[str, Any], who: str)
             f"gen{number}-reliability.png",
             reliability(found, number),
             f"Reliability diagram of generation {number}'s labels",
-            f"How often {who} is right where it is so sure, on {found['images']:,} images whose class is known; below "
-            "the dashed line it is too sure. Whiskers are one standard error.",
+            f"How often {who} is right where it is so sure, on {counted(found['images'], 'image')} whose class is "
+            "known; below the dashed line it is too sure. Whiskers are one standard error; bins of under "
+            f"{verdict.FEW} images are faded.",
         ),
         Picture(
             f"gen{number}-threshold.png",
             threshold(chosen["histogram"], found["steps"], found["threshold"], number),
             f"Share of images kept by confidence thresholds in generation {number}",
             "Share of the unlabelled images at or above a threshold, before balancing, and how many of such labels are "
-            "right on the audited images.",
+            f"right on the audited images; faded where these are fewer than {verdict.FEW}.",
         ),
     ]
 
@@ -87,9 +84,13 @@ def reliability(found: Mapping[str, Any], generation: int) -> bytes:
         filled = count > 0
         count, sure, right = count[filled], 100 * sure[filled], 100 * right[filled]
         error = np.sqrt(right * (100 - right) / count)
-        axes.errorbar(
-            sure, right, error, color=tone, linewidth=1.4, elinewidth=1, marker="o", markersize=size, zorder=order
-        )
+        axes.plot(sure, right, color=tone, linewidth=1.4, alpha=FADED, zorder=order)
+        few = count < verdict.FEW
+        for some, alpha in ((few, FADED), (~few, 1.0)):
+            dots: dict[str, Any] = {"fmt": "o", "markersize": size, "markeredgewidth": 0, "elinewidth": 1}
+            axes.errorbar(sure[some], right[some], error[some], color=tone, alpha=alpha, zorder=order + 0.5, **dots)
+        together = np.where(few, np.nan, right)  # neighbours of which both are known well
+        axes.plot(sure, together, color=tone, linewidth=1.4, zorder=order)
     axes.set_xlim(0, 101)
     percent_range(axes, np.zeros(1), np.full(1, 100.0), margin=0.02)
     key(
@@ -112,10 +113,10 @@ def threshold(histogram: Sequence[int], steps: Mapping[str, Sequence[int]], chos
     count, right = _from_the_right(steps["count"]), _from_the_right(steps["right"])
     kept = 100 * total / max(1, total[0])
     axes.fill_between(np.arange(len(kept)) / len(kept), kept, color=PALE, linewidth=0, zorder=2)
-    some = count > 0
-    axes.plot(
-        (np.arange(len(count)) / len(count))[some], 100 * right[some] / count[some], color=shade, linewidth=2, zorder=3
-    )
+    at = np.arange(len(count)) / len(count)
+    precise = 100 * np.divide(right, count, out=np.full(len(count), np.nan), where=count > 0)
+    axes.plot(at, precise, color=shade, linewidth=2, alpha=FADED, zorder=3)
+    axes.plot(at, np.where(count < verdict.FEW, np.nan, precise), color=shade, linewidth=2, zorder=3)
     axes.axvline(chosen, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
     side = {"xytext": (5, 8), "ha": "left"} if chosen < 0.5 else {"xytext": (-5, 8), "ha": "right"}
     note(axes, f"threshold {chosen:g}", (chosen, 0), INK, 9, xycoords=("data", "axes fraction"), **side)

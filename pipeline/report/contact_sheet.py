@@ -1,21 +1,21 @@
-"""Draws contact sheets: the most and the least confident images of some classes, side by side."""
+"""Makes contact sheets for the page: small images with their confidences, a row a class, two sides.
+
+The images are squares of the middle, drawn anew; small ones keep their pixels, which the page enlarges.
+"""
 
 from __future__ import annotations
 
-import textwrap
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from pipeline.report.style import DPI, INK, MUTED, clean, colour, png
+from pipeline.report.page import Sheet, SheetRow, Tile
+from pipeline.report.style import clean
 
-CELL, SPACE, NAME = 64, 5, 140  # pixels of the page: a picture's side, between pictures, for class names
-SCALE = DPI // 100  # pixels of the file for each of the page's
+SIDE = 128  # pixels of the file: two for each of the page's
+LOSSLESS = 64  # images up to this side are PNGs
 
 
 @dataclass(frozen=True)
@@ -27,37 +27,22 @@ class Row:
     least: Sequence[tuple[Image.Image, float]]
 
 
-def contact_sheet(rows: Sequence[Row], generation: int, titles: tuple[str, str]) -> bytes:
+def contact_sheet(rows: Sequence[Row], titles: tuple[str, str], caption: str) -> Sheet:
     """Images of some classes, on the left the most confident, on the right the least; `titles` of the two sides."""
-    columns = max(3, *(max(len(row.most), len(row.least)) for row in rows))
-    step, head, line, middle, scale = CELL + SPACE, 46, CELL + 21, 26, SCALE
-    width, height = NAME + 2 * columns * step + middle, head + len(rows) * line
-    canvas = np.full((height * scale, width * scale, 3), 255, np.uint8)
-    figure = Figure((width / 100, height / 100), dpi=DPI, facecolor="white")
 
-    def write(x: float, y: float, text: str, size: float, shade: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, fontsize=size, color=shade, parse_math=False, **style)
+    def side(pictures: Sequence[tuple[Image.Image, float]]) -> list[Tile]:
+        return [Tile(thumbnail(image), f"{sure:.3f}") for image, sure in pictures]
 
-    starts = (NAME, NAME + columns * step + middle)
-    for x, title in zip(starts, titles, strict=True):
-        write(x, 20, title, 10.5, colour(generation), fontweight="bold")
-    for number, row in enumerate(rows):
-        y = head - 14 + number * line
-        lines = textwrap.wrap(clean(row.name, 42), 15)[:3] or ["?"]
-        write(NAME - 12, y + CELL / 2, "\n".join(lines), 10, INK, ha="right", va="center", fontweight="bold")
-        for start, pictures in zip(starts, (row.most, row.least), strict=True):
-            for column, (image, sure) in enumerate(pictures):
-                x = start + column * step
-                canvas[y * scale : (y + CELL) * scale, x * scale : (x + CELL) * scale] = thumbnail(image, CELL * scale)
-                write(x + CELL / 2, y + CELL + 12, f"{sure:.3f}", 7.2, MUTED, ha="center")
-    figure.figimage(canvas, origin="upper")
-    return png(figure)
+    return Sheet(titles, [SheetRow(clean(row.name, 42), side(row.most), side(row.least)) for row in rows], caption)
 
 
-def thumbnail(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
-    """A square of the image's middle, uint8 [side, side, 3]; small images are enlarged without smoothing."""
-    times = side // min(image.size)
-    if times >= 2:
-        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-    smooth = Image.Resampling.NEAREST if times >= 2 else Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (side, side), smooth))
+def thumbnail(image: Image.Image) -> bytes:
+    """A square of the image's middle, as PNG or JPEG; no larger than it is."""
+    side = min(SIDE, *image.size)
+    square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    if side <= LOSSLESS:
+        square.save(out, "png", optimize=True)
+    else:
+        square.save(out, "jpeg", quality=85)
+    return out.getvalue()

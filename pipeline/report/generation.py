@@ -9,28 +9,30 @@ from pipeline.data.samples import SKIPPED
 from pipeline.data.shards import Shard, bad_counts
 from pipeline.plan.context import Context
 from pipeline.plan.stage import SELECTION, read_json_file
-from pipeline.report import audit, bad_samples, plots, samples
-from pipeline.report.contact_sheet import contact_sheet
-from pipeline.report.page import Picture, Section
-from pipeline.report.plots import Model
-from pipeline.report.samples import Extremes, Found
+from pipeline.printable import counted
+from pipeline.report import audit, bad_samples, plots, samples, verdict
+from pipeline.report.contact_sheet import contact_sheet, thumbnail
+from pipeline.report.page import Bad, Picture, Section
+from pipeline.report.samples import Found
 
 
 def section(
     context: Context,
-    models: Sequence[Model],
     number: int,
     audited: Mapping[str, Any],
+    drawn: Sequence[str],
     progress: Callable[[int], None],
 ) -> Section:
-    """Generation `number`, from 1; `audited`: its entry in the report's summary (audit.summary)."""
+    """Generation `number`, from 1; `audited`: its entry in the report's summary (audit.summary); `drawn`: the class
+    names as plots can show them."""
     label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
     settings = context.job.generations[number - 1].select
     corpus, names = context.corpora["unlabelled"].shards, context.corpora.classes
     chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     kept = chosen["kept_per_class"]
-    found = samples.scan(label, select, corpus, samples.shown_classes(kept), chosen.get("corrected", {}), progress)
-    teacher, student = models[number - 1].label, models[number].label
+    shown = samples.shown_classes(kept)
+    found = samples.scan(label, select, corpus, shown, chosen.get("corrected", {}), progress)
+    teacher, student = (plots.label_of(number - 1), plots.label_of(number))
     who = teacher if number > 1 else "the teacher"
     wanted = f"; the dashed line is the {settings.per_class:,} wanted of each" if settings.per_class else ""
     pictures = [
@@ -44,48 +46,31 @@ def section(
         ),
         Picture(
             f"gen{number}-classes.png",
-            plots.classes(names, chosen["available"], kept, chosen["copies_per_class"], settings.per_class, number),
+            plots.classes(drawn, chosen["available"], kept, chosen["copies_per_class"], settings.per_class, number),
             f"Samples per class before and after balancing in generation {number}",
             f"Images at or above the threshold by the label that {who} gave, and what {student} learns from{wanted}.",
         ),
         *audit.pictures(context, number, chosen, who),
     ]
-    sheets = (
-        (found.kept, "contact", "kept", ("Most confident", "Least confident kept"), "look for mistakes on the right"),
-        (
-            found.dropped,
-            "dropped",
-            "dropped",
-            ("Most confident dropped", "Least confident"),
-            "look for losses on the left",
-        ),
-    )
-    for extremes, name, word, titles, advice in sheets:
-        rows = samples.contact_rows(extremes, label, corpus, names)
-        if rows:
-            png = contact_sheet(rows, number, titles)
-            caption = f"{_some(extremes, kept)} as {who} labelled it, with the confidence: {advice}."
-            pictures.append(
-                Picture(
-                    f"gen{number}-{name}.png", png, f"Contact sheet of generation {number}'s {word} images", caption
-                )
-            )
-    shown = bad_samples.look_at(found.bad, corpus)
-    if shown:
-        caption = (
-            "What could not be labelled, the first of it: what can be seen, or how the file begins, and the reason."
-        )
-        png = bad_samples.bad_sheet(shown, number)
-        pictures.append(Picture(f"gen{number}-bad.png", png, f"Bad samples of generation {number}", caption))
+    titles = ("Most confident", "Least confident kept"), ("Most confident dropped", "Least confident")
+    sheets = []
+    for extremes, sides, what in (
+        (found.kept, titles[0], "Kept images: look for mistakes on the right."),
+        (found.dropped, titles[1], "Dropped images: look for losses on the left."),
+    ):
+        if extremes.most:
+            rows = samples.contact_rows(extremes, label, corpus, names, shown)
+            caption = f"{what} {_some(shown, names)} as {who} labelled it, with the confidence."
+            sheets.append(contact_sheet(rows, sides, caption))
+    seen = bad_samples.look_at(found.bad, corpus)
     facts = _facts(found, chosen, settings, len(corpus)) | audit.facts(audited)
     lead = audit.sentence(audited, who)
-    return Section(number, teacher, student, lead, facts, pictures, *_bad(found, shown, corpus))
+    advice = verdict.of_selection(audited, kept, names)
+    return Section(number, teacher, student, lead, facts, pictures, advice, sheets, *_bad(found, seen, corpus))
 
 
-def _some(extremes: Extremes, kept_per_class: Sequence[int]) -> str:
-    classes = sum(count > 0 for count in kept_per_class)
-    shown = len(extremes.most)
-    return "Each class" if shown == classes else f"{shown} of {classes:,} classes"
+def _some(shown: Sequence[int], names: Sequence[str]) -> str:
+    return "Each class" if len(shown) == len(names) else f"{len(shown)} of {counted(len(names), 'class')}, each"
 
 
 def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) -> dict[str, str]:
@@ -114,19 +99,17 @@ def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) 
     return facts
 
 
-def _bad(
-    found: Found, shown: Sequence[bad_samples.Shown], corpus: Sequence[Shard]
-) -> tuple[list[tuple[str, str, str, str]], str]:
+def _bad(found: Found, seen: Sequence[bad_samples.Shown], corpus: Sequence[Shard]) -> tuple[list[Bad], str]:
     """What is wrong with which shards and samples, and a title that says how many there are."""
     total = sum(bad_counts(found.statuses).values())
-    listed = [(shard, "all", why, "") for shard, why in found.missing] + [
-        (shard, "its end", why, "") for shard, why in found.damaged
-    ]
+    listed = [Bad(shard, "all", why) for shard, why in found.missing]
+    listed += [Bad(shard, "its end", why) for shard, why in found.damaged]
     title = ", ".join(
-        f"{number:,} bad {name}{'s' if number > 1 else ''}"
-        for number, name in ((len(listed), "shard"), (total, "sample"))
-        if number
+        counted(number, f"bad {name}") for number, name in ((len(listed), "shard"), (total, "sample")) if number
     )
     listed = listed[: samples.BAD_SHOWN]
-    listed += [(corpus[s.sample.shard].name, s.sample.key, s.sample.status, s.start) for s in shown]
-    return listed, title if len(shown) >= total else f"{title}: the first of them"
+    for one in seen:
+        image = thumbnail(one.picture) if one.picture else b""
+        why = one.sample.status.replace("_", " ")
+        listed.append(Bad(corpus[one.sample.shard].name, one.sample.key, why, one.start, image))
+    return listed, title if len(seen) >= total else f"{title}: the first of them"

@@ -16,6 +16,7 @@ from pipeline import storage, weights
 from pipeline.config import shipped
 from pipeline.config.settings import Measure, Measured
 from pipeline.plan.stage import EVALUATION
+from pipeline.printable import counted
 
 PUBLISHED = shipped.folder(shipped.CONF) / "measure" / "published_accuracy.yaml"
 
@@ -59,7 +60,7 @@ def evaluated(folder: str) -> dict[str, Accuracy]:
     found = {}
     for row in evaluation["models"]:
         card = weights.read_card(row["dir"])
-        source = f"measured: {row['stage']} on {evaluation['images']:,} test images"
+        source = f"measured: {row['stage']} on {counted(evaluation['images'], 'test image')}"
         found[_key(card.architecture, card.size, card.overrides)] = Accuracy(100 * row["top1"], source)
     return found
 

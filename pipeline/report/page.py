@@ -14,10 +14,12 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.printable import counted
 from pipeline.report.plots import Model
 from pipeline.report.style import HALF, clean, colour, short
 
 TEMPLATE = "page.html.j2"
+LONGEST = 600  # characters of a text; names are shortened where they are put in
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,45 @@ class Picture:
         """Pixels of the page, of which the picture has two each; from the PNG's header."""
         return int.from_bytes(self.png[16:20], "big") // 2
 
-    @property
-    def address(self) -> Markup:
-        """The picture itself, in the page; longer than `clean` would let through."""
-        return Markup("data:image/png;base64,") + base64.b64encode(self.png).decode()
+
+@dataclass(frozen=True)
+class Tile:
+    """A small image (PNG or JPEG) with words below it; of a mistake also the `true` class and the one that was `said`,
+    apart because a name may run from right to left."""
+
+    image: bytes
+    text: str
+    true: str = ""
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One class of a contact sheet, images on the left and on the right."""
+
+    name: str
+    left: Sequence[Tile]
+    right: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet; `titles` of its two sides."""
+
+    titles: tuple[str, str]
+    rows: Sequence[SheetRow]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A bad shard or sample: how its bytes begin, and the image (PNG or JPEG) that can still be seen, b"" for none."""
+
+    shard: str
+    key: str
+    why: str
+    start: str = ""
+    image: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -50,8 +87,41 @@ class Section:
     lead: str  # a sentence or two
     facts: Mapping[str, str]
     pictures: Sequence[Picture]  # those of half the page's width stand in pairs
-    bad: Sequence[tuple[str, str, str, str]] = ()  # (shard, key, what is wrong, how it begins)
+    advice: Sequence[str] = ()  # sentences
+    sheets: Sequence[Sheet] = ()
+    bad: Sequence[Bad] = ()
     bad_title: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of a confusion matrix: images of one class with one answer, their share of the class, whether it is right."""
+
+    images: int
+    share: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A true class and another one that was answered: how many of its images, and their share of the class."""
+
+    true: str
+    said: str
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What one model gets wrong on the validation images: a `matrix` (a row a true class, a column an answer) or, of
+    many classes, the most frequent `pairs`; and wrong answers, the most confident first."""
+
+    lead: str
+    names: Sequence[str]
+    matrix: Sequence[Sequence[Cell]]
+    pairs: Sequence[Pair]
+    gallery: Sequence[Tile]
 
 
 @dataclass(frozen=True)
@@ -80,7 +150,18 @@ class OnSet:
 
 
 @dataclass(frozen=True)
+class State:
+    """How a stage of an unfinished run stands."""
+
+    stage: str
+    state: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Page:
+    """`models` is empty while they are not tested."""
+
     job: str
     images: int  # of the test split
     models: Sequence[Model]
@@ -93,6 +174,9 @@ class Page:
     further: Sequence[Further] = ()
     sets: Sequence[OnSet] = ()
     verdict: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    mistakes: Mistakes | None = None
+    unfinished: Sequence[State] = ()  # of a run that goes on: how its stages stand
 
 
 def render(page: Page) -> bytes:
@@ -102,11 +186,23 @@ def render(page: Page) -> bytes:
 
 def shown(value: object) -> object:
     """What stands for a value in the page; not yet escaped."""
-    return value if isinstance(value, Markup) else clean(str(value))
+    return value if isinstance(value, Markup) else clean(str(value), LONGEST)
+
+
+def address(image: bytes) -> Markup:
+    """A PNG or JPEG itself, in the page; longer than `clean` would let through."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return Markup("data:image/{};base64,").format(kind) + base64.b64encode(image).decode()
 
 
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
+
+
+def signed(points: float) -> str:
+    """With a real minus, and no sign where it rounds to nothing."""
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}")
 
 
 def whole(number: float) -> str:
@@ -129,5 +225,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "whole": whole, "short": short, "colour": colour, "in_pairs": in_pairs}
+    functions = (percent, whole, short, colour, in_pairs, address, signed)
+    environment.filters |= {function.__name__: function for function in functions}
+    environment.globals["counted"] = counted
     return environment

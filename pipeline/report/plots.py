@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.report import fonts
 from pipeline.report.style import (
     DASHED,
     DPI,
@@ -61,15 +62,27 @@ class Model:
     device: str
     dtype: str
     ece: float | None = None
+    slowest_round: float | None = None
+    fastest_round: float | None = None
 
     @property
     def generation(self) -> int:
-        return int(self.stage.removeprefix("gen").partition("-")[0])
+        return generation_of(self.stage)
 
     @property
     def label(self) -> str:
-        name = f"student {self.generation}" if self.generation else "teacher"
+        name = label_of(self.generation)
         return f"{name}, tuned" if self.stage.endswith("finetune") else name
+
+
+def generation_of(stage: str) -> int:
+    """0 for the teacher's stage."""
+    return int(stage.removeprefix("gen").partition("-")[0])
+
+
+def label_of(generation: int) -> str:
+    """What the model of a generation is called, if it is not tuned."""
+    return f"student {generation}" if generation else "teacher"
 
 
 @dataclass(frozen=True)
@@ -109,12 +122,18 @@ def accuracy_by_generation(models: Sequence[Model], images: int) -> bytes:
 
 
 def speed_accuracy(models: Sequence[Model]) -> bytes:
-    """Accuracy over inference speed, an arrow from each generation to the next."""
+    """Accuracy over inference speed, an arrow from each generation to the next; a bar from the slowest round to the
+    fastest."""
     figure, axes = figure_of("Speed against accuracy")
     x = np.array([model.images_per_second for model in models])
     y = np.array([100 * model.top1 for model in models])
-    speed_range(axes, x.min(), x.max())
+    ends = np.array([speed for model in models for speed in (model.slowest_round, model.fastest_round) if speed] or x)
+    speed_range(axes, min(x.min(), ends.min()), max(x.max(), ends.max()))
     percent_range(axes, y, y, margin=0.25)
+    for place, model in enumerate(models):
+        if model.slowest_round and model.fastest_round:
+            rounds = [model.slowest_round, model.fastest_round]
+            axes.plot(rounds, [y[place]] * 2, color=tint(colour(model.generation), 0.5), linewidth=1.4, zorder=3)
     for before, after in itertools.pairwise(zip(x, y, strict=True)):
         arrow = {"arrowstyle": "-|>", "color": PALE, "linewidth": 1.6, "shrinkA": 7, "shrinkB": 7}
         axes.annotate("", after, before, arrowprops=arrow)
@@ -253,7 +272,7 @@ def classes(
     axes.barh(y - 0.2, old, 0.34, color=PALE, zorder=2)
     axes.barh(y + 0.2, new, 0.34, color=light, zorder=2)
     axes.barh(y + 0.2, np.minimum(once, new), 0.34, color=shade, zorder=3)
-    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False)
+    axes.set_yticks(y, [clean(name, 22) for name in names], parse_math=False, fontfamily=fonts.families(names))
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.06 * top)

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.corruption.corrupt import canvas, corrupt
 from pipeline.data import images, parquet_files, shards
 from pipeline.data.index_files import rows_path
 from pipeline.plan.context import Context
 from pipeline.plan.stage import ROBUSTNESS, read_json_file
-from pipeline.report.contact_sheet import thumbnail
 from pipeline.report.page import Picture
 from pipeline.report.plots import Model
 from pipeline.report.style import INK, MUTED, clean, colour, figure_of, note, png, spread
@@ -99,7 +97,7 @@ def _strip(context: Context, names: Sequence[str]) -> bytes:
     for number, (name, picture) in enumerate(shown):
         line, column = divmod(number, COLUMNS)
         place = axes.inset_axes((column / COLUMNS, 1 - (line + 0.96) / lines, 0.86 / COLUMNS, 0.6 / lines))
-        place.imshow(thumbnail(Image.fromarray(picture), STRIP))
+        place.imshow(picture, interpolation="nearest" if picture.shape[0] < STRIP else "antialiased")
         place.set_title(name.replace(" ", "\n"), fontsize=6.5, color=INK, pad=3)
         place.set_axis_off()
     return png(figure)

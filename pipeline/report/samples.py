@@ -23,7 +23,7 @@ from pipeline.data.samples import DROPPED, SKIPPED
 from pipeline.data.shards import Shard
 from pipeline.labelling.corrected import label_path
 from pipeline.plan.stage import FAILED
-from pipeline.report.contact_sheet import CELL, SCALE, Row
+from pipeline.report.contact_sheet import SIDE, Row
 
 SHOWN = 12  # classes on a contact sheet
 EACH = 6  # images per class and side
@@ -85,8 +85,11 @@ class Found:
 
 
 def shown_classes(kept_per_class: Sequence[int]) -> list[int]:
-    """Up to `SHOWN` classes of which something was kept, evenly spaced in index order."""
-    some = np.flatnonzero(np.asarray(kept_per_class) > 0)
+    """Every class where there are at most `SHOWN`; else so many of which something was kept, evenly spaced in index
+    order."""
+    some = np.arange(len(kept_per_class))
+    if len(some) > SHOWN:
+        some = np.flatnonzero(np.asarray(kept_per_class) > 0)
     if len(some) > SHOWN:
         some = some[np.linspace(0, len(some) - 1, SHOWN).round().astype(int)]
     return [int(number) for number in some]
@@ -118,34 +121,44 @@ def scan(
     return found
 
 
-def contact_rows(found: Extremes, label_folder: str, corpus: Sequence[Shard], names: Sequence[str]) -> list[Row]:
-    """The pictures of a contact sheet, read from the shards; no picture stands on both sides."""
-    chosen: dict[int, tuple[list[Place], list[Place]]] = {}
+def contact_rows(
+    found: Extremes, label_folder: str, corpus: Sequence[Shard], names: Sequence[str], shown: Sequence[int]
+) -> list[Row]:
+    """The pictures of a contact sheet, read from the shards, a row for each shown class; no picture stands on both
+    sides."""
+    chosen: dict[int, tuple[list[Place], list[Place]]] = {number: ([], []) for number in shown}
     for number in found.most:
         half = found.count[number] // 2
         least = found.least[number][: min(EACH, half)]
         chosen[number] = found.most[number][: found.count[number] - half], least
-    wanted = sorted({(place.shard, place.row) for sides in chosen.values() for side in sides for place in side})
-    rows: dict[int, list[int]] = {}
-    for shard, row in wanted:
-        rows.setdefault(shard, []).append(row)
-
-    def read(shard: int) -> list[tuple[tuple[int, int], Image.Image]]:
-        path = storage.join(label_folder, label_files.file_name(corpus[shard].name))
-        table = parquet_files.read_table(path, ["offset", "size"]).take(rows[shard])
-        offsets, sizes = table["offset"].to_pylist(), table["size"].to_pylist()
-        return [
-            ((shard, row), images.decode(shards.read_at(corpus[shard].path, offset, size), at_least=CELL * SCALE))
-            for row, offset, size in zip(rows[shard], offsets, sizes, strict=True)
-        ]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        pictures = dict(pair for pairs in pool.map(read, rows) for pair in pairs)
+    places = [place for sides in chosen.values() for side in sides for place in side]
+    paths = [storage.join(label_folder, label_files.file_name(shard.name)) for shard in corpus]
+    pictures = read_pictures(places, paths, corpus)
 
     def show(places: Iterable[Place]) -> list[tuple[Image.Image, float]]:
         return [(pictures[place.shard, place.row], place.confidence) for place in places]
 
     return [Row(names[number], show(most), show(least)) for number, (most, least) in sorted(chosen.items())]
+
+
+def read_pictures(
+    places: Iterable[Place], paths: Sequence[str], corpus: Sequence[Shard]
+) -> dict[tuple[int, int], Image.Image]:
+    """{(shard, row): picture} of some places; `paths`: of the label file of each shard."""
+    rows: dict[int, list[int]] = {}
+    for shard, row in sorted({(place.shard, place.row) for place in places}):
+        rows.setdefault(shard, []).append(row)
+
+    def read(shard: int) -> list[tuple[tuple[int, int], Image.Image]]:
+        table = parquet_files.read_table(paths[shard], ["offset", "size"]).take(rows[shard])
+        offsets, sizes = table["offset"].to_pylist(), table["size"].to_pylist()
+        return [
+            ((shard, row), images.decode(shards.read_at(corpus[shard].path, offset, size), at_least=SIDE))
+            for row, offset, size in zip(rows[shard], offsets, sizes, strict=True)
+        ]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(pair for pairs in pool.map(read, rows) for pair in pairs)
 
 
 def _failure(label_folder: str, shard: str) -> tuple[str, str]:

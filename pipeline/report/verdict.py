@@ -1,4 +1,5 @@
-"""Judges a job in words: what each student gained, which model to take, and what to try where nothing was gained.
+"""Judges a job in words: what each student gained, which model to take, what to try where nothing was gained, what to
+mend before a student learns from labels, and whether a speed can be trusted. Page and screen say the same.
 
 A gain is a student's validation top-1 minus that of the model it learnt from, with the 95 % interval of the paired
 difference (`labelling.audit.gain`, in evaluate.json). It is nothing where the interval includes zero.
@@ -12,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.labelling import calibration
+from pipeline.printable import counted
+
 NOISE = 0.05  # of kept labels: what a student learns from without much harm
+FEW = 10  # audited images: of fewer nothing is concluded
+NAMED = 5  # classes that are named in a sentence
+BUSY = 0.1  # share of the cores that a measuring asked for and others took
+UNEVEN = 1.5  # how much faster the fastest round is than the slowest, where a speed means little
+LEAST_SECONDS = 1.0  # of measuring, for a judgement on it
 
 
 def sentences(rows: Sequence[Mapping[str, Any]], audits: Sequence[Mapping[str, Any]], best: str) -> list[str]:
@@ -31,6 +40,14 @@ def sentences(rows: Sequence[Mapping[str, Any]], audits: Sequence[Mapping[str, A
         if sign(after) < 1 and (advice := _advice(after["stage"], audit)):
             found.append(advice)
     return found
+
+
+def so_far(best: str, top1: float | None, models: int) -> str:
+    """Of a run whose models are not tested yet: the `best` of those that are trained, by training's own figures."""
+    known = "" if top1 is None else f", with {100 * top1:.1f} % of the validation images right"
+    if models == 1:
+        return f"So far {best} is the only model{known}."
+    return f"So far {best} is the best of {models} models{known}; evaluate will compare them."
 
 
 def sign(row: Mapping[str, Any]) -> int:
@@ -54,23 +71,89 @@ def _gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     }[sign(after)]
 
 
+def noise_of(audited: Mapping[str, Any], copies_per_class: Sequence[int]) -> float | None:
+    """The share of wrong labels to expect in what was kept; `audited`: audit.json."""
+    return calibration.expected_noise(audited["precision"], audited["noise"], copies_per_class)
+
+
+def of_labels(noise: float | None) -> str:
+    """How many of the kept labels are wrong, as part of a sentence."""
+    if noise is None:
+        return "nothing is known of the kept labels"
+    return f"{100 * noise:.1f} % of the kept labels are expected to be wrong"
+
+
+def of_selection(audit: Mapping[str, Any], kept_per_class: Sequence[int], names: Sequence[str]) -> list[str]:
+    """What speaks against training a student on what was kept, and what to do; nothing where it is good. `audit`: of
+    audit.json `steps` and `threshold`, with `expected_noise`, as in summary.json."""
+    found = []
+    noise = audit["expected_noise"]
+    if noise is None or noise > NOISE:
+        found.append(f"{_capital(_mend(audit))}.")
+    empty = [names[number] for number, kept in enumerate(kept_per_class) if not kept]
+    if empty:
+        shown = ", ".join(empty[:NAMED]) + (" …" if len(empty) > NAMED else "")
+        them = "it" if len(empty) == 1 else "them"
+        found.append(
+            f"Of {len(empty):,} of {counted(len(names), 'class')} no image is kept ({shown}), so the student learns "
+            f"{them} from labelled images alone: give {them} a lower threshold in select.thresholds, label more images "
+            f"of {them}, or train the teacher longer."
+        )
+    return found
+
+
+def of_speed(evaluation: Mapping[str, Any]) -> list[str]:
+    """Why the measured speeds mean little; nothing where they can be trusted, or an earlier version measured them."""
+    load = evaluation.get("load")
+    if not load or load["seconds"] < LEAST_SECONDS:
+        return []
+    found = []
+    lacking = load["others"] + load["threads"] - load["cores"]
+    if lacking > BUSY * load["threads"]:
+        found.append(
+            f"other processes kept {load['others']:.1f} of {counted(load['cores'], 'core')} busy while speed was "
+            "measured"
+        )
+    ratios = {row["stage"]: row["fastest_round"] / row["slowest_round"] for row in evaluation["models"]}
+    stage = max(ratios, key=lambda name: ratios[name])
+    if ratios[stage] > UNEVEN:
+        found.append(f"the fastest round of {stage} was {ratios[stage]:.1f} times as fast as its slowest")
+    if not found:
+        return []
+    return [
+        f"{_capital(', and '.join(found))}: images/s say little; to measure again while nothing else runs, delete the "
+        "folders of evaluate and report and run the same command."
+    ]
+
+
 def _advice(stage: str, audit: Mapping[str, Any]) -> str:
     """What to try for a student that gained nothing."""
     noise = audit["expected_noise"]
-    if noise is None or noise <= NOISE:
-        return f"{stage}: its labels are good; try a larger student, a longer training, or more unlabelled images."
-    wrong = f"{stage}: {100 * noise:.1f} % of the labels that it learnt from are expected to be wrong"
+    if noise is None or noise > NOISE:
+        return f"{stage}: {_mend(audit)}."
+    return f"{stage}: its labels are good; try a larger student, a longer training, or more unlabelled images."
+
+
+def _mend(audit: Mapping[str, Any]) -> str:
+    """What is wrong with the labels, and what makes them better."""
+    what = of_labels(audit["expected_noise"])
+    if audit["expected_noise"] is None:
+        return f"{what}, for no audited image is so sure: lower select.threshold, or train the teacher longer"
     better = _threshold(audit["steps"], audit["threshold"])
     if better is None:
-        return f"{wrong}, and no threshold keeps that below {100 * NOISE:.0f} %: train the teacher longer."
-    return f"{wrong}: raise select.threshold to {better:g}, or train the teacher longer."
+        return f"{what}, and no threshold keeps that below {100 * NOISE:.0f} %: train the teacher longer"
+    return f"{what}: raise select.threshold to {better:g}, or train the teacher longer"
 
 
 def _threshold(steps: Mapping[str, Sequence[int]], now: float) -> float | None:
-    """The least threshold above `now` from which on at most NOISE of the audited labels are wrong, of ten at least."""
+    """The least threshold above `now` from which on at most NOISE of the audited labels are wrong, of FEW at least."""
     count, right = (np.cumsum(np.asarray(steps[name], float)[::-1])[::-1] for name in ("count", "right"))
     for step in range(len(count)):
         threshold = step / len(count)
-        if threshold > now and count[step] >= 10 and right[step] >= (1 - NOISE) * count[step]:
+        if threshold > now and count[step] >= FEW and right[step] >= (1 - NOISE) * count[step]:
             return round(threshold, 2)
     return None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -25,6 +25,7 @@ from pipeline.plan.corpora import audited_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import AUDIT, Result
+from pipeline.printable import counted
 from pipeline.stages.label import make_spec
 
 SMALL_BYTES = 2 << 20  # of shards that this process labels in the time in which a worker starts
@@ -67,7 +68,7 @@ def run(context: Context) -> Result:
     if generation.label.calibrate and temperature in (calibration.COOLEST, calibration.HOTTEST):
         context.warn(
             f"{context.stage.name}: no temperature between {calibration.COOLEST} and {calibration.HOTTEST} calibrates "
-            f"the teacher on {found['images']} images; {temperature} is used, "
+            f"the teacher on {counted(found['images'], 'image')}; {temperature} is used, "
             "look at the reliability diagram in the report"
         )
     metrics = {name: float(found[name]) for name in NUMBERS if found[name] is not None}
@@ -94,8 +95,8 @@ def line_of(found: dict[str, Any]) -> str:
     """An audit in one line."""
     noise = "nothing" if found["noise"] is None else f"{100 * found['noise']:.1f} % wrong"
     return (
-        f"accuracy {100 * found['accuracy']:.1f} % on {found['images']:,} images, ECE {found['ece']:.3f}, temperature "
-        f"{found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
+        f"accuracy {100 * found['accuracy']:.1f} % on {counted(found['images'], 'image')}, ECE {found['ece']:.3f}, "
+        f"temperature {found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
         f"{found['threshold']:g}"
     )
 

@@ -5,8 +5,10 @@ image, and inference speed side by side.
                                        "ece", "count", "bad", "per_class": {"images", "right"},
                                        "sizes": [{"size", "top1", …}, …], "sets": {name: {"top1", …}},
                                        "raw": {"top1", …}, "validation": {…},
-                                       "parameters", "flops", "images_per_second",
-                                       "latency_ms", "batch", "device", "dtype"}, …]}, with corrections "corrected"
+                                       "parameters", "flops", "images_per_second", "slowest_round",
+                                       "fastest_round", "latency_ms", "batch", "device", "dtype"}, …],
+                                       "load": {"cores", "others", "threads", "seconds"}},
+                                       with corrections "corrected": test labels
     evaluate-1a2b3c4d/evaluate.sets.<name>/<shard>.parquet   a row per good image of a further set (data.index_files)
     evaluate-1a2b3c4d/validation/<stage>/<shard>.parquet     what a model says of each (label_files.SCHEMA)
 
@@ -14,7 +16,8 @@ image, and inference speed side by side.
 the weights of the same step reach themselves, where the model is their moving average. `validation` is what
 `labelling.audit.compare` finds (accuracy, temperature, calibration), `confusion`, and the `gain` on the model before:
 what `predict`, the report and the choice of the best model go by. `flops` are two per multiply-add for one image, null
-where they cannot be counted (`report.costs_on_paper`); `latency_ms` is the time from call to result for one image.
+where they cannot be counted (`report.costs_on_paper`); `latency_ms` is the time from call to result for one image;
+`load` is what others took of the machine while speed was measured (train.machine_load).
 
 A shard is tested by one worker, which adds up what it counts: every image counts once however many workers there are.
 The test shards and the further sets are used here and nowhere else.
@@ -79,6 +82,7 @@ def run(context: Context) -> Result:
         [speed] = context.map(measure, [("speed", list(trained.values()))], workers=1)
         if speed.value is None:
             raise DataError(f"cannot measure the models' speed: {speed.error}")
+    measured, load = speed.value
     models = [
         {
             "stage": name,
@@ -86,9 +90,9 @@ def run(context: Context) -> Result:
             **_row(tried[name], figures, settings.sets),
             "validation": validated[name],
             "flops": _flops(context, name, folder),
-            **measured,
+            **of_speed,
         }
-        for (name, folder), measured in zip(trained.items(), speed.value, strict=True)
+        for (name, folder), of_speed in zip(trained.items(), measured, strict=True)
     ]
     bad, count = models[0]["bad"], models[0]["count"] + models[0]["bad"]
     if bad > context.job.data.max_bad_fraction * count:
@@ -97,7 +101,7 @@ def run(context: Context) -> Result:
             f"{context.job.data.max_bad_fraction} allows; restore the test shards"
         )
     corrected = context.needs["index"].info.get("corrected", {}).get("test", 0)
-    found = {"images": count, "models": models} | ({"corrected": corrected} if corrected else {})
+    found = {"images": count, "models": models, "load": load} | ({"corrected": corrected} if corrected else {})
     storage.write_json(storage.join(context.folder, EVALUATION), found)
     line = ", ".join(f"{model['stage']} {percent(model['top1'])}" for model in models)
     line += f"; {corrected:,} test labels corrected" if corrected else ""

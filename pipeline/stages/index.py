@@ -26,6 +26,7 @@ from pipeline.plan.corpora import indexed_of, setting_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import SHARDS, Result
+from pipeline.printable import counted
 from pipeline.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -193,16 +194,19 @@ def drop_leaks(context: Context, indexed: Indexed) -> None:
                 dropped += [f"'{key}' of {shard}" for key in left.keys]
         if dropped:
             context.warn(
-                f"{len(dropped):,} labelled images are {source} images too, the first is {dropped[0]}: they are not "
-                "trained on, for what models are tested on must not be; take them out of the labelled shards"
+                f"{counted(len(dropped), 'labelled image')} also found in the {source} shards, the first is "
+                f"{dropped[0]}: not trained on, for what models are tested on must not be; take such images out of the "
+                "labelled shards"
             )
     for number, source in enumerate(held_out):
         for other in held_out[number + 1 :]:
             if count := len(leaks.shared(folder, places[source], places[other])):
-                context.warn(f"{count:,} images lie in both the {source} and the {other} shards; take them out of one")
+                context.warn(
+                    f"{counted(count, 'image')} found in both the {source} and the {other} shards; take them out of one"
+                )
     count, key = leaks.ambiguous(folder, [place for source in places for place in places[source]])
     if count:
-        context.warn(f"{count:,} images lie under several labels, '{key}' for instance; correct the labels")
+        context.warn(f"{counted(count, 'image')} found under several labels, '{key}' for instance; correct the labels")
 
 
 def _digest(value: object) -> str:
@@ -231,7 +235,8 @@ def _warn_of_missing_classes(context: Context, indexed: Indexed) -> None:
     missing = [context.corpora.classes[number] for number in (indexed.per_class["labelled"] == 0).nonzero()[0]]
     if missing:
         context.warn(
-            f"no labelled image of {len(missing)} classes ({', '.join(missing[:3])} …): the teacher cannot learn them"
+            f"no labelled image of {counted(len(missing), 'class')} ({', '.join(missing[:3])}"
+            f"{' …' if len(missing) > 3 else ''}): the teacher cannot learn {'it' if len(missing) == 1 else 'them'}"
         )
 
 

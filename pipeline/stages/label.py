@@ -28,6 +28,7 @@ from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.mended import LABEL_FOLDER
 from pipeline.plan.stage import FAILED, Result
+from pipeline.printable import counted
 from pipeline.tracking import journal
 
 if TYPE_CHECKING:
@@ -211,7 +212,10 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         shard.name for shard in shards if label_files.file_name(shard.name) not in present and shard.name not in failed
     ]
     if lost:
-        raise DataError(f"{len(lost)} shards have no label file after labelling, the first is {lost[0]}; run again")
+        have = "has" if len(lost) == 1 else "have"
+        raise DataError(
+            f"{counted(len(lost), 'shard')} {have} no label file after labelling, the first is {lost[0]}; run again"
+        )
     made |= _read_facts(spec, [shard for shard in shards if shard.name not in made and shard.name not in failed])
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
@@ -253,7 +257,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than "
             f"data.max_bad_fraction {allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
         )
-    line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
+    line = f"{counted(counts['ok'], 'image')} of {counted(len(shards) - len(failed), 'shard')} labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""
     line += f", {_kinds(left)} without an image" if left.runs else ""
     line += f", {skipped:,} skipped that were not kept before" if skipped else ""

@@ -1,13 +1,13 @@
 """Ends a job: its numbers in summary.json, and everything worth seeing on one page.
 
 report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "model", "top1", "top5", "ece", "parameters",
-                                        "images_per_second"}, …], "audits", "gain_points", "seconds": {stage: of the run
-                                        that finished it}, "report", "best": stage, "verdict": [sentence, …]}; with an
+                                        "images_per_second", "slowest_round", "fastest_round"}, …], "audits",
+                                        "gain_points", "seconds": {stage: of the run that finished it}, "report",
+                                        "best": stage, "verdict": [sentence, …], "warnings": [sentence, …]}; with an
                                         early stop "stop": {"after_generation", …}
 report-1a2b3c4d/index.html             self-contained: opens from anywhere
 report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png  accuracy_by_class.{csv,png}
-report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png
-report-1a2b3c4d/gen1-contact.png       gen1-dropped.png  gen1-bad.png  …
+report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png  …
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from pipeline.plan.context import Context
 from pipeline.plan.corpora import held_out_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
-from pipeline.plan.stage import SELECTION, Result
+from pipeline.plan.stage import AUDIT, SELECTION, Result, read_json_file
+from pipeline.printable import counted
 
 SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
 BIASED = 0.25  # total variation distance, beyond chance, from which on it is worth a warning
@@ -42,6 +43,7 @@ def run(context: Context) -> Result:
     import numpy as np
 
     from pipeline.data.index_files import image_hashes
+    from pipeline.report import verdict
     from pipeline.selection import select
     from pipeline.selection.bias import bias
 
@@ -81,9 +83,13 @@ def run(context: Context) -> Result:
     summary["bias"] = bias(summary["available"], labelled)
     summary |= {"corrected": corrected} if corrected else {}
     storage.write_json(storage.join(context.folder, SELECTION), summary)
-    _warn(context, summary)
-    line = f"{summary['kept']:,} of {summary['labelled']:,} images kept, {summary['copies']:,} with copies"
+    audited = read_json_file(context.needs[f"gen{context.stage.generation}-audit"], AUDIT)
+    audited["expected_noise"] = noise = verdict.noise_of(audited, summary["copies_per_class"])
+    _warn(context, summary, verdict.of_selection(audited, summary["kept_per_class"], context.corpora.classes))
+    line = f"{summary['kept']:,} of {counted(summary['labelled'], 'image')} kept, {summary['copies']:,} with copies"
     line += f", {sum(corrected.values()):,} corrected" if corrected else ""
+    if noise is not None:
+        line += f"; {verdict.of_labels(noise)}"
     metrics = {name: float(summary[name]) for name in ("labelled", "confident", "excluded", "kept", "copies")}
     return Result({"line": line}, metrics=metrics, artifacts=[SELECTION])
 
@@ -135,15 +141,16 @@ def _worker(function: Callable[[tuple[str, ...]], Any]) -> Callable[[tuple[str, 
     return function
 
 
-def _warn(context: Context, summary: dict[str, Any]) -> None:
+def _warn(context: Context, summary: dict[str, Any], judged: Sequence[str]) -> None:
+    """What a person should know before the student trains."""
     names = context.corpora.classes
-    for key, text in (("empty", "no image of"), ("much_copied", "more than 16 copies of each image of")):
-        classes = summary[key]
-        if classes:
-            shown = ", ".join(names[number] for number in classes[:5])
-            context.warn(
-                f"{context.stage.name}: {text} {len(classes)} classes ({shown}{' …' if len(classes) > 5 else ''})"
-            )
+    for sentence in judged:
+        context.warn(f"{context.stage.name}: {sentence}")
+    if copied := summary["much_copied"]:
+        shown = ", ".join(names[number] for number in copied[:5]) + (" …" if len(copied) > 5 else "")
+        context.warn(
+            f"{context.stage.name}: more than 16 copies of each image of {counted(len(copied), 'class')} ({shown})"
+        )
     found = summary["bias"]
     if found["distance"] > BIASED + found["chance"]:
         over, under = (
@@ -160,7 +167,7 @@ def _warn(context: Context, summary: dict[str, Any]) -> None:
 KIND = Kind(
     "select",
     stages=r"gen\d+-select",
-    needs=lambda line, generation: ("index", line.last("label")),
+    needs=lambda line, generation: ("index", line.last("audit"), line.last("label")),
     identity=identity,
     run=run,
 )

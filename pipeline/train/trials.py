@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.measure import Step, alternate, device_name, if_it_fits, wait
+from models.measure import Step, device_name, if_it_fits, turns, wait
 from models.memory_format import channels_last
 from models.precision import has_bfloat16
 from pipeline import weights
 from pipeline.cluster.world import World, join
 from pipeline.errors import DataError
 from pipeline.loading.training_rows import TrainingShard
+from pipeline.train import machine_load
 from pipeline.train.evaluate import score
 from pipeline.train.input_size import check_further_sizes
 
 ROUNDS = 5
+Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,33 +74,39 @@ def _load(trial: Trial, device: torch.device) -> tuple[nn.Module, weights.Card]:
     return model, card
 
 
-def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
+def speed_worker(batch: int, seconds: float) -> Callable[[Sequence[str]], tuple[list[Figures], Figures]]:
     """The function that measures the models in some folders."""
 
-    def measure(folders: Sequence[str]) -> list[dict[str, Any]]:
-        """Inference images/s of each model at its own size, and milliseconds from call to result for one image: medians
-        over alternating rounds."""
+    def measure(folders: Sequence[str]) -> tuple[list[Figures], Figures]:
+        """Inference images/s of each model at its own size, medians over alternating rounds, with the slowest and the
+        fastest of them, and milliseconds from call to result for one image; and how busy others kept the machine
+        meanwhile (`machine_load.since`; `threads`: cores that the measuring asked for)."""
         with join() as world:
             device = world.device
             dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
             models = {folder: weights.load_model(folder) for folder in folders}
             steps = {folder: _step(*models[folder], batch, device, dtype) for folder in folders}
-            found = alternate(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
+            before = machine_load.now()
+            found = turns(steps, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
             single = {folder: _waiting(_step(*models[folder], 1, device, dtype), device) for folder in folders}
-            latency = alternate(single, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
-        for folder, time in found.items():
-            if time == math.inf:
+            latency = turns(single, rounds=ROUNDS, seconds=seconds / ROUNDS, device=device)
+            load = machine_load.since(before)
+        for folder, times in found.items():
+            if math.inf in times:
                 raise DataError(f"evaluate.batch {batch} does not fit in memory with {folder}; lower it")
         facts = {"batch": batch, "device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
-        return [
+        measured = [
             {
                 "parameters": weights.parameter_count(models[folder][0]),
-                "images_per_second": _rounded(batch / found[folder]),
-                "latency_ms": _rounded(1000 * latency[folder]),
+                "images_per_second": _rounded(batch / statistics.median(found[folder])),
+                "slowest_round": _rounded(batch / max(found[folder])),
+                "fastest_round": _rounded(batch / min(found[folder])),
+                "latency_ms": _rounded(1000 * statistics.median(latency[folder])),
                 **facts,
             }
             for folder in folders
         ]
+        return measured, load | {"threads": torch.get_num_threads() if device.type == "cpu" else 1}
 
     return measure
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.measure import alternate, best_batch, if_it_fits, most_that_fits, peak_bytes, rate_at
+from models.measure import turns as rounds_of
 from models.measure_model import Setup, measure_models
 
 MEBIBYTE = 1 << 20
@@ -37,6 +38,12 @@ def test_candidates_take_turns_after_a_warm_up() -> None:
     calls.clear()
     alternate(candidates, rounds=4, seconds=1e-4)
     assert turns(calls) == [*"abc" * 5] and len(calls) > 18
+
+
+def test_each_round_has_its_time() -> None:
+    found = rounds_of({"ok": lambda: torch.ones(100).sum(), "never": too_much}, rounds=4, seconds=0)
+    assert len(found["ok"]) == 4 and 0 < min(found["ok"]) <= max(found["ok"]) < math.inf
+    assert found["never"] == [math.inf]
 
 
 def test_a_time_is_that_of_one_call_not_of_a_turn() -> None:

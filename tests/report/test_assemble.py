@@ -18,12 +18,12 @@ from pipeline.config.settings import Select
 from pipeline.data import label_files, parquet_files
 from pipeline.plan.context import Context
 from pipeline.plan.stage import Result
-from pipeline.report import assemble, plots, samples, style
+from pipeline.report import assemble, audit, plots, samples, style
 from pipeline.stages import report
 from pipeline.tracking import journal
 from tests.report.made_up import NAMES, audit_of, fake_run, page_of, random_images, random_probs, two_generations
 
-PICTURES = ("confidence", "classes", "reliability", "threshold", "contact", "dropped")
+PICTURES = ("confidence", "classes", "reliability", "threshold")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Result]
     """A report of two generations."""
     context = two_generations(tmp_path_factory.mktemp("finished"))
     return context, report.run(context)
+
+
+def tiles(context: Context) -> int:
+    """Small images on the contact sheets of two generations: of each class up to twelve, kept and dropped ones."""
+    found = 0
+    for number in (1, 2):
+        label, select = (context.needs[f"gen{number}-{kind}"].folder for kind in ("label", "select"))
+        sheets = samples.scan(label, select, context.corpora["unlabelled"].shards, [0, 1, 2], (), lambda number: None)
+        found += sum(min(12, count) for side in (sheets.kept, sheets.dropped) for count in side.count.values())
+    return found
 
 
 def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
@@ -45,7 +55,17 @@ def test_report_of_two_generations(finished: tuple[Context, Result]) -> None:
             Image.open(Path(context.folder, name)).verify()
 
     summary = storage.read_json(storage.join(context.folder, "summary.json"))
-    assert list(summary) == ["job", "stages", "audits", "gain_points", "seconds", "report", "best", "verdict"]
+    assert list(summary) == [
+        "job",
+        "stages",
+        "audits",
+        "gain_points",
+        "seconds",
+        "report",
+        "best",
+        "verdict",
+        "warnings",
+    ]
     assert summary["best"] == "gen2-student" and summary["verdict"][-1].startswith("Take gen2-student: ")
     assert all(sentence in Path(context.folder, "index.html").read_text() for sentence in summary["verdict"])
     assert [stage["stage"] for stage in summary["stages"]] == ["gen0-teacher", "gen1-student", "gen2-student"]
@@ -65,7 +85,7 @@ def test_page_is_self_contained(finished: tuple[Context, Result]) -> None:
     context, _ = finished
     page, parsed = page_of(context)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(parsed.tags)
-    assert len(parsed.addresses) == parsed.tags.count("img") == 4 + 2 * len(PICTURES)
+    assert len(parsed.addresses) == parsed.tags.count("img") == 4 + 2 * len(PICTURES) + tiles(context)
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
     assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
     assert "+8.9" in parsed.text and "84.2 %" in parsed.text and "93.1 %" in parsed.text
@@ -86,7 +106,7 @@ def test_text_from_data_is_made_harmless(tmp_path: Path) -> None:
     report.run(context)
     page, parsed = page_of(context)
     assert "<script" not in page and "onerror=y>" not in page
-    assert parsed.tags.count("img") == 4 + 2 * len(PICTURES) + 2  # two of bad samples
+    assert parsed.tags.count("img") == 4 + 2 * len(PICTURES) + tiles(context) + 4  # each generation's bad samples
     assert '"><img src=x onerror=y>00005' in parsed.text  # shown as it is, as text
     assert not {c for c in page if c in "\x1b\u202e\u2028"}
     assert "made-up <run>" in parsed.text
@@ -184,7 +204,7 @@ def test_contact_sheets_show_the_extremes(tmp_path: Path) -> None:
         for i, (sure, said) in enumerate(zip(table["confidence"], table["label"], strict=True)):
             sides[i in chosen].append((-sure, number, i, said))
     for extremes, everything in ((found.kept, sides[True]), (found.dropped, sides[False])):
-        rows = samples.contact_rows(extremes, label, corpus, NAMES)
+        rows = samples.contact_rows(extremes, label, corpus, NAMES, [0, 1, 2])
         assert len(rows) == 3
         for number, row in enumerate(rows):
             ranked = sorted(entry for entry in everything if entry[3] == number)
@@ -204,7 +224,7 @@ def test_few_kept_images_stand_once(tmp_path: Path, kept: int, sides: tuple[int,
     label, select = (context.needs[f"gen1-{kind}"].folder for kind in ("label", "select"))
     corpus = context.corpora["unlabelled"].shards
     found = samples.scan(label, select, corpus, [0], (), lambda number: None)
-    [row] = samples.contact_rows(found.kept, label, corpus, NAMES)
+    [row] = samples.contact_rows(found.kept, label, corpus, NAMES, [0])
     assert not found.dropped.most
     assert (len(row.most), len(row.least)) == sides
     shown = [image.tobytes() for image, _ in [*row.most, *row.least]]
@@ -220,6 +240,27 @@ def test_an_audit_without_a_confident_image(tmp_path: Path) -> None:
     assert "nothing is known of the kept labels" in page_of(context)[0]
 
 
+def test_a_class_without_a_kept_image_keeps_its_row(tmp_path: Path) -> None:
+    pictures = [random_images(40, 1)]
+    probs = [[np.tile(np.array([0.55, 0.4, 0.05], np.float32), (40, 1))]]
+    probs[0][0][:9] = 0.4, 0.45, 0.15  # of "one" nothing is confident
+    context = fake_run(tmp_path, pictures=pictures, probs=probs, select=Select(threshold=0.5), top1=(0.8, 0.9))
+    report.run(context)
+    page = page_of(context)[0]
+    rows = [row.split("</b>")[0] for row in page.split('<div class="row"><b>')[1:]]
+    assert rows == [*NAMES, *NAMES]  # of what was kept, and of what was dropped
+    assert page.count("no image</span>") == 2 + 2
+    assert "Of 2 of 3 classes no image is kept (one, two), so the student learns them from labelled images" in page
+
+
+def test_a_student_that_is_worse_looks_worse(tmp_path: Path) -> None:
+    context = two_generations(tmp_path, top1=(0.9, 0.85, 0.88))
+    report.run(context)
+    page, parsed = page_of(context)
+    assert '<b class="loss">−2.0</b><span>points below the teacher</span>' in page
+    assert page.count('<td class="number loss">') == 2 and "−5.0" in parsed.text
+
+
 def test_a_thousand_classes(tmp_path: Path) -> None:
     names = [f"class number {n}" for n in range(1000)]
     pictures = [random_images(200)]
@@ -231,7 +272,7 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     result = report.run(context)
     assert "gen1-classes.png" in result.artifacts
     assert Image.open(Path(context.folder, "gen1-classes.png")).size == (1040, 700)
-    assert Image.open(Path(context.folder, "gen1-contact.png")).height < 12 * 90 * 2 + 100
+    assert page_of(context)[0].count('<div class="row"><b>') <= 2 * 12
     assert Path(context.folder, "index.html").stat().st_size < 3_000_000
     kept = json.loads(Path(context.needs["gen1-select"].folder, "summary.json").read_text())["kept_per_class"]
     shown = samples.shown_classes(kept)
@@ -279,3 +320,17 @@ def test_the_audit_is_told_in_a_sentence_and_in_numbers(finished: tuple[Context,
         assert result.metrics[f"gen{number}_expected_noise"] == found["expected_noise"]
         assert f"ECE {recorded['ece']:.3f}, and temperature {recorded['temperature']:.2f} would calibrate it" in page
         assert f"{100 * found['expected_noise']:.1f} % of the kept labels are expected to be wrong" in page
+
+
+@pytest.mark.parametrize(("images", "faded"), [(9, True), (10, False)])
+def test_bins_of_few_images_are_faded(images: int, faded: bool) -> None:
+    empty = {"count": [0], "confidence": [0.0], "accuracy": [0.0]}
+    bins = {"count": [images, images], "confidence": [0.5, 0.8], "accuracy": [0.6, 0.7]}
+    found = {"reliability": bins, "calibrated_reliability": empty, "ece": 0.1, "calibrated_ece": 0.1}
+    drawn = np.asarray(Image.open(io.BytesIO(audit.reliability({**found, "temperature": 1.0}, 1))).convert("RGB"))
+    shade = np.array([int(style.colour(1)[i : i + 2], 16) for i in (1, 3, 5)])
+    below_the_key = (drawn == shade).all(axis=2)[150:]
+    assert (below_the_key.sum() < 10) == faded
+    steps = {"count": [0] * 50 + [images] + [0] * 49, "right": [0] * 50 + [images] + [0] * 49}
+    drawn = np.asarray(Image.open(io.BytesIO(audit.threshold([1] * 100, steps, 0.3, 1))).convert("RGB"))
+    assert ((drawn == shade).all(axis=2)[150:].sum() < 10) == faded

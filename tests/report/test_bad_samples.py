@@ -50,10 +50,9 @@ def test_bad_samples_are_shown_with_reason_and_beginning(tmp_path: Path) -> None
     pictures[0][7] = b"\x1b[31m\xe2\x80\xae"
     probs = [[random_probs(30, 3, 1)]]
     context = fake_run(tmp_path, pictures=pictures, probs=probs, bad={3, 5, 7}, top1=(0.8, 0.9), key='"><b>')
-    result = report.run(context)
-    assert "gen1-bad.png" in result.artifacts
+    report.run(context)
     page, parsed = page_of(context)
     assert "<script" not in page and not {c for c in page if c in "\x1b\u202e"}
     assert "<script>alert(1)</script"[:24] in parsed.text and "\\x1b[31m\\xe2\\x80\\xae" in parsed.text
     assert '"><b>00003' in parsed.text and "3 bad samples" in parsed.text
-    Image.open(Path(context.folder, "gen1-bad.png")).verify()
+    assert page.count('<img class="seen"') == 1  # of the truncated one the part that is there

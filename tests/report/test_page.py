@@ -43,7 +43,7 @@ class Filler:
             return self.make(kind, where)
         if kind is str:
             return self.string(where)
-        if kind in (int, float):
+        if kind in (int, float, bool):
             return kind(1)
         if kind is bytes:
             return png_of(np.zeros((2, 1200, 3), np.uint8))

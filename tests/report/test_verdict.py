@@ -64,7 +64,7 @@ def test_words_follow_the_interval(low: float, high: float, said: str) -> None:
         assert len(found) == 2
     else:
         # From 0.8 on 20 of 20 labels are right, from 0.7 on 29 of 30, from 0.6 on 38 of 40, from 0.5 on 46 of 50.
-        expected = "gen1-student: 30.0 % of the labels that it learnt from are expected to be wrong: raise"
+        expected = "gen1-student: 30.0 % of the kept labels are expected to be wrong: raise"
         assert found[2] == f"{expected} select.threshold to 0.6, or train the teacher longer."
 
 
@@ -76,3 +76,50 @@ def test_advice_for_good_labels_and_for_bad_ones_that_no_threshold_mends() -> No
     assert "no threshold keeps that below 5 %" in verdict.sentences(rows, [hopeless], "gen0-teacher")[-1]
     [alone] = verdict.sentences(rows[:1], [], "gen0-teacher")
     assert alone == "gen0-teacher is the only model, with 80.0 % of the validation images right."
+
+
+def selection(noise: float | None) -> dict[str, Any]:
+    return {"expected_noise": noise, "steps": STEPS, "threshold": 0.2}
+
+
+def test_what_speaks_against_a_selection_is_said_with_what_to_do() -> None:
+    assert verdict.of_selection(selection(0.04), [3, 1], ["cat", "dog"]) == []
+    [noisy] = verdict.of_selection(selection(0.595), [3, 1], ["cat", "dog"])
+    mend = "raise select.threshold to 0.6, or train the teacher longer."
+    assert noisy == f"59.5 % of the kept labels are expected to be wrong: {mend}"
+    [unknown] = verdict.of_selection(selection(None), [3, 1], ["cat", "dog"])
+    assert unknown.startswith("Nothing is known of the kept labels, for no audited image is so sure")
+    [empty] = verdict.of_selection(selection(0.01), [3, 0], ["cat", "dog"])
+    assert empty.startswith("Of 1 of 2 classes no image is kept (dog), so the student learns it from labelled images")
+    [many] = verdict.of_selection(selection(0.01), [0] * 7, list("abcdefg"))
+    assert "Of 7 of 7 classes no image is kept (a, b, c, d, e …)" in many
+
+
+@pytest.mark.parametrize(
+    ("others", "cores", "threads", "loaded"),
+    [(0.1, 2, 2, False), (0.5, 2, 2, True), (1.9, 8, 2, False), (7.9, 8, 1, True), (30, 64, 1, False)],
+)
+def test_a_machine_is_loaded_where_others_take_cores_that_were_asked_for(
+    others: float, cores: int, threads: int, loaded: bool
+) -> None:
+    load = {"others": others, "cores": cores, "threads": threads, "seconds": 2.0}
+    evaluation = {"load": load, "models": [{"stage": "gen0-teacher", "fastest_round": 11.0, "slowest_round": 10.0}]}
+    found = verdict.of_speed(evaluation)
+    assert bool(found) == loaded
+    if loaded:
+        assert found[0].startswith(f"Other processes kept {others:.1f} of {cores} cores busy while speed was measured")
+    evaluation["load"] = load | {"seconds": 0.1}  # too short to say so
+    assert verdict.of_speed(evaluation) == []
+
+
+def test_rounds_that_differ_much_are_named() -> None:
+    quiet = {"others": 0.0, "cores": 2, "threads": 2, "seconds": 2.0}
+    models = [
+        {"stage": "gen0-teacher", "fastest_round": 11.0, "slowest_round": 10.0},
+        {"stage": "gen1-student", "fastest_round": 21.0, "slowest_round": 10.0},
+    ]
+    [found] = verdict.of_speed({"load": quiet, "models": models})
+    assert found.startswith(
+        "The fastest round of gen1-student was 2.1 times as fast as its slowest: images/s say little"
+    )
+    assert verdict.of_speed({"models": models}) == []  # an evaluation from before these figures
