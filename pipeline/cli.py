@@ -106,9 +106,11 @@ def parser() -> argparse.ArgumentParser:
     clean_.add_argument("--yes", action="store_true", help="delete them")
     ui_ = add_job("ui", ui, "open MLflow on a job's run")
     ui_.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
-    export_ = add("export", export, "write a trained stage as safetensors, model.yaml and ONNX")
-    export_.add_argument("stage_dir", metavar="STAGE_DIR", help="a folder with model.safetensors and model.yaml")
-    export_.add_argument("--out", help="where to write (default: STAGE_DIR/export)")
+    export_ = add("export", export, "write a trained model as safetensors, model.yaml and ONNX, with a model card")
+    export_.add_argument(
+        "model", metavar="MODEL", help="a stage's folder, a run (its best model) or models:/NAME@champion"
+    )
+    export_.add_argument("--out", help="where to write (default: `export` in the stage's folder)")
     _add_predict(add("predict", predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
     return top
@@ -263,11 +265,9 @@ def ui(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from pipeline.export import export as export_stage
+    from pipeline.export import command
 
-    for path in export_stage(args.stage_dir, args.out):
-        print(path)
-    return 0
+    return command.export(args.model, args.out)
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ SURFACE = {
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],
-    "export": ["STAGE_DIR", "--out"],
+    "export": ["MODEL", "--out"],
     "predict": ["MODEL", "INPUT", "--out", "--top", "--raw", "--column", "--batch", "--device"],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", *FILES],
@@ -306,12 +306,3 @@ def test_prepare_of_nothing_is_one_sentence(tmp_path: Path) -> None:
         f"error: there is no folder {tmp_path}/none to prepare; give the folder that holds the images\n",
     )
     assert not (tmp_path / "out").exists()
-
-
-# ---- export ------------------------------------------------------------------------------------------------
-
-
-def test_export_prints_what_it_wrote(worlds: small.Store, tmp_path: Path) -> None:
-    ran = command("export", worlds.original().folder("gen0-teacher"), "--out", tmp_path)
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.split() == [str(tmp_path / name) for name in ("model.safetensors", "model.yaml", "model.onnx")]
