@@ -138,6 +138,7 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("input", metavar="INPUT", help="an image, a folder, a .csv or .parquet table of paths, or shards")
     sub.add_argument("--out", help="a .csv or .parquet file (default: the screen)")
+    sub.add_argument("--contact-sheet", metavar="FILE", help="a .png or .jpg: the images with class and confidence")
     sub.add_argument("--top", type=int, default=5, help="classes an image, the most probable (default: 5)")
     sub.add_argument("--raw", action="store_true", help="probabilities as the network gives them, not calibrated")
     sub.add_argument("--column", default="path", help="of a table: where the paths stand (default: path)")
@@ -275,7 +276,7 @@ def predict(args: argparse.Namespace) -> int:
 
     return command.predict(
         args.models, args.input, args.out, top=args.top, raw=args.raw, column=args.column, batch=args.batch,
-        device=args.device,
+        device=args.device, contact_sheet=args.contact_sheet,
     )  # fmt: skip
 
 
