@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RemoteError, UserError
 from pipeline.malloc import keep_memory
-from pipeline.printable import redact, shown
+from pipeline.printable import many, redact, shown
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Job
@@ -55,7 +55,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "settings")]
     if unknown:
         option = re.fullmatch(r"--([a-z_.]+)(=.*)?", unknown[0]) if hasattr(args, "settings") else None
-        meant = f"; a setting is written {option[1]}={(option[2] or '=…')[1:]}, without dashes" if option else ""
+        after = unknown[1] if len(unknown) > 1 and not unknown[1].startswith("-") else "…"
+        meant = f"; a setting is written {option[1]}{option[2] or f'={after}'}, without dashes" if option else ""
         top.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     if rest:
         args.settings = [*args.settings, *rest]
@@ -253,7 +254,7 @@ def clean(args: argparse.Namespace) -> int:
             print(f"{size / 2**20:10.1f} MiB  {name}")
             if args.yes:
                 storage.remove(storage.join(job.output, name))
-    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {len(sizes)} folders that this job does not use"
+    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {many(len(sizes), 'folder')} that this job does not use"
     print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them" if sizes else "nothing to clean")
     return 0
 

@@ -10,6 +10,11 @@ PORT = re.compile(r"[^:]*(:\d{0,5})?|\[[^\]]*\](:\d{0,5})?")
 AFTER = re.compile(r"[,;|:.(){}\[\]<>'\"`]*$")  # may follow a URL in a text or a list, and is kept
 
 
+def many(number: float, what: str, several: str = "") -> str:
+    """`1 image`, `1,107 images`; `several` where an s is not all."""
+    return f"{number:,.0f} {what if number == 1 else several or f'{what}s'}"
+
+
 def shown(text: str) -> str:
     """The text as a terminal may have it."""
     return printable(redact(text))

@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import storage
 from pipeline.plan.stage import PROGRESS
@@ -44,6 +45,25 @@ def safe(text: str) -> str:
     return escape(shown(text))
 
 
+class Times(ProgressColumn):
+    """0:37 elapsed, 2:10 left."""
+
+    def render(self, task: Task) -> Text:
+        text = f"{clock(task.elapsed or 0)} elapsed"
+        return Text(text if task.time_remaining is None else f"{text}, {clock(task.time_remaining)} left")
+
+
+def clock(seconds: float) -> str:
+    """130 -> '2:10', 3700 -> '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _to_nobody(text: str) -> None:
+    pass
+
+
 class Screen:
     """One run's view. `console` writes to standard output; stages are shown in the order in which they are met."""
 
@@ -51,6 +71,7 @@ class Screen:
         self.console, self.output, self.names = console, output, names
         self.width = max(len(name) for name in names)
         self.nothing_ran = True
+        self.say: Callable[[str], None] = _to_nobody  # what takes a while, beside the bar of the stage that runs
         self.state: dict[str, Any] = {
             "job": job,
             "state": "running",
@@ -87,9 +108,7 @@ class Screen:
             BarColumn(24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            Times(),
         ]
         if quiet:
             self.line(name, "running")
@@ -97,6 +116,7 @@ class Screen:
         self.note(name, folder=folder, state="running", started=started, error="")
         with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress:
             task = progress.add_task("", total=None, facts="")
+            self.say = lambda text: progress.update(task, facts=text)
 
             def follow() -> None:
                 position, written = 0, time.monotonic()
@@ -123,6 +143,7 @@ class Screen:
             finally:
                 stop.set()
                 thread.join()
+                self.say = _to_nobody
 
     def _show(self, name: str, record: Mapping[str, Any], started: float) -> None:
         facts = self.state["stages"].setdefault(name, {})
@@ -153,9 +174,7 @@ def bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn(text),
         BarColumn(24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Times(),
     ]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)

@@ -19,6 +19,7 @@ from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
+from pipeline.printable import many
 from pipeline.progress import safe
 
 RIGHT = ("shards", "GiB", "done", "rate", "left")
@@ -148,7 +149,7 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     pseudo = _pseudo(train) if stage.generation else 0
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
     rate = peak_rate(train, train.batch + pseudo)
-    workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+    workers = many(job.workers.train, "worker")
     length = _length(train.duration, train.batch, labelled)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
 
@@ -166,7 +167,7 @@ def _length(duration: str, batch: int, labelled: int | None) -> str:
     if labelled is None or duration.endswith("st"):
         return duration
     steps = durations.steps(duration, labelled / batch)
-    return f"{duration} = {steps:,} steps" + ("" if steps else " (too few: lengthen it or lower batch)")
+    return f"{duration} = {many(steps, 'step')}" + ("" if steps else " (too few: lengthen it or lower batch)")
 
 
 def status_table(job: Job) -> Group:
@@ -226,13 +227,13 @@ def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tup
 
 
 def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
-    if stage.kind == "label":
+    if stage.kind == "label" and values:
         about = f" of about {values['images_total']:,}" if "images_total" in values else ""
         workers = values.get("workers", 0)
         return (
             f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
-            f"{values.get('images_per_second_average', 0):,.0f}/s on average, {workers} "
-            f"worker{'' if workers == 1 else 's'}"
+            f"{values.get('images_per_second_average', 0):,.0f}/s on average, "
+            f"{many(workers, 'worker')}"
         )
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()

@@ -58,7 +58,7 @@ def surface(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple
     [
         (
             ["run", "a.yaml", "--seed", "1"],
-            "unrecognized arguments: --seed 1; a setting is written seed=…, without dashes",
+            "unrecognized arguments: --seed 1; a setting is written seed=1, without dashes",
         ),
         (["plan", "a.yaml", "--teacher.lr=0.2"], "a setting is written teacher.lr=0.2, without dashes"),
         (["jobs", "--seed=1"], "unrecognized arguments: --seed=1"),

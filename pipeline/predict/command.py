@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.predict import choose, inputs, table
 from pipeline.predict.inputs import Wanted
 from pipeline.predict.predictor import Prediction, Predictor
-from pipeline.printable import shown
+from pipeline.printable import many, shown
 
 Seen = Callable[[Wanted, Prediction], None]
 
@@ -63,8 +63,8 @@ class _Right:
     def __str__(self) -> str:
         if not self.known or not self.all_known:
             return ""
-        what = f"{self.known:,} image{'' if self.known == 1 else 's'}"
-        return f"top-1 {100 * self.right / self.known:.2f} % of {what}, by the classes that the input gives them"
+        top1 = f"top-1 {100 * self.right / self.known:.2f} % of {many(self.known, 'image')}"
+        return f"{top1}, by the classes that the input gives them"
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _into_table(predictor: Predictor, wanted: Iterator[Wanted], out: str, top: i
     with _counting() as progress:
         found = table.write(predictor, wanted, out, top, _all(seen, lambda one, prediction: progress(1)))
     bad = {problem: count for problem, count in sorted(found.items()) if problem}
-    line = f"{found.total():,} image{'' if found.total() == 1 else 's'} in {time.monotonic() - began:.1f} s"
+    line = f"{many(found.total(), 'image')} in {time.monotonic() - began:.1f} s"
     line += "".join(f", {count:,} {problem.replace('_', ' ')}" for problem, count in bad.items())
     print(f"{line}, written to {shown(out)}")
     if found and not found[""]:
@@ -136,9 +136,11 @@ def _counting() -> Iterator[Callable[[int], None]]:
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    columns = [TextColumn("predicting"), MofNCompleteColumn(), TimeElapsedColumn()]
+    from pipeline.progress import Times
+
+    columns = [TextColumn("predicting"), MofNCompleteColumn(), Times()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda count: progress.update(task, advance=count)

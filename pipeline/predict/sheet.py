@@ -15,6 +15,7 @@ from pipeline.data import images
 from pipeline.errors import ConfigError, OutputError
 from pipeline.predict.inputs import Wanted
 from pipeline.predict.predictor import Prediction
+from pipeline.printable import many
 from pipeline.report.contact_sheet import CELL, SCALE, SPACE, thumbnail
 from pipeline.report.style import DPI, INK, MUTED, clean, png
 
@@ -68,7 +69,7 @@ class Sheet:
             figure.text(*place, text, fontsize=size, color=shade, ha=align, parse_math=False)
 
         some = f"{len(self.cells):,} of " if len(self.cells) < self.number else ""
-        write(2 * SPACE, 20, f"{some}{self.number:,} image{'' if self.number == 1 else 's'}", 10, INK, "left")
+        write(2 * SPACE, 20, f"{some}{many(self.number, 'image')}", 10, INK, "left")
         for number, (pixels, said, wrong) in enumerate(self.cells):
             x = 2 * SPACE + number % COLUMNS * step
             y = HEAD + number // COLUMNS * line

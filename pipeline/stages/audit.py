@@ -25,6 +25,7 @@ from pipeline.plan.corpora import audited_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import AUDIT, Result
+from pipeline.printable import many
 from pipeline.stages.label import make_spec
 
 SMALL_BYTES = 2 << 20  # of shards that this process labels in the time in which a worker starts
@@ -94,8 +95,8 @@ def line_of(found: dict[str, Any]) -> str:
     """An audit in one line."""
     noise = "nothing" if found["noise"] is None else f"{100 * found['noise']:.1f} % wrong"
     return (
-        f"accuracy {100 * found['accuracy']:.1f} % on {found['images']:,} images, ECE {found['ece']:.3f}, temperature "
-        f"{found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
+        f"accuracy {100 * found['accuracy']:.1f} % on {many(found['images'], 'image')}, ECE {found['ece']:.3f}, "
+        f"temperature {found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
         f"{found['threshold']:g}"
     )
 

@@ -26,6 +26,7 @@ from pipeline.plan.corpora import indexed_of, setting_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import SHARDS, Result
+from pipeline.printable import many
 from pipeline.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ def _warn_of_missing_classes(context: Context, indexed: Indexed) -> None:
     missing = [context.corpora.classes[number] for number in (indexed.per_class["labelled"] == 0).nonzero()[0]]
     if missing:
         context.warn(
-            f"no labelled image of {len(missing)} classes ({', '.join(missing[:3])} …): the teacher cannot learn them"
+            f"no labelled image of {many(len(missing), 'class', 'classes')} ({', '.join(missing[:3])}"
+            f"{' …' if len(missing) > 3 else ''}): the teacher cannot learn them"
         )
 
 

@@ -28,6 +28,7 @@ from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.mended import LABEL_FOLDER
 from pipeline.plan.stage import FAILED, Result
+from pipeline.printable import many
 from pipeline.tracking import journal
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             f"{sum(bad.values()):,} of {total:,} unlabelled images cannot be used ({reasons}), more than "
             f"data.max_bad_fraction {allowed.max_bad_fraction} allows; mend the shards or raise data.max_bad_fraction"
         )
-    line = f"{counts['ok']:,} images of {len(shards) - len(failed):,} shards labelled"
+    line = f"{many(counts['ok'], 'image')} of {many(len(shards) - len(failed), 'shard')} labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""
     line += f", {_kinds(left)} without an image" if left.runs else ""
     line += f", {skipped:,} skipped that were not kept before" if skipped else ""

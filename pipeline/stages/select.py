@@ -19,6 +19,7 @@ from pipeline.plan.corpora import held_out_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import SELECTION, Result
+from pipeline.printable import many
 
 SMALL_FILES = 32  # label files that one process reads in the time in which a worker starts
 BIASED = 0.25  # total variation distance, beyond chance, from which on it is worth a warning
@@ -69,7 +70,7 @@ def run(context: Context) -> Result:
     summary["bias"] = bias(summary["available"], labelled)
     storage.write_json(storage.join(context.folder, SELECTION), summary)
     _warn(context, summary)
-    line = f"{summary['kept']:,} of {summary['labelled']:,} images kept, {summary['copies']:,} with copies"
+    line = f"{summary['kept']:,} of {many(summary['labelled'], 'image')} kept, {summary['copies']:,} with copies"
     metrics = {name: float(summary[name]) for name in ("labelled", "confident", "excluded", "kept", "copies")}
     return Result({"line": line}, metrics=metrics, artifacts=[SELECTION])
 

@@ -16,6 +16,7 @@ from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs, training_of
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.stage import SELECTION, SHARDS, WEIGHTS, Result, read_json_file
+from pipeline.printable import many
 from pipeline.progress import percent
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ def leave_model(
     weights.write_card(context.folder, card)
     made = storage.sha256(storage.join(context.folder, WEIGHTS))
     metrics: dict[str, float] = {key: float(result[key]) for key in ("top1", "top5", "loss") if key in result}
-    line = f"{card.architecture}, {spec.steps:,} steps, validation top-1 {percent(metrics.get('top1', float('nan')))}"
+    line = f"{card.architecture}, {many(spec.steps, 'step')}, "
+    line += f"validation top-1 {percent(metrics.get('top1', float('nan')))}"
     line += f" at step {result['best_step']:,}" if "best_step" in result else ""
-    line += f", went back {result['rollbacks']} times" if "rollbacks" in result else ""
+    line += f", went back {many(result['rollbacks'], 'time')}" if "rollbacks" in result else ""
     facts = {"model": card.architecture, "parameters": parameters, "steps": spec.steps, "validation": metrics}
     return Result(
         {**facts, "view": dataclasses.asdict(card.view()), "line": line},
