@@ -112,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="a stage's folder, a run (its best model) or models:/NAME@champion"
     )
     export_.add_argument("--out", help="where to write (default: `export` in the stage's folder)")
+    export_.add_argument("--int8", action="store_true", help="write an ONNX of 8-bit integers too (model.int8.onnx)")
+    export_.add_argument("--max-drop", type=float, help="points of validation top-1 that it may cost (default: 0.5)")
     _add_predict(add("predict", predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
     return top
@@ -269,7 +271,7 @@ def ui(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from pipeline.export import command
 
-    return command.export(args.model, args.out)
+    return command.export(args.model, args.out, int8=args.int8, max_drop=args.max_drop)
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline import storage
@@ -48,9 +48,13 @@ def safe(text: str) -> str:
 class Times(ProgressColumn):
     """0:37 elapsed, 2:10 left."""
 
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
     def render(self, task: Task) -> Text:
         text = f"{clock(task.elapsed or 0)} elapsed"
-        return Text(text if task.time_remaining is None else f"{text}, {clock(task.time_remaining)} left")
+        left = None if task.finished else task.time_remaining
+        return Text(text if left is None else f"{text}, {clock(left)} left")
 
 
 def clock(seconds: float) -> str:
@@ -107,7 +111,7 @@ class Screen:
             TextColumn(f"▸ {name:<{self.width}}  running    "),
             BarColumn(24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
             Times(),
         ]
         if quiet:

@@ -32,7 +32,7 @@ SURFACE = {
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],
-    "export": ["MODEL", "--out"],
+    "export": ["MODEL", "--out", "--int8", "--max-drop"],
     "predict": ["MODEL", "INPUT", "--out", "--contact-sheet", "--top", "--raw", "--column", "--batch", "--device"],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", *FILES],

@@ -221,6 +221,8 @@ def _use(model: Model, files: list[str]) -> Iterator[str]:
             "`model.onnx` takes `images`, float32 [batch, 3, size, size], RGB from 0 to 1, minus mean, divided by std, "
             "and gives `logits`; classes, size, crop, interpolation, mean, std and temperature are in its metadata."
         )
+    if "model.int8.onnx" in files:
+        yield "`model.int8.onnx` is the same in 8-bit integers."
 
 
 def _limits(model: Model, facts: Facts) -> Iterator[str]:

@@ -88,8 +88,16 @@ def _of_cell(value: Any, number: int, base: Path) -> Wanted:
 
 
 def _of_shards(pattern: str, damages: list[str], classes: Sequence[str]) -> Iterator[Wanted]:
-    for shard in shards.find_shards(pattern, "input", str(Path.cwd())):
-        truth = _labels_of(shard, classes)
+    # A generator: what is wrong with the pattern is said when the first image is asked for.
+    yield from of_shards(shards.find_shards(pattern, "input", str(Path.cwd())), damages, classes)
+
+
+def of_shards(
+    found: Sequence[shards.Shard], damages: list[str], classes: Sequence[str], *, remote: bool = False
+) -> Iterator[Wanted]:
+    """The images of some shards; `remote`: the labels in remote ones too, which are read twice for them."""
+    for shard in found:
+        truth = _labels_of(shard, classes) if remote or not storage.is_url(shard.path) else []
         reader = shards.stream(shard.path)
         for sample, data in reader:
             where: dict[str, str | int] = {"shard": shard.name, "index": sample.index, "key": sample.key}
@@ -102,9 +110,7 @@ def _of_shards(pattern: str, damages: list[str], classes: Sequence[str]) -> Iter
 
 
 def _labels_of(shard: shards.Shard, classes: Sequence[str]) -> list[int]:
-    """The labels in a local shard, if all of its images have one; a remote one would be read twice for them."""
-    if storage.is_url(shard.path):
-        return []
+    """The labels in a shard, if all of its images have one."""
     try:
         samples = shards.scan(shard.path).samples
         return index_files.read_labels(shard, samples, index_files.Classes(classes))
