@@ -294,7 +294,9 @@ def prepare(args: argparse.Namespace) -> int:
             counts = made["images"]
         else:
             counts = _prepare_files(args, progress)
-    print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {redact(args.out)}")
+    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
+    said = ", ".join(many(number, one.get(name, name), name) for name, number in counts.items() if number)
+    print(f"{said} in {redact(args.out)}")
     if counts.get("bad") or counts.get("skipped"):
         print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
     return 0
