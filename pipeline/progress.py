@@ -57,6 +57,13 @@ class Times(ProgressColumn):
         return Text(text if left is None else f"{text}, {clock(left)} left")
 
 
+class Facts(ProgressColumn):
+    """What gives way on a narrow terminal, after the bar."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["facts"], no_wrap=True, overflow="ellipsis")
+
+
 def clock(seconds: float) -> str:
     """130 -> '2:10', 3700 -> '1:01:40'."""
     minutes, rest = divmod(round(seconds), 60)
@@ -108,10 +115,10 @@ class Screen:
         """Show the journal in `folder` as it grows."""
         quiet = not self.console.is_terminal
         columns = [
-            TextColumn(f"▸ {name:<{self.width}}  running    "),
+            TextColumn(f"▸ {name:<{self.width}}  running    ", table_column=Column(no_wrap=True)),
             BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            Facts(),
             Times(),
         ]
         if quiet:

@@ -93,7 +93,7 @@ class Session:
 
         if ray.is_initialized():
             return
-        self.say("starting Ray on this machine" if self.embedded else "joining the Ray cluster")
+        self.say("starting Ray" if self.embedded else "joining the Ray cluster")
         with _keep_signal_handlers():
             if self.embedded:
                 self._start_embedded(self._folder)

@@ -164,16 +164,17 @@ def drop_leaks(context: Context, indexed: Indexed) -> None:
                 dropped += [f"'{key}' of {shard}" for key in left.keys]
         if dropped:
             context.warn(
-                f"{len(dropped):,} labelled images are {source} images too, the first is {dropped[0]}: they are not "
-                "trained on, for what models are tested on must not be; take them out of the labelled shards"
+                f"{many(len(dropped), 'labelled image')} found among the {source} images too, the first is {dropped[0]}"
+                ": not trained on, for what models are tested on must not be; take them out of the labelled shards"
             )
     for number, source in enumerate(held_out):
         for other in held_out[number + 1 :]:
             if count := len(leaks.shared(folder, places[source], places[other])):
-                context.warn(f"{count:,} images lie in both the {source} and the {other} shards; take them out of one")
+                found = f"{many(count, 'image')} found in both the {source} and the {other} shards"
+                context.warn(f"{found}; take them out of one")
     count, key = leaks.ambiguous(folder, [place for source in places for place in places[source]])
     if count:
-        context.warn(f"{count:,} images lie under several labels, '{key}' for instance; correct the labels")
+        context.warn(f"{many(count, 'image')} found under several labels, '{key}' for instance; correct the labels")
 
 
 def _digest(value: object) -> str:

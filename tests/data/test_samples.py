@@ -191,4 +191,4 @@ def test_other_kinds_of_pictures_and_shards_without_any_are_said(tmp_path: Path)
         in ran.out
     )
     assert "shard unlabelled-002.tar holds no image: it has no members" in ran.out
-    assert "shard unlabelled-003.tar holds no image, only 1 samples (1 .txt)" in ran.out
+    assert "shard unlabelled-003.tar holds no image, only 1 sample (1 .txt)" in ran.out

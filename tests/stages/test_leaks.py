@@ -39,9 +39,9 @@ def test_labelled_copies_of_held_out_images_are_dropped_and_named(tmp_path: Path
     ran = world.run()
     assert (ran.status, ran.err) == (0, ""), ran
     assert "6 labelled, 3 validation, 3 test" in ran.out
-    assert "1 labelled images are validation images too, the first is '1' of labelled-000.tar: they are not" in ran.out
-    assert "1 labelled images are test images too, the first is '2' of labelled-001.tar: they are not" in ran.out
-    assert "1 images lie in both the validation and the test shards" in ran.out
+    assert "1 labelled image found among the validation images too, the first is '1' of labelled-000.tar" in ran.out
+    assert "1 labelled image found among the test images too, the first is '2' of labelled-001.tar: not" in ran.out
+    assert "1 image found in both the validation and the test shards" in ran.out
     found = info(world)
     assert found["per_class"]["labelled"] == [4, 1, 1]
     rows = [
@@ -71,7 +71,7 @@ def test_one_image_under_two_labels_is_named(tmp_path: Path) -> None:
     world = small.make(tmp_path, generations=[])
     shard(world.shards / "labelled-000.tar", [(1, 0), (2, 1), (3, 2), (1, 2), (4, 1), (4, 1)])
     ran = world.run()
-    assert ran.status == 0 and "1 images lie under several labels, '" in ran.out
+    assert ran.status == 0 and "1 image found under several labels, '" in ran.out
 
 
 def test_nothing_is_said_where_nothing_leaks(tmp_path: Path) -> None:
