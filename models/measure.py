@@ -162,9 +162,12 @@ def wait(device: Device) -> None:
 
 def device_name(device: Device) -> str:
     """Names the device that speeds were measured on: the GPU, or the CPU with its number of threads."""
+    return torch.cuda.get_device_name(device) if _is_cuda(device) else _cpu()
+
+
+def _cpu() -> str:
     threads = torch.get_num_threads()
-    name = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
-    return torch.cuda.get_device_name(device) if _is_cuda(device) else name
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _is_cuda(device: Device) -> bool:

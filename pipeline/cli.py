@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RemoteError, UserError
 from pipeline.malloc import keep_memory
-from pipeline.printable import redact, shown
+from pipeline.printable import counted, redact, shown
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Job
@@ -57,7 +57,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "settings")]
     if unknown:
         option = re.fullmatch(r"--([a-z_.]+)(=.*)?", unknown[0]) if hasattr(args, "settings") else None
-        meant = f"; a setting is written {option[1]}={(option[2] or '=…')[1:]}, without dashes" if option else ""
+        after = unknown[1] if len(unknown) > 1 and not unknown[1].startswith("-") else "…"
+        meant = f"; a setting is written {option[1]}{option[2] or f'={after}'}, without dashes" if option else ""
         top.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     if rest:
         args.settings = [*args.settings, *rest]
@@ -109,9 +110,13 @@ def parser() -> argparse.ArgumentParser:
     clean_.add_argument("--yes", action="store_true", help="delete them")
     ui_ = add_job("ui", ui, "open MLflow on a job's run")
     ui_.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
-    export_ = add("export", export, "write a trained stage as safetensors, model.yaml and ONNX")
-    export_.add_argument("stage_dir", metavar="STAGE_DIR", help="a folder with model.safetensors and model.yaml")
-    export_.add_argument("--out", help="where to write (default: STAGE_DIR/export)")
+    export_ = add("export", export, "write a trained model as safetensors, model.yaml and ONNX, with a model card")
+    export_.add_argument(
+        "model", metavar="MODEL", help="a stage's folder, a run (its best model) or models:/NAME@champion"
+    )
+    export_.add_argument("--out", help="where to write (default: `export` in the stage's folder)")
+    export_.add_argument("--int8", action="store_true", help="write an ONNX of 8-bit integers too (model.int8.onnx)")
+    export_.add_argument("--max-drop", type=float, help="points of validation top-1 that it may cost (default: 0.5)")
     _add_predict(add("predict", predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
     return top
@@ -139,6 +144,7 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("input", metavar="INPUT", help="an image, a folder, a .csv or .parquet table of paths, or shards")
     sub.add_argument("--out", help="a .csv or .parquet file (default: the screen)")
+    sub.add_argument("--contact-sheet", metavar="FILE", help="a .png or .jpg: the images with class and confidence")
     sub.add_argument("--top", type=int, default=5, help="classes an image, the most probable (default: 5)")
     sub.add_argument("--raw", action="store_true", help="probabilities as the network gives them, not calibrated")
     sub.add_argument("--column", default="path", help="of a table: where the paths stand (default: path)")
@@ -271,7 +277,7 @@ def clean(args: argparse.Namespace) -> int:
             print(f"{size / 2**20:10.1f} MiB  {name}")
             if args.yes:
                 storage.remove(storage.join(job.output, name))
-    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {len(sizes)} folders that this job does not use"
+    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {counted(len(sizes), 'folder')} that this job does not use"
     print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them" if sizes else "nothing to clean")
     return 0
 
@@ -284,11 +290,9 @@ def ui(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from pipeline.export import export as export_stage
+    from pipeline.export import command
 
-    for path in export_stage(args.stage_dir, args.out):
-        print(path)
-    return 0
+    return command.export(args.model, args.out, int8=args.int8, max_drop=args.max_drop)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -296,7 +300,7 @@ def predict(args: argparse.Namespace) -> int:
 
     return command.predict(
         args.models, args.input, args.out, top=args.top, raw=args.raw, column=args.column, batch=args.batch,
-        device=args.device,
+        device=args.device, contact_sheet=args.contact_sheet,
     )  # fmt: skip
 
 
@@ -311,7 +315,9 @@ def prepare(args: argparse.Namespace) -> int:
             counts = made["images"]
         else:
             counts = _prepare_files(args, progress)
-    print(", ".join(f"{number:,} {name}" for name, number in counts.items() if number), f"in {redact(args.out)}")
+    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
+    said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
+    print(f"{said} in {redact(args.out)}")
     if counts.get("bad") or counts.get("skipped"):
         print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
     return 0

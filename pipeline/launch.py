@@ -23,7 +23,7 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     """Every stage that is not done; the report's summary. UserError, RemoteError: what stopped it."""
     out = console()
     screen = Screen(out, job.output, job.name, [stage.name for stage in stages_of(job)])
-    cluster, tracker = _cluster(job), _tracker(job, screen.warn)
+    cluster, tracker = _cluster(job, lambda text: screen.say(text)), _tracker(job, screen.warn)
     try:
         summary = runner.run(job, cluster, tracker, screen, refreeze=refreeze)
     finally:
@@ -43,7 +43,7 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _cluster(job: Job) -> Cluster:
+def _cluster(job: Job, say: Callable[[str], None]) -> Cluster:
     if torchrun.launched():
         if job.cluster not in ("auto", "inline"):
             raise ConfigError(
@@ -57,7 +57,7 @@ def _cluster(job: Job) -> Cluster:
         return Inline()
     from pipeline.cluster.on_ray import OnRay
 
-    return OnRay(job.cluster)
+    return OnRay(job.cluster, say=say)
 
 
 def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:

@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from pipeline import storage
 from pipeline.plan.stage import PROGRESS
@@ -45,6 +46,36 @@ def safe(text: str) -> str:
     return escape(shown(text))
 
 
+class Times(ProgressColumn):
+    """0:37 elapsed, 2:10 left."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        text = f"{clock(task.elapsed or 0)} elapsed"
+        left = None if task.finished else task.time_remaining
+        return Text(text if left is None else f"{text}, {clock(left)} left")
+
+
+class Facts(ProgressColumn):
+    """What gives way on a narrow terminal, after the bar."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["facts"], no_wrap=True, overflow="ellipsis")
+
+
+def clock(seconds: float) -> str:
+    """130 -> '2:10', 3700 -> '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _to_nobody(text: str) -> None:
+    pass
+
+
 class Screen:
     """One run's view. `console` writes to standard output; stages are shown in the order in which they are met."""
 
@@ -52,6 +83,7 @@ class Screen:
         self.console, self.output, self.names = console, output, names
         self.width = max(len(name) for name in names)
         self.nothing_ran = True
+        self.say: Callable[[str], None] = _to_nobody  # what takes a while, beside the bar of the stage that runs
         self.state: dict[str, Any] = {
             "job": job,
             "state": "running",
@@ -84,13 +116,11 @@ class Screen:
         """Show the journal in `folder` as it grows."""
         quiet = not self.console.is_terminal
         columns = [
-            TextColumn(f"▸ {name:<{self.width}}  running    "),
+            TextColumn(f"▸ {name:<{self.width}}  running    ", table_column=Column(no_wrap=True)),
             BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            Facts(),
+            Times(),
         ]
         if quiet:
             self.line(name, "running")
@@ -98,6 +128,7 @@ class Screen:
         self.note(name, folder=folder, state="running", started=started, error="")
         with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress:
             task = progress.add_task("", total=None, facts="")
+            self.say = lambda text: progress.update(task, facts=text)
 
             def follow() -> None:
                 position, written = 0, time.monotonic()
@@ -124,6 +155,7 @@ class Screen:
             finally:
                 stop.set()
                 thread.join()
+                self.say = _to_nobody
 
     def _show(self, name: str, record: Mapping[str, Any], started: float) -> None:
         facts = self.state["stages"].setdefault(name, {})
@@ -154,9 +186,7 @@ def bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn(text),
         BarColumn(24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Times(),
     ]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)

@@ -149,7 +149,7 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     pseudo = _pseudo(train) if stage.generation else 0
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
     rate = peak_rate(train, train.batch + pseudo)
-    workers = f"{job.workers.train} worker{'s' if job.workers.train > 1 else ''}"
+    workers = counted(job.workers.train, "worker")
     length = _length(train.duration, train.batch, labelled)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
 
@@ -227,7 +227,7 @@ def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tup
 
 
 def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
-    if stage.kind == "label":
+    if stage.kind == "label" and values:
         about = f" of about {values['images_total']:,}" if "images_total" in values else ""
         workers = values.get("workers", 0)
         return (

@@ -82,7 +82,7 @@ def test_a_root_that_is_not_there(teacher: World) -> None:
 
 
 def test_a_gap_in_a_range(world: World) -> None:
-    refused(world.run("data.unlabelled=unlabelled-{000..002}.tar"), "1 shards", "are missing", "unlabelled-002.tar")
+    refused(world.run("data.unlabelled=unlabelled-{000..002}.tar"), "1 shard", "is missing", "unlabelled-002.tar")
     stopped(world)
     goes_on(world, "data.unlabelled=unlabelled-{000..001}.tar")
 
@@ -269,7 +269,7 @@ def test_bad_images_are_counted_named_and_skipped(world: World) -> None:
 def test_a_shard_that_is_tested_on_and_trained_on(teacher: World) -> None:
     for source in ("validation", "test"):
         ran = teacher.run(f"data.{source}=labelled-*.tar")
-        refused(ran, f"data.{source} and data.labelled both match 1 shards", "must not be trained on")
+        refused(ran, f"data.{source} and data.labelled both match 1 shard,", "must not be trained on")
     goes_on(teacher)
 
 

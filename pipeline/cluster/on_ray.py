@@ -31,9 +31,10 @@ class OnRay:
         cpus: int | None = None,
         gpus: int | None = None,
         patience: float = PATIENCE_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.patience = patience
-        self._session = ray_session.Session(ray_session.resolve(address), cpus, gpus)
+        self._session = ray_session.Session(ray_session.resolve(address), cpus, gpus, say)
         self._told = False
 
     def map(

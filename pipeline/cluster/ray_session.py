@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def resolve(address: str) -> str:
 class Session:
     """Open on the first `start`; `close` ends what `start` began, and nothing else."""
 
-    def __init__(self, address: str, cpus: int | None, gpus: int | None) -> None:
-        self.address = address
+    def __init__(
+        self, address: str, cpus: int | None, gpus: int | None, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """`say` hears what a person waits for."""
+        self.say, self.address = say, address
         self.embedded = address == EMBEDDED
         self._cpus, self._gpus = cpus, gpus
         self._undo: contextlib.ExitStack | None = None
@@ -90,6 +93,7 @@ class Session:
 
         if ray.is_initialized():
             return
+        self.say("starting Ray" if self.embedded else "joining the Ray cluster")
         with _keep_signal_handlers():
             if self.embedded:
                 self._start_embedded(self._folder)
@@ -97,6 +101,7 @@ class Session:
                 self._connect()
         assert self._undo is not None
         self._undo.callback(ray.shutdown)
+        self.say("")
 
     def close(self) -> None:
         if self._undo is not None:

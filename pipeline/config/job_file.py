@@ -55,6 +55,23 @@ def parse(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
+def words(error: Exception, lines: bool = True) -> str:
+    """What is wrong with a YAML text, in a few words, and with the line where it shows."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if not problem or mark is None:
+        return " ".join(str(error).split())
+    found = problem.replace("but got '<stream end>'", "but the text ends").replace(
+        "found '<stream end>'", "the text ends"
+    )
+    if "mapping values are not allowed" in found:
+        found = "a second ': ' in a value; put the value in quotes, or begin a new line"
+    if not lines:
+        return found
+    begun = getattr(error, "context_mark", None)
+    inside = f" ({error.context} that begins in line {begun.line + 1})" if begun and begun.line != mark.line else ""  # type: ignore[attr-defined]
+    return f"line {mark.line + 1}: {found}{inside}"
+
+
 def dump(plain: Mapping[str, Any]) -> str:
     """The YAML of plain data; text that `parse` would take for a number is quoted."""
     import yaml
@@ -90,10 +107,12 @@ def _loader() -> Any:
     _add_numbers(Loader)
 
     def mapping(loader: Any, node: Any) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", node.start_mark)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        seen: set[str] = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            seen.add(key.value)
         return loader.construct_yaml_map(node)
 
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
@@ -137,7 +156,7 @@ def _read(path: Path, trail: list[Path]) -> dict[str, Any]:
     try:
         raw = parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML: {words(error)}") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import checks, durations, job_file
+from pipeline.config import adopted, checks, durations, job_file
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
+from pipeline.config.overrides import override
 from pipeline.config.settings import Generation, Job, Label, Select
-from pipeline.config.settings_train import Finetune, Train
+from pipeline.config.settings_train import Finetune, Teacher, Train
 from pipeline.errors import ConfigError
 
 RAY_CACHE = "runtime_resources/working_dir_files"
@@ -54,8 +55,9 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     raw = job_file.read(Path(path))
     tree = OmegaConf.create(raw)
     for item in overrides:
-        _override(tree, item, path)
+        override(tree, item, path, SHARED)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
+    adopted.fill_in(raw, path)
     checks.spell_out_measured(raw, path)
     _check_keys(raw, Job, "", path, extra=SHARED)
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
@@ -152,32 +154,6 @@ def resolve_output(output: str) -> str:
     return os.path.abspath(os.path.expanduser(output))
 
 
-def _override(tree: Any, item: str, path: str) -> None:
-    """Set what `key=value` says; of `student`, `label` and `select` in every generation too, whatever it says
-    itself."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    key, equals, text = item.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise ConfigError(f"'{item}' is not of the form key=value, such as seed=1 or teacher.lr=0.2")
-    if key.rpartition(".")[2] == "base":
-        raise ConfigError(f"cannot set '{key}': a `base` is named in the job file, {path}")
-    try:
-        value = job_file.parse(text)
-        OmegaConf.update(tree, key, value, merge=False, force_add=True)
-        if re.split(r"[.\[]", key)[0] in SHARED:
-            for number in range(len(tree.get("generations") or [])):
-                OmegaConf.update(tree, f"generations[{number}].{key}", value, merge=False, force_add=True)
-    except (OmegaConfBaseException, yaml.YAMLError, IndexError, AttributeError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split()).partition(" full_key:")[0]
-        raise ConfigError(
-            f"cannot set '{key}' to '{text}': {why}; docs/configuration.md lists the settings, and lists count from 0"
-        ) from error
-
-
 def _nested(annotation: Any) -> tuple[type | None, bool]:
     """(settings class inside an annotation, whether it stands in a list)."""
     origin = typing.get_origin(annotation)
@@ -214,7 +190,8 @@ def _other_container(annotation: Any, value: Any) -> str | None:
 
 def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str, type] | None = None) -> None:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: {where or 'the job'} is {raw!r}; it takes a mapping of settings")
+        such = f", such as {{model: {raw}}}" if schema in (Train, Teacher) and isinstance(raw, str) and raw else ""
+        raise ConfigError(f"{path}: {where or 'the job'} is {raw!r}; it takes a mapping of settings{such}")
     hints = typing.get_type_hints(schema)
     known: dict[str, Any] = {item.name: hints[item.name] for item in fields(schema)} | dict(extra or {})
     for key, value in raw.items():

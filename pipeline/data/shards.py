@@ -18,6 +18,7 @@ from pipeline.data.samples import DROPPED, SKIPPED, START, Left, Run, Sample, sp
 from pipeline.data.shard_patterns import Entry, Listing, Pattern, parse
 from pipeline.data.tar import BLOCK, Damage, Member, Tar, check_head
 from pipeline.errors import DataError
+from pipeline.printable import counted
 from pipeline.storage.hashed_file import Hashed
 from pipeline.storage.node_cache import Cache, Ready
 
@@ -94,7 +95,8 @@ def _match(pattern: Pattern, listing: Listing) -> dict[str, Entry]:
         raise DataError(_nothing_found(pattern, listing))
     if missing:
         raise DataError(
-            f"{len(missing)} shards of the pattern {storage.redact(pattern.text)} are missing, "
+            f"{counted(len(missing), 'shard')} of the pattern {storage.redact(pattern.text)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing, "
             f"such as {storage.redact(missing[0])}; add them or narrow the pattern"
         )
     return found
@@ -119,7 +121,7 @@ def _nothing_found(pattern: Pattern, listing: Listing) -> str:
     folder, shown = pattern.prefix, storage.redact(pattern.prefix) or "/"
     names = sorted(listing.folder(folder)) if not folder.startswith("http") else []
     if names:
-        holds = f"the folder {shown} holds {len(names)} entries such as {', '.join(names[:4])}"
+        holds = f"the folder {shown} holds {counted(len(names), 'entry', 'entries')} such as {', '.join(names[:4])}"
     elif not folder.startswith("http") and storage.exists(folder or "/"):
         holds = f"the folder {shown} is empty"
     else:

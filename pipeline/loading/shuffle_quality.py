@@ -24,6 +24,7 @@ from pipeline.config.settings_train import Train
 from pipeline.data import parquet_files
 from pipeline.loading import sample_order
 from pipeline.plan.stage import CLASS_COUNTS
+from pipeline.printable import counted
 
 COLUMNS = ("shard", "label", "images")  # of classes.parquet
 ENOUGH = 0.9  # of a random sample's effective number of classes
@@ -119,10 +120,11 @@ def advice(labels: Sequence[Ints], name: str, seed: int, segments: int, window: 
     most = -(-len(counts) // segments) + 1  # pieces of a segment
     better = next((wide for wide in _doubled(window, most) if of_window(wide).share >= ENOUGH), None)
     remedy = f"raise `window` to {better}" if better else "lower `segments`"
+    reach = counted(round(found.reach), "class", "classes")
     return (
         f"the {name} shards are sorted by class: with window {window} the images within reach at a time are of about "
-        f"{found.reach:,.0f} classes (drawn at random: {found.reach_random:,.0f}), those of a batch of about "
-        f"{found.batch:,.0f} ({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
+        f"{reach} (drawn at random: {found.reach_random:,.0f}), those of a batch of about {found.batch:,.0f} "
+        f"({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
     )
 
 

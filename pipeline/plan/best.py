@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import storage
 from pipeline.plan.stage import AUDIT, EVALUATION, Done, read_done, read_json_file
@@ -36,19 +37,31 @@ def find(done: Mapping[str, Done]) -> Best | None:
     return max(reversed(known), key=lambda best: best.top1 or 0.0)
 
 
+def evaluated(folder: str) -> dict[str, Any] | None:
+    """What `evaluate` says of the model in a stage's folder: its entry in evaluate.json; None where it says nothing."""
+    own = storage.name(folder)
+    for found in _records(folder, "evaluate", EVALUATION):
+        for row in found["models"]:
+            if storage.name(row["dir"]) == own:
+                return dict(row)
+    return None
+
+
 def temperature_of(folder: str) -> float | None:
     """What divides the logits of the model in a stage's folder so that its probabilities are honest: what `evaluate`
     found on the validation images, else an audit; None where neither looked at it."""
-    own = storage.name(folder)
-    run = folder.rstrip("/").removesuffix(own).rstrip("/") or "."
-    for kind, file in (("evaluate", EVALUATION), (r"gen\d+-audit", AUDIT)):
-        for name in storage.listdir(run):
-            if not re.fullmatch(f"{kind}-[0-9a-f]{{8}}", name) or read_done(storage.join(run, name)) is None:
-                continue
-            found = json.loads(storage.read_bytes(storage.join(run, name, file)))
-            if file == AUDIT and found.get("model") == own:
-                return float(found["temperature"])
-            for row in found.get("models", ()):
-                if storage.name(row["dir"]) == own and "validation" in row:
-                    return float(row["validation"]["temperature"])
+    row = evaluated(folder)
+    if row and "validation" in row:
+        return float(row["validation"]["temperature"])
+    for found in _records(folder, r"gen\d+-audit", AUDIT):
+        if found.get("model") == storage.name(folder):
+            return float(found["temperature"])
     return None
+
+
+def _records(folder: str, kind: str, file: str) -> Iterator[dict[str, Any]]:
+    """A JSON file of each finished stage of a kind in the run that a stage's folder lies in."""
+    run = folder.rstrip("/").removesuffix(storage.name(folder)).rstrip("/") or "."
+    for name in storage.listdir(run):
+        if re.fullmatch(f"{kind}-[0-9a-f]{{8}}", name) and read_done(storage.join(run, name)):
+            yield json.loads(storage.read_bytes(storage.join(run, name, file)))

@@ -12,6 +12,7 @@ from pipeline.data.classes import read_classes
 from pipeline.errors import DataError
 from pipeline.plan import mended
 from pipeline.plan.stage import Done
+from pipeline.printable import counted
 
 TESTED = (("labelled",), "what models are tested on must not be trained on")
 APART = {
@@ -137,8 +138,8 @@ class Corpora:
             shared = [shard.name for shard in listing if shard.path in known]
             if shared:
                 raise DataError(
-                    f"{setting_of(source)} and data.{other} both match {len(shared)} shards, the first is {shared[0]}; "
-                    f"{why}: narrow one of the patterns"
+                    f"{setting_of(source)} and data.{other} both match {counted(len(shared), 'shard')}, the first is "
+                    f"{shared[0]}; {why}: narrow one of the patterns"
                 )
 
     @cached_property

@@ -112,6 +112,8 @@ class Predictor:
                 return _pixels(picture, views)
             except images.BadImage as bad:
                 return str(bad)
+            except DataError as error:  # a server refused it
+                return f"unreadable: {error}"
             except OSError as error:
                 return f"unreadable: {(error.strerror or str(error)).lower()}"
 

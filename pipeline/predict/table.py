@@ -28,14 +28,14 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def write(
-    predictor: Predictor, wanted: Iterable[Wanted], out: str, top: int, progress: Callable[[int], None]
+    predictor: Predictor, wanted: Iterable[Wanted], out: str, top: int, seen: Callable[[Wanted, Prediction], None]
 ) -> Counter[str]:
-    """Predict all images into the file `out`; how many there are by problem, "" for none. `top` classes each.
-    OutputError: the file is there already, and of other models."""
+    """Predict all images into the file `out`; how many there are by problem, "" for none. `top` classes each. `seen`
+    hears of each. OutputError: the file is there already, and of other models."""
     check(out, predictor)
     found: Counter[str] = Counter()
     top = min(top, len(predictor.classes))
-    rows = _rows(predictor, wanted, top, found, progress)
+    rows = _rows(predictor, wanted, top, found, seen)
     first = list(islice(rows, 1))
     columns = list(first[0]) if first else ["path", *_columns(top)]
     with storage.writing(out) as temporary:
@@ -76,12 +76,16 @@ def _columns(top: int) -> list[str]:
 
 
 def _rows(
-    predictor: Predictor, wanted: Iterable[Wanted], top: int, found: Counter[str], progress: Callable[[int], None]
+    predictor: Predictor,
+    wanted: Iterable[Wanted],
+    top: int,
+    found: Counter[str],
+    seen: Callable[[Wanted, Prediction], None],
 ) -> Iterator[dict[str, Any]]:
     for one, prediction in answered(predictor, wanted):
         found[prediction.problem.partition(":")[0]] += 1
         yield {**one.where, **_row(predictor.classes, prediction, top)}
-        progress(1)
+        seen(one, prediction)
 
 
 def answered(predictor: Predictor, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, Prediction]]:

@@ -287,7 +287,7 @@ def _kinds(left: Left) -> str:
     """The runs without a picture, the most frequent first: "12 samples (10 .txt, 2 .npy)"."""
     kinds = sorted(left.runs.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = ", ".join(f"{number:,} {kind}" for kind, number in kinds[:3]) + (" …" if len(kinds) > 3 else "")
-    return f"{sum(left.runs.values()):,} samples ({shown})"
+    return f"{counted(sum(left.runs.values()), 'sample')} ({shown})"
 
 
 def _failed_name(shard: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import durations, fields, job_file, settings, settings_train
+from pipeline.config.fields import identity_of
 from pipeline.config.load import RAY_CACHE, load_job, resolve_output
 from pipeline.errors import ConfigError
 
@@ -135,7 +136,7 @@ def test_bases_are_merged_at_any_depth_and_named_when_missing(tmp_path: Path) ->
 def test_a_file_that_is_not_what_it_seems_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB + "teacher: {model: other}\n")
-    with pytest.raises(ConfigError, match=r"'teacher' is there twice.*line 2"):
+    with pytest.raises(ConfigError, match=r"line \d+: 'teacher' is there twice$"):
         load_job(str(path))
     path.write_text(JOB, encoding="utf-16")
     with pytest.raises(ConfigError, match="not text in UTF-8"):
@@ -172,10 +173,10 @@ def test_a_number_with_a_leading_zero_is_refused(tmp_path: Path, job: str, writt
     line = path.read_text().count("\n")
     with pytest.raises(ConfigError) as caught:
         load_job(str(path))
-    assert str(caught.value).startswith(f"{path} is not YAML: {sentence} in ") and f"line {line}," in str(caught.value)
+    assert str(caught.value) == f"{path} is not YAML: line {line}: {sentence}"
     with pytest.raises(ConfigError) as caught:
         load_job(job, [f"seed={written}"])
-    assert f"cannot set 'seed' to '{written}': {sentence} in " in str(caught.value)
+    assert f"cannot set 'seed' to '{written}': {sentence}; docs/" in str(caught.value)
     path.write_text(JOB.replace("name: tiny", f"name: '{written}'"))
     assert load_job(str(path)).name == written
     assert load_job(job, [f"name='{written}'"]).name == written
@@ -356,3 +357,69 @@ def test_a_base_is_only_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_settings_without_effect_stay_part_of_a_folders_name(tmp_path: Path) -> None:
     changed = settings_train.Train(model="m", optimizer="adamw", momentum=0.5)
     assert fields.identity_of(changed)["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "name: a\nteacher: {model: x\n  lr: 1\n",
+            "line 3: expected ',' or '}', but got ':' (while parsing a flow mapping",
+        ),
+        (
+            "name: [a\n",
+            "line 2: expected ',' or ']', but the text ends (while parsing a flow sequence that begins in line 1)",
+        ),
+        ("name: a\n\tseed: 1\n", "line 2: found character '\\t' that cannot start any token"),
+        ("name: a: b\n", "line 1: a second ': ' in a value; put the value in quotes"),
+    ],
+)
+def test_a_text_that_is_no_yaml_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(path))
+    assert str(caught.value).startswith(f"{path} is not YAML: {words}") and "unicode string" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            "generations[2].select.per_class=1",
+            "generations has 2 entries, numbered from 0 to 1, and none is '2'; docs/",
+        ),
+        (
+            "generations[-3].select.per_class=1",
+            "generations has 2 entries, numbered from 0 to 1, and none is '-3'; docs/",
+        ),
+        (
+            "generations[x].select.per_class=1",
+            "generations has 2 entries, numbered from 0 to 1, and none is 'x'; docs/",
+        ),
+        ("teacher.lr=[1", "cannot set 'teacher.lr' to '[1': expected ',' or ']', but the text ends; docs/"),
+        ("teacher=lambda_resnet_tiny", "it takes a mapping of settings, such as {model: lambda_resnet_tiny}"),
+    ],
+)
+def test_what_cannot_be_set_is_told_in_our_words(job: str, setting: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(job, [setting])
+    assert words in str(caught.value) and "unicode string" not in str(caught.value)
+
+
+def test_an_adopted_teacher_says_itself_what_it_is(tmp_path: Path) -> None:
+    """With the fingerprints of a job that names the model."""
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    (stage / "model.yaml").write_text("architecture: lambda_resnet_small\n")
+    path = tmp_path / "job.yaml"
+    path.write_text(f"name: a\ndata: {{root: .}}\nteacher: {{checkpoint: {stage}}}\ngenerations: []\n")
+    found = load_job(str(path))
+    named = load_job(str(path), ["teacher.model=lambda_resnet_small"])
+    assert found.teacher.model == "lambda_resnet_small" and identity_of(found.teacher) == identity_of(named.teacher)
+    assert load_job(str(path), [f"teacher.checkpoint={stage}/model.safetensors"]).teacher.model == "lambda_resnet_small"
+    assert load_job(str(path), [f"teacher.checkpoint=[{stage}]"]).teacher.model == "lambda_resnet_small"
+    assert load_job(str(path), ["teacher.model=lambda_resnet_tiny"]).teacher.model == "lambda_resnet_tiny"
+    for other in (tmp_path / "none", stage / "weights.safetensors"):
+        with pytest.raises(ConfigError, match=r"teacher\.model is not set, and no model\.yaml beside"):
+            load_job(str(path), [f"teacher.checkpoint={other}"])

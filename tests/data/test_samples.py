@@ -190,4 +190,4 @@ def test_other_kinds_of_pictures_and_shards_without_any_are_said(tmp_path: Path)
     assert "10 images of 4 shards labelled, 2 bad, 2 samples (2 .txt) without an image" in ran.out
     assert "2 images of shard unlabelled-000.tar skipped, the first is 'h0.heic': .heic is not decoded here" in ran.out
     assert "shard unlabelled-002.tar holds no image: it has no members" in ran.out
-    assert "shard unlabelled-003.tar holds no image, only 1 samples (1 .txt)" in ran.out
+    assert "shard unlabelled-003.tar holds no image, only 1 sample (1 .txt)" in ran.out

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import json
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +175,8 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(world: World, photos: Path
     [
         (["{shards}", "{photos}"], "there is no trained model at"),
         (["{run}", "{photos}/000.png", "--out", "a.txt"], "neither .csv nor .parquet"),
+        (["{run}", "{photos}", "--contact-sheet", "a.gif"], "neither .png nor .jpg"),
+        (["{run}", "{photos}", "--contact-sheet", "{tmp}/there.png"], "there.png is there already"),
         (["{run}", "{photos}", "--out", "{tmp}/there.csv"], "is there already, a .csv does not say of which model"),
         (["{run}", "{photos}/000.png", "{photos}/001.png"], "the last one alone is the input"),
         (["{run}", "{photos}", "--device", "cuda"], "the device is 'cuda'; allowed are auto and cpu"),
@@ -180,7 +185,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(world: World, photos: Path
         (["{run}", "{tmp}/none*.png"], "holds no image file"),
         (["{run}", "{tmp}/empty"], "holds no image file; known suffixes are"),
         (["{run}", "{tmp}/list.csv"], "has no column 'path'; its columns are file"),
-        (["{run}", "{tmp}/nothing.png"], "none of the 1 images could be read"),
+        (["{run}", "{tmp}/nothing.png"], "the image cannot be read"),
         (["{run}", "gone-*.tar"], "no shard matches gone-*.tar"),
         (["{run}", "{photos}", "--top", "0"], "it takes at least one class"),
         (["{run}", "{photos}", "--batch", "0"], "it takes at least one image"),
@@ -195,6 +200,7 @@ def test_mistakes(
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("file\na.png\n")
     (tmp_path / "there.csv").write_text("somebody's")
+    (tmp_path / "there.png").write_text("somebody's")
     whole = (world.shards / "unlabelled-001.tar").read_bytes()
     (world.shards / "cut.tar").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.rglob("*"))
@@ -271,6 +277,94 @@ def test_what_comes_before_the_damage_of_a_shard_is_kept(world: World, tmp_path:
     assert ran.status == 2 and "a.tar is damaged" in ran.err.splitlines()[-1], ran
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     assert [row["shard"] for row in rows] == ["a.tar", *["b.tar"] * 4] and all(row["class"] for row in rows[1:])
+
+
+def test_accuracy_is_said_where_the_input_knows_all_classes(world: World, photos: Path, tmp_path: Path) -> None:
+    [tested] = world.output.glob("evaluate-*/evaluate.json")
+    [row] = [row for row in json.loads(tested.read_text())["models"] if row["stage"] == "gen0-teacher"]
+    expected = (
+        f"top-1 {100 * row['validation']['accuracy']:.2f} % of 3 images, by the classes that the input gives them"
+    )
+    teacher = world.folder("gen0-teacher")
+    ran = command("predict", teacher, world.shards / "val-000.tar")
+    assert ran.out.splitlines()[-1] == expected, ran
+    for sample, data in shards.stream(str(world.shards / "val-000.tar")):
+        folder = tmp_path / "classes" / small.CLASSES[sample.index]
+        folder.mkdir(parents=True)
+        (folder / f"{sample.index}.png").write_bytes(data)
+    ran = command("predict", teacher, tmp_path / "classes", "--out", tmp_path / "found.csv")
+    assert ran.out.splitlines()[-1] == expected, ran
+    (tmp_path / "classes" / "cat").rename(tmp_path / "classes" / "lion")
+    for source in (photos, world.shards / "unlabelled-000.tar", tmp_path / "classes"):
+        assert "top-1" not in command("predict", teacher, source).out
+
+
+def test_a_table_may_hold_the_images_themselves(world: World, photos: Path, tmp_path: Path) -> None:
+    data = [path.read_bytes() for path in sorted(photos.iterdir())]
+    plain = {"image": [*data[:3], None]}
+    hub = {"image": [{"bytes": data[0], "path": "a.png"}, {"bytes": data[1], "path": None}]}
+    hub["image"].append({"bytes": None, "path": str(photos / "002.png")})
+    model = noisy_lambda.load(world.folder("gen0-teacher"))
+    expected = [one.label for one in model.predict(data[:3])]
+    for name, columns, paths in (
+        ("plain", plain, ["row 0", "row 1", "row 2", ""]),
+        ("hub", hub, ["a.png", "row 1", str(photos / "002.png")]),
+    ):
+        pandas.DataFrame(columns).to_parquet(tmp_path / f"{name}.parquet")
+        out = tmp_path / f"{name}.csv"
+        ran = command(
+            "predict", model.models[0].folder, tmp_path / f"{name}.parquet", "--column", "image", "--out", out
+        )
+        assert ran.status == 0, ran
+        rows = list(csv.DictReader(out.open()))
+        assert [row["path"] for row in rows] == paths and [row["class"] for row in rows[:3]] == expected
+    assert rows[-1]["problem"] == ""
+
+
+def test_a_photo_that_a_server_refuses_is_asked_for_once_and_is_a_row(
+    world: World, photos: Path, tmp_path: Path
+) -> None:
+    asked: Counter[str] = Counter()
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked[self.path] += 1
+            status = int(self.path[1:4])
+            data = (photos / "000.png").read_bytes() if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        table = tmp_path / "list.csv"
+        statuses = (200, 404, 403, 410)
+        urls = [f"http://127.0.0.1:{server.server_port}/{status}.png" for status in statuses]
+        table.write_text("\n".join(["path", *urls]))
+        ran = command("predict", world.folder("gen0-teacher"), table, "--out", tmp_path / "found.csv")
+        server.shutdown()
+    assert ran.status == 0, ran
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [bool(row["class"]) for row in rows] == [True, False, False, False]
+    assert "there is no such file" in rows[1]["problem"] and "Forbidden" in rows[2]["problem"]
+    assert asked == {f"/{status}.png": 1 for status in statuses}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sheet.png", "PNG"), ("sheet.jpg", "JPEG")])
+def test_a_contact_sheet_shows_the_images(world: World, photos: Path, tmp_path: Path, name: str, kind: str) -> None:
+    Image.new("RGB", (40, 40), (250, 0, 250)).save(photos / "magenta.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    ran = command("predict", world.folder("gen0-teacher"), photos, "--contact-sheet", tmp_path / name)
+    assert ran.status == 0 and ran.out.splitlines()[-1] == f"contact sheet in {tmp_path / name}", ran
+    sheet = Image.open(tmp_path / name)
+    assert sheet.format == kind
+    pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    magenta = (abs(pixels - [250, 0, 250]) < 30).all(axis=2)
+    assert magenta.sum() == pytest.approx((2 * 64) ** 2, rel=0.1)  # one picture, two pixels for each of the page's
 
 
 def test_files_are_for_everybody_whom_the_umask_lets(world: World) -> None:

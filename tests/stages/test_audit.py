@@ -227,7 +227,7 @@ def test_overlapping_patterns_are_refused(tmp_path: Path, pattern: str, source: 
     ran = world.run(f"data.audit_only={pattern}")
     assert ran.status == 2 and not world.done()
     assert ran.err == (
-        f"error: data.audit_only and data.{source} both match 1 shards, the first is {name}; what is audited must be "
+        f"error: data.audit_only and data.{source} both match 1 shard, the first is {name}; what is audited must be "
         "used for nothing else: narrow one of the patterns\n"
     )
 

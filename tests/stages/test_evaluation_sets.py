@@ -73,7 +73,7 @@ def test_a_shard_that_was_touched_is_tested_again(world: World) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("{learned: 'labelled-*.tar'}", "evaluate.sets.learned and data.labelled both match 1 shards"),
+        ("{learned: 'labelled-*.tar'}", "evaluate.sets.learned and data.labelled both match 1 shard,"),
         ("{none: 'nothing-*.tar'}", "nothing-*.tar"),
         ("{test: 'other-*.tar'}", "evaluate.sets names a set 'test'"),
         ("{'a/b': 'other-*.tar'}", "evaluate.sets names a set 'a/b'"),

@@ -27,7 +27,7 @@ def test_a_small_window_over_sorted_shards(tmp_path: Path) -> None:
     assert rows == [{"shard": label, "label": label, "images": 4} for label in range(3)]
     planned = " ".join(small.command("plan", *narrow).out.split())
     assert planned.count("the labelled shards are sorted by class") == 1
-    assert "of about 1 classes (drawn at random: 3)" in planned and "raise `window` to" in planned
+    assert "of about 1 class (drawn at random: 3)" in planned and "raise `window` to" in planned
     assert "sorted by class" not in small.command("plan", *wide).out
     (world.folder("index") / CLASS_COUNTS).unlink()  # as an earlier version left it
     assert small.command("plan", *narrow).status == 0

@@ -1,26 +1,19 @@
-"""Models as files: what export writes, and how loading says what does not fit."""
+"""Models as files: what model.yaml says, and how loading says what does not fit."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from pipeline import weights
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.export import export
-from pipeline.plan import best
 from pipeline.plan.stage import CARD, WEIGHTS
 from tests import small
 from tests.small import command
-
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 
 
 @pytest.fixture
@@ -38,40 +31,6 @@ def stage(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "stage"
 
 
-@pytest.fixture(scope="module")
-def exported(worlds: small.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What export writes of it."""
-    folder = tmp_path_factory.mktemp("exported")
-    paths = export(str(worlds.original(generations=[]).folder("gen0-teacher")), str(folder))
-    assert [Path(path).name for path in paths] == ["model.safetensors", "model.yaml", "model.onnx"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(Path(path).name for path in paths)
-    return folder
-
-
-def test_onnx_answers_like_torch_at_any_batch(trained: Path, exported: Path) -> None:
-    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
-    [given], [made] = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.shape[1:]) == ("images", [3, 8, 8]) and isinstance(given.shape[0], str)
-    assert (made.name, made.shape[1:]) == ("logits", [3])
-    model, _ = weights.load_model(str(trained))
-    for batch in (1, 3, 17):
-        images = torch.randn(batch, 3, 8, 8)
-        with torch.inference_mode():
-            expected = model(images).numpy()
-        [found] = session.run(None, {"images": images.numpy()})
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_what_is_exported_loads_again(trained: Path, exported: Path) -> None:
-    before, card = weights.load_model(str(trained))
-    after, written = weights.load_model(str(exported))
-    assert written == dataclasses.replace(card, temperature=best.temperature_of(str(trained)))
-    assert written.temperature
-    images = torch.randn(2, 3, 8, 8)
-    with torch.inference_mode():
-        assert torch.equal(before(images), after(images))
-
-
 def test_the_card_says_how_to_feed_the_model(trained: Path) -> None:
     card = yaml.safe_load((trained / CARD).read_text())
     assert card == {
@@ -84,19 +43,6 @@ def test_the_card_says_how_to_feed_the_model(trained: Path) -> None:
         "std": [0.5, 0.5, 0.5],
         "overrides": {"depths": [1, 1, 1], "widths": [8, 8, 16]},
     }
-
-
-def test_export_beside_the_model_by_default(stage: Path) -> None:
-    ran = command("export", stage)
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.split() == [f"{stage}/export/{name}" for name in ("model.safetensors", "model.yaml", "model.onnx")]
-
-
-def test_export_that_differs_writes_nothing(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.export.TOLERANCE", 0.0)
-    with pytest.raises(WeightsError, match=r"differs from torch by \S+ on random input .*; nothing was written"):
-        export(str(stage), str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 # ---- what cannot be loaded ---------------------------------------------------------------------------------
