@@ -94,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
     add_job("status", status, "show how far a job is, also while it runs")
+    review_ = add_job("review", review, "show the images most worth a look, for people to correct their labels")
+    review_.add_argument(
+        "--folds", type=int, help="doubt labels too: train the teacher's recipe so many times, each on the other folds"
+    )
+    review_.add_argument("--images", type=int, default=200, help="that are shown, at most (default: 200)")
     submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
         "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
@@ -224,6 +229,21 @@ def status(args: argparse.Namespace) -> int:
     from pipeline.views import status_table
 
     console().print(status_table(_load(args)))
+    return 0
+
+
+def review(args: argparse.Namespace) -> int:
+    from pipeline.review import command
+
+    job = _load(args)
+    command.check(job, args.folds, args.images)
+    if args.folds:
+        keep_memory()
+        from pipeline import launch
+
+        signal.signal(signal.SIGTERM, _stop)
+        launch.run_folds(job, args.folds)
+    command.review(job, folds=args.folds, images=args.images)
     return 0
 
 
