@@ -29,6 +29,7 @@ SURFACE = {
     "run": [*JOB, "--refreeze", "--json"],
     "plan": JOB,
     "status": JOB,
+    "review": [*JOB, "--folds", "--images"],
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],

@@ -166,7 +166,7 @@ def disagreed(sources: Sources, most: int) -> Chosen:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"
 
 
 def _doubtful(rows: Sequence[Rows], classes: Sequence[str]) -> doubtful.Doubtful:
