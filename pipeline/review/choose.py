@@ -42,11 +42,13 @@ class Chosen:
 
 
 class Sources:
-    """The finished stages of a job, its shards and class names."""
+    """The finished stages of a job, its shards and class names. UserError: what is wrong with its data."""
 
     def __init__(self, job: Job, folds: int) -> None:
         self.job, self.folds = job, folds
         self.looks = graph.look(job)
+        if problem := next((look.problem for look in self.looks if look.problem), None):
+            raise problem
         self.done: dict[str, Done] = {look.stage.name: look.done for look in self.looks if look.done}
         self.corpora = Corpora(job, self.done, write=False)
 
@@ -65,9 +67,12 @@ class Sources:
 
 def choose(sources: Sources, most: int) -> list[Chosen]:
     """Up to `most` images in all: as many of each group, what one lacks going to the others."""
-    found = [finder(sources, most) for finder in (labelled, validation, between, disagreed)]
-    known: set[tuple[str, str, int]] = set()
-    for one in found:  # an image is shown once, in the first group that has it
+    corrections = sources.corpora.corrections
+    known = {
+        (s, shard, index) for s, shards in corrections.sources.items() for shard in shards for index in shards[shard]
+    }
+    found = [finder(sources, most + len(known)) for finder in (labelled, validation, between, disagreed)]
+    for one in found:  # an image is shown once, in the first group that has it, and not again once it is corrected
         one.wanted[:] = [w for w in one.wanted if (w.shard.source, w.shard.name, w.index) not in known]
         known |= {(w.shard.source, w.shard.name, w.index) for w in one.wanted}
     parts = shares([len(one.wanted) for one in found], most)

@@ -52,7 +52,7 @@ def review(job: Job, *, folds: int | None, images: int) -> None:
     found = items.read(wanted)
     groups = {part.group: (choose.GROUPS[part.group], part.line) for part in chosen if part.wanted}
     paths = [storage.join(job.output, REVIEW, name) for name in (PAGE, TASKS, INTERFACE)]
-    storage.write_bytes(paths[0], page.render(job.name, job.output, sources.classes, groups, found))
+    storage.write_bytes(paths[0], page.render(job.name, job.output, sources.classes, groups, found, job.corrections))
     storage.write_bytes(paths[1], label_studio.tasks(found, sources.classes))
     storage.write_bytes(paths[2], label_studio.interface(sources.classes))
     out.print(f"\npage          {storage.redact(paths[0])}", soft_wrap=True)

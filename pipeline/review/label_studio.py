@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
+from pipeline.data.corrections import DROP
 from pipeline.review.items import Item
 
-CLASS, DROP = "class", "drop"
+CLASS = "class"
 
 
 def tasks(items: Sequence[Item], names: Sequence[str]) -> bytes:
