@@ -29,7 +29,7 @@ def interface(names: Sequence[str]) -> bytes:
   <Header value="labelled: $label" size="5"/>
   <Choices name="{CLASS}" toName="image" choice="single" showInline="true" required="true">
 {choices}
-    <Choice value="{DROP}" hint="use this image for nothing"/>
+    <Choice value="{DROP}" hint="it shows none of them"/>
   </Choices>
 </View>
 """.encode()
