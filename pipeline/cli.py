@@ -233,12 +233,18 @@ def status(args: argparse.Namespace) -> int:
 
 
 def review(args: argparse.Namespace) -> int:
+    keep_memory()
+    from pipeline.cluster import torchrun
+
+    if torchrun.follows():
+        if args.folds:
+            torchrun.follow()
+        return 0
     from pipeline.review import command
 
     job = _load(args)
     command.check(job, args.folds, args.images)
     if args.folds:
-        keep_memory()
         from pipeline import launch
 
         signal.signal(signal.SIGTERM, _stop)
