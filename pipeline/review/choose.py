@@ -24,7 +24,7 @@ from pipeline.stages import fold
 
 LABELLED, VALIDATION, UNLABELLED, DISAGREED = "labelled", "validation", "unlabelled", "disagreements"
 GROUPS = {
-    LABELLED: "Labels that are probably wrong",
+    LABELLED: "Labels that may be wrong",
     VALIDATION: "Validation images on which the best model disagrees",
     UNLABELLED: "Unlabelled images between two classes",
     DISAGREED: "Unlabelled images on which two teachers disagree",
@@ -171,7 +171,7 @@ def disagreed(sources: Sources, most: int) -> Chosen:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f}\u00a0%"
+    return f"{100 * share:.0f} %"
 
 
 def _doubtful(rows: Sequence[Rows], classes: Sequence[str]) -> doubtful.Doubtful:

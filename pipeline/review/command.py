@@ -62,7 +62,7 @@ def review(job: Job, *, folds: int | None, images: int) -> None:
 def _price(job: Job, teacher: Done | None) -> str:
     """What doubtful labels would cost."""
     text = (
-        f"--folds 2 finds labels that are probably wrong: it trains the teacher's recipe ({job.teacher.model}, "
+        f"--folds 2 finds labels that may be wrong: it trains the teacher's recipe ({job.teacher.model}, "
         f"{job.teacher.duration}) twice, each time on one half of the labelled images, and compares what it says of "
         "the other half with the labels"
     )

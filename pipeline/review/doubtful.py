@@ -1,4 +1,4 @@
-"""Finds labels that are probably wrong, by confident learning over probabilities of models that have not seen them.
+"""Finds labels that may be wrong, by confident learning over probabilities of models that have not seen them.
 
 Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70, 2021. An image is
 confidently of a class where its probability reaches the class's threshold, the mean probability that images with that

@@ -50,7 +50,7 @@ def test_a_finished_run_is_reviewed_and_stays_as_it_was(finished: World) -> None
     assert (ran.status, ran.err) == (0, ""), ran
     assert files(finished) == before and finished.call("status").out == status
     assert f"page          {finished.output}/review/index.html" in ran.out
-    assert "labelled       left out" in ran.out and "! --folds 2 finds labels that are probably wrong" in ran.out
+    assert "labelled       left out" in ran.out and "! --folds 2 finds labels that may be wrong" in ran.out
     assert "disagreements  left out: there is one teacher, not two" in ran.out
     data = shown(finished)
     between = [item for item in data["items"] if item["group"] == "unlabelled"]
