@@ -122,8 +122,8 @@ def _warn_of_rare(context: Context, labels: Any, trained: Any) -> None:
     if lacking.any():
         named = [context.corpora.classes[c] for c in np.flatnonzero(lacking)]
         context.warn(
-            f"{context.stage.name}: every labelled image of {', '.join(named[:3])}{' …' if len(named) > 3 else ''} lies "
-            "in this fold, so its model does not know them, and doubts their labels; give such classes more labels"
+            f"{context.stage.name}: every labelled image of {', '.join(named[:3])}{' …' if len(named) > 3 else ''} "
+            "lies in this fold, so its model does not know them, and doubts their labels; give such classes more labels"
         )
 
 
