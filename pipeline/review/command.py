@@ -37,7 +37,7 @@ def review(job: Job, *, folds: int | None, images: int) -> None:
     if "index" not in sources.done and not folds:
         raise DataError(
             f"nothing of {job.name} in {storage.redact(job.output)} is finished that could be reviewed; run the job, "
-            "or begin with --folds 2, which needs the labelled images alone"
+            "or begin with --folds 2, which needs no finished run"
         )
     chosen = choose.choose(sources, images)
     for one in chosen:
