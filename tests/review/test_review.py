@@ -73,7 +73,14 @@ def test_the_tasks_for_label_studio_fit_their_interface(finished: World) -> None
         [result] = task["predictions"][0]["result"]
         assert result["value"]["choices"][0] in small.CLASSES
         assert {column for column in COLUMNS if column != "class"} <= set(task["data"])
+
+
+def test_label_studios_own_sdk_takes_both(finished: World) -> None:
+    """Where it is installed; it is too large for the tests' environment."""
     sdk = pytest.importorskip("label_studio_sdk.label_interface")
+    assert finished.call("review").status == 0
+    folder = finished.output / "review"
+    tasks = json.loads((folder / "label_studio.json").read_text())
     interface = sdk.LabelInterface((folder / "label_studio.xml").read_text())
     interface.validate()
     assert all(interface.validate_task({"data": task["data"]}) for task in tasks)
