@@ -98,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     add_job("plan", plan, "show the stages of a job, what is done and what would run")
     add_job("status", status, "show how far a job is, also while it runs")
     add_job("report", report, "write a report of what there is of a job that is not finished")
+    review_ = add_job("review", review, "show the images most worth a look, for people to correct their labels")
+    review_.add_argument(
+        "--folds", type=int, help="doubt labels too: train the teacher's recipe so many times, each on the other folds"
+    )
+    review_.add_argument("--images", type=int, default=200, help="that are shown, at most (default: 200)")
     submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
         "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
@@ -251,6 +256,27 @@ def report(args: argparse.Namespace) -> int:
     print(storage.redact(path))
     if missing:
         print(f"not finished: {', '.join(missing)}")
+    return 0
+
+
+def review(args: argparse.Namespace) -> int:
+    keep_memory()
+    from pipeline.cluster import torchrun
+
+    if torchrun.follows():
+        if args.folds:
+            torchrun.follow()
+        return 0
+    from pipeline.review import command
+
+    job = _load(args)
+    command.check(job, args.folds, args.images)
+    if args.folds:
+        from pipeline import launch
+
+        signal.signal(signal.SIGTERM, _stop)
+        launch.run_folds(job, args.folds)
+    command.review(job, folds=args.folds, images=args.images)
     return 0
 
 

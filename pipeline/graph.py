@@ -3,6 +3,7 @@
     prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
       … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ robustness? ─ report
     measure      (all that a job with `measure.models` has)
+    prepare? ─ index ─ fold1of2 ─ fold2of2      (for `review` with two folds)
 
 A stage's fingerprint hashes its kind, its format and what its kind calls its identity: settings, the frozen corpora,
 the class list, the sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs
@@ -29,6 +30,7 @@ from pipeline.stages import (
     audit,
     evaluate,
     finetune,
+    fold,
     index,
     label,
     measure,
@@ -39,7 +41,7 @@ from pipeline.stages import (
     train,
 )
 
-STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, robustness, report, measure)
+STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, robustness, report, measure, fold)
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in STAGES}
 
 
@@ -48,9 +50,9 @@ def stage_folders() -> str:
     return f"({'|'.join(kind.stages for kind in KINDS.values())})-[0-9a-f]{{8}}"
 
 
-def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
+def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0) -> list[Stage]:
     """The stages of a job in the order in which they run, without generations after an early stop that `done` tells of;
-    the last one leaves summary.json."""
+    the last one leaves summary.json. `folds`: the stages that `review` runs instead, for its doubtful labels."""
     line = Line(job)
 
     def add(kind: str, name: str | None = None, generation: int = 0) -> None:
@@ -63,6 +65,10 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
     if job.prepare.dataset:
         add("prepare")
     add("index")
+    if folds:
+        for number in range(1, folds + 1):
+            add("fold", fold.name_of(number, folds))
+        return line.stages
     add("adopt" if job.teacher.checkpoint else "train", "gen0-teacher")
     stop = early_stop.find(job, done or {})
     last = stop.generation if stop else len(job.generations)
@@ -80,10 +86,10 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None) -> list[Stage]:
     return line.stages
 
 
-def in_order(job: Job, done: Mapping[str, Done]) -> Iterator[Stage]:
+def in_order(job: Job, done: Mapping[str, Done], folds: int = 0) -> Iterator[Stage]:
     """The stages, one after the other; which one is next is decided by what is in `done` by then."""
     place = 0
-    while place < len(stages := stages_of(job, done)):
+    while place < len(stages := stages_of(job, done, folds)):
         yield stages[place]
         place += 1
 
@@ -102,20 +108,20 @@ class Look:
     """A folder with the same inputs that was begun, but not finished, under an earlier format of the stage."""
 
 
-def walk(job: Job, done: MutableMapping[str, Done], corpora: Corpora) -> Iterator[Look]:
+def walk(job: Job, done: MutableMapping[str, Done], corpora: Corpora, folds: int = 0) -> Iterator[Look]:
     """Every stage when its turn has come. `done` gets those that are finished; whoever finishes one meanwhile adds
     it."""
-    for stage in in_order(job, done):
+    for stage in in_order(job, done, folds):
         found = _look(job, stage, done, corpora)
         if found.done:
             done[stage.name] = found.done
         yield found
 
 
-def look(job: Job) -> list[Look]:
+def look(job: Job, folds: int = 0) -> list[Look]:
     """How every stage stands, without starting or writing anything."""
     done: dict[str, Done] = {}
-    return list(walk(job, done, Corpora(job, done, write=False)))
+    return list(walk(job, done, Corpora(job, done, write=False), folds))
 
 
 def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], corpora: Corpora) -> dict[str, Any]:
@@ -148,14 +154,17 @@ def _look(job: Job, stage: Stage, done: Mapping[str, Done], corpora: Corpora) ->
 
 
 def unreachable(job: Job) -> dict[str, int]:
-    """{stage folder that the job as it stands does not use: bytes}."""
+    """{stage folder that the job as it stands does not use, nor a review of it: bytes}."""
+    names = storage.listdir(job.output)
     found = look(job)
+    for folds in fold.counts(names):
+        found += look(job, folds)
     used = {storage.name(look.folder) for look in found if look.folder}
     # While the inputs of a stage are not done, any of its folders may still be the one.
     undecided = {look.stage.name for look in found if not look.folder}
     stage_folder = re.compile(stage_folders())
     sizes: dict[str, int] = {}
-    for name in storage.listdir(job.output):
+    for name in names:
         match = stage_folder.fullmatch(name)
         if match and name not in used and match[1] not in undecided:
             sizes[name] = sum(storage.walk(storage.join(job.output, name)).values())

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import runner
+from pipeline import runner, storage
 from pipeline.cluster import torchrun
 from pipeline.cluster.contract import Cluster
 from pipeline.config.settings import Job
 from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
+from pipeline.plan.stage import REVIEW
 from pipeline.progress import Screen, console, results_table, safe
 from pipeline.tracking import ui as mlflow_ui
 from pipeline.tracking.contract import NullTracker, Tracker
@@ -41,6 +42,20 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     if screen.nothing_ran:
         out.print("all is done; nothing had to run")
     return summary
+
+
+def run_folds(job: Job, folds: int) -> None:
+    """The stages that `review` needs for the labels, as `run` runs its own; how far they are lies beside its pages, for
+    `status` speaks of the job's."""
+    screen = Screen(
+        console(), storage.join(job.output, REVIEW), job.name, [s.name for s in stages_of(job, None, folds)]
+    )
+    cluster, tracker = _cluster(job, lambda text: screen.say(text)), _tracker(job, screen.warn)
+    try:
+        runner.run_folds(job, folds, cluster, tracker, screen)
+    finally:
+        tracker.close()
+        cluster.close()
 
 
 def _cluster(job: Job, say: Callable[[str], None]) -> Cluster:

@@ -6,8 +6,10 @@ same command. Ray and MLflow are started only when a stage has to run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +30,47 @@ from pipeline.tracking.contract import StageRecord, Tracker
 
 def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
     """Bring every stage of the job to its end and return the last one's summary."""
+    with _running(job, tracker, screen) as held:
+        _write_job(job)
+        done = _run_stages(job, cluster, tracker, screen, refreeze, held)
+        last = graph.stages_of(job)[-1].name
+        summary: dict[str, Any] = read_json_file(done[last], SUMMARY)
+        tracker.end_job("finished", **tracked.results(job, done, last))
+    return summary
+
+
+def run_folds(job: Job, folds: int, cluster: Cluster, tracker: Tracker, screen: Screen) -> None:
+    """Bring the stages that `review` needs for the labels of this many folds to their end."""
+    with _running(job, tracker, screen) as held:
+        _run_stages(job, cluster, tracker, screen, False, held, folds)
+        tracker.end_job("finished", {}, ())
+
+
+@contextlib.contextmanager
+def _running(job: Job, tracker: Tracker, screen: Screen) -> Iterator[Held]:
+    """The output is ours, and both the tracker and the screen hear how it ends."""
     check_place(job.output)
     with lock(job.output) as held:
         storage.sweep(job.output, graph.stage_folders())
-        _write_job(job)
         tracker.start_job(job.name, job.output, tracked.flatten(to_plain(job)), tracked.job_tags(job))
         try:
-            done = _run_stages(job, cluster, tracker, screen, refreeze, held)
-            last = graph.stages_of(job)[-1].name
-            summary: dict[str, Any] = read_json_file(done[last], SUMMARY)
+            yield held
         except BaseException as error:
             failed = isinstance(error, Exception)
             screen.write("failed" if failed else "stopped")
             tracker.end_job("failed" if failed else "killed", {}, ())
             raise
         screen.write("finished")
-        tracker.end_job("finished", **tracked.results(job, done, last))
-        return summary
 
 
 def _run_stages(
-    job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, refreeze: bool, held: Held
+    job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, refreeze: bool, held: Held, folds: int = 0
 ) -> dict[str, Done]:
     done: dict[str, Done] = {}
     corpora = Corpora(job, done, refreeze=refreeze)
     token, stop = "", None
     unchecked: list[Done] = []
-    for look in graph.walk(job, done, corpora):
+    for look in graph.walk(job, done, corpora, folds):
         stage, folder = look.stage, look.folder
         if not stop and (stop := early_stop.find(job, done)):
             screen.line(stop.what, "not run", str(stop))
@@ -77,7 +93,7 @@ def _run_stages(
             check_files(unchecked)
             corpora.check()
             token = token or storage.write_token(job.output)
-            needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done)
+            needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done, folds)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
             finished = _run_stage(context, record, tracker, screen, held)
         record = dataclasses.replace(record, title=tracked.title(job, stage, finished))

@@ -30,6 +30,7 @@ SURFACE = {
     "plan": JOB,
     "status": JOB,
     "report": JOB,
+    "review": [*JOB, "--folds", "--images"],
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],

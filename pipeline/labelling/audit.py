@@ -113,26 +113,33 @@ def join(files: Iterable[tuple[str, str]], classes: int) -> tuple[Answers, Count
     each shard its index file and its label file."""
     parts, bad = [], Counter[str]()
     for indexed, labelled in files:
-        known = parquet_files.read_table(indexed, ["index", "label", "image_hash"])
-        columns = ["status", "confidence", "classes", "probs", "image_hash"]
-        rows = parquet_files.read_table(labelled, columns).take(known["index"])  # row i is sample i
-        if rows["image_hash"] != known["image_hash"]:
-            raise DataError(
-                f"{storage.redact(labelled)} speaks of other images than {storage.redact(indexed)}: the shard was "
-                "replaced since it was indexed; bring the old one back, or delete the index stage's folder and run "
-                "again"
-            )
+        known, rows = aligned(indexed, labelled)
         status = rows["status"].combine_chunks().cast(pa.string())
         bad.update(status.filter(pc.not_equal(status, "ok")).to_pylist())
         answered = rows["confidence"].is_valid()
         rows, truth = rows.filter(answered), known["label"].filter(answered).to_numpy()
         if len(rows):
-            said = _lists(rows, "classes"), _lists(rows, "probs"), rows["confidence"].to_numpy()
+            said = lists(rows, "classes"), lists(rows, "probs"), rows["confidence"].to_numpy()
             parts.append(calibration.answers(*said, truth, classes))
     return calibration.joined(parts), bad
 
 
-def _lists(rows: pa.Table, name: str) -> npt.NDArray[Any]:
+def aligned(indexed: str, labelled: str) -> tuple[pa.Table, pa.Table]:
+    """The rows of an index file (index, label, image_hash) and, beside each, what a label file says of that image.
+    DataError: it speaks of another one."""
+    known = parquet_files.read_table(indexed, ["index", "label", "image_hash"])
+    columns = ["status", "confidence", "classes", "probs", "image_hash"]
+    rows = parquet_files.read_table(labelled, columns).take(known["index"])  # row i is sample i
+    if rows["image_hash"] != known["image_hash"]:
+        raise DataError(
+            f"{storage.redact(labelled)} speaks of other images than {storage.redact(indexed)}: the shard was "
+            "replaced since it was indexed; bring the old one back, or delete the index stage's folder and run "
+            "again"
+        )
+    return known, rows
+
+
+def lists(rows: pa.Table, name: str) -> npt.NDArray[Any]:
     """A column of equally long lists, [n, k]."""
     column = rows[name].combine_chunks()
     flat: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)

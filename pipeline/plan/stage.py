@@ -16,7 +16,9 @@
     ├── gen2-finetune-1a2b3c4d/      as the teacher's
     ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet …
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
-    └── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
+    ├── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
+    ├── fold1of2-1a2b3c4d/ …         as the teacher's, and <part>/<shard>.parquet   (`review --folds 2`)
+    └── review/                      index.html  label_studio.{json,xml}  progress.json   (no stage; written anew)
 
 Every stage folder also has metrics.jsonl (the journal), mlflow.json and, written last, done.json: without it the stage
 has not finished. The eight digits are the beginning of the stage's fingerprint.
@@ -45,6 +47,7 @@ EVALUATION = "evaluate.json"
 ROBUSTNESS = "robustness.json"
 SUMMARY, PAGE, SPEED_ACCURACY = "summary.json", "index.html", "speed_accuracy"
 PROGRESS, JOB = "progress.json", "job.yaml"
+REVIEW = "review"
 
 
 @dataclass(frozen=True)

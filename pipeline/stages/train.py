@@ -101,9 +101,17 @@ def check_models(context: Context) -> None:
     preflight.check_models(context.job, ahead, len(context.corpora.classes), labelled)
 
 
-def make_spec(context: Context, settings: Train, *, init: str | None = None, only: tuple[str, ...] = ()) -> TrainSpec:
-    """The TrainSpec of a training stage or of a fine-tune, which names the weights that it starts from (`init`) and the
-    roles of the parameters that it trains (`only`)."""
+def make_spec(
+    context: Context,
+    settings: Train,
+    *,
+    labelled: list[TrainingShard] | None = None,
+    init: str | None = None,
+    only: tuple[str, ...] = (),
+) -> TrainSpec:
+    """The TrainSpec of a training stage, of a fold, which trains on a part of the labelled images (`labelled`), or of a
+    fine-tune, which names the weights that it starts from (`init`) and the roles of the parameters that it trains
+    (`only`)."""
     from pipeline.train import spec
 
     job, stage = context.job, context.stage
@@ -114,7 +122,7 @@ def make_spec(context: Context, settings: Train, *, init: str | None = None, onl
         stage=stage.name,
         folder=context.folder,
         classes=len(context.corpora.classes),
-        labelled=indexed_shards(context, "labelled"),
+        labelled=indexed_shards(context, "labelled") if labelled is None else labelled,
         pseudo=selected_shards(context) if stage.generation and not only else None,
         validation=indexed_shards(context, "validation"),
         seed=job.seed,
