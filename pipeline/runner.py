@@ -44,7 +44,7 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
             tracker.end_job("failed" if failed else "killed", {}, ())
             raise
         screen.write("finished")
-        found = best.find(done)
+        found = None if job.labels_only else best.find(done)
         gain = {name: summary[name] for name in ("gain_points",) if name in summary}
         tracker.end_job("finished", gain, (), champion=found.model.folder if found else None)
         return summary
@@ -85,7 +85,8 @@ def _run_stages(
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
             finished = _run_stage(context, record, tracker, screen, held)
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
-        tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
+        model = folder if finished.model and not job.labels_only else None  # a copy of what was given is no news
+        tracker.end_stage(record, "finished", finished.metrics, artifacts, model)
         done[stage.name] = finished
         if stage.kind == "evaluate":
             for model, figures, temperature in best.published(finished, done):

@@ -33,7 +33,7 @@ SURFACE = {
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],
     "export": ["STAGE_DIR", "--out"],
-    "predict": ["MODEL", "INPUT", "--out", "--top", "--raw", "--column", "--batch", "--device"],
+    "predict": ["MODEL", "INPUT", "--out", "--top", "--raw", "--column", "--batch", "--device", "--cluster"],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", *FILES],
     "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],

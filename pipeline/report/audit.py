@@ -17,7 +17,7 @@ from pipeline.report.style import DASHED, INK, MUTED, PALE, colour, figure_of, k
 
 def summary(context: Context, number: int) -> dict[str, Any]:
     """A generation's audit in numbers, with the noise to expect in what its selection kept."""
-    found = _read(context, number)
+    found = read(context, number)
     chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     noise = calibration.expected_noise(found["precision"], found["noise"], chosen["copies_per_class"])
     numbers = ("images", "accuracy", "ece", "nll", "temperature", "calibrate", "calibrated_ece", "threshold", "noise")
@@ -57,7 +57,7 @@ def facts(audit: Mapping[str, Any]) -> dict[str, str]:
 
 def pictures(context: Context, number: int, chosen: Mapping[str, Any], who: str) -> list[Picture]:
     """The reliability diagram, and what a threshold keeps; `chosen`: the selection's summary."""
-    found = _read(context, number)
+    found = read(context, number)
     return [
         Picture(
             f"gen{number}-reliability.png",
@@ -134,6 +134,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _read(context: Context, number: int) -> dict[str, Any]:
+def read(context: Context, number: int) -> dict[str, Any]:
+    """What a generation's audit left."""
     found: dict[str, Any] = read_json_file(context.needs[f"gen{number}-audit"], AUDIT)
     return found

@@ -79,7 +79,7 @@ def section(
         pictures.append(Picture(f"gen{number}-bad.png", png, f"Bad samples of generation {number}", caption))
     facts = _facts(found, chosen, settings, len(corpus)) | audit.facts(audited)
     lead = audit.sentence(audited, who)
-    return Section(number, teacher, student, lead, facts, pictures, *_bad(found, shown, corpus))
+    return Section(number, teacher, student, lead, facts, pictures, *bad_of(found, shown, corpus))
 
 
 def _some(extremes: Extremes, kept_per_class: Sequence[int]) -> str:
@@ -112,7 +112,7 @@ def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) 
     return facts
 
 
-def _bad(
+def bad_of(
     found: Found, shown: Sequence[bad_samples.Shown], corpus: Sequence[Shard]
 ) -> tuple[list[tuple[str, str, str, str]], str]:
     """What is wrong with which shards and samples, and a title that says how many there are."""
