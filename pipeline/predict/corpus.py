@@ -57,7 +57,7 @@ def compose(
         workers=Workers(gpus=_gpus(device, cluster)),
         # As in a table, what cannot be read is a row that says so.
         data=Data(root=str(Path.cwd()), unlabelled=shards, validation=None, max_bad_fraction=1.0),
-        teacher=Teacher(model="", checkpoint=folders[0] if len(folders) == 1 else folders),
+        teacher=Teacher(model=found[0].card.architecture, checkpoint=folders[0] if len(folders) == 1 else folders),
         generations=[Generation(student=Train(model=""), label=Label(batch=batch, calibrate=calibrate))],
         tracking=Tracking(enabled=False),
     )

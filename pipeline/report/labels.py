@@ -195,8 +195,16 @@ def _pictures(
             f"How often a label is right where the model is so sure, on {audited['images']:,} images whose class is "
             "known; below the dashed line it is too sure. Whiskers are one standard error."
         )
-        png = audit.reliability(audited, 1)
-        pictures.append(Picture("reliability.png", png, "Reliability diagram of the labels", caption))
+        pictures += [
+            Picture("reliability.png", audit.reliability(audited, 1), "Reliability diagram of the labels", caption),
+            Picture(
+                "threshold.png",
+                audit.threshold(counts.steps.tolist(), audited["steps"], 0.0, 1),
+                "Share of images and of right labels by confidence thresholds",
+                "Share of the images at or above a threshold, and how many of such labels are right on the audited "
+                "images; nothing is left out here.",
+            ),
+        ]
     if rows := samples.contact_rows(found.kept, context.needs["gen1-label"].folder, corpus, names):
         caption = (
             "Images of some classes as the model labelled them, with the confidence: look for mistakes on the right."
