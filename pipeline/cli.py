@@ -290,14 +290,13 @@ def predict(args: argparse.Namespace) -> int:
 def _predict_corpus(args: argparse.Namespace) -> int:
     keep_memory()  # before there are threads
     from pipeline import launch
-    from pipeline.predict import command, corpus
+    from pipeline.predict import corpus
 
     if args.top != 5:
         raise UserError("--top is of tables; label files hold all classes, or the 32 most probable of more than 128")
     job = corpus.compose(
-        args.models, args.input, args.out, command.say, raw=args.raw, batch=args.batch, device=args.device,
-        cluster=args.cluster,
-    )  # fmt: skip
+        args.models, args.input, args.out, raw=args.raw, batch=args.batch, device=args.device, cluster=args.cluster
+    )
     signal.signal(signal.SIGTERM, _stop)
     summary = launch.run(job)
     if not summary["labels"]["images"]:

@@ -26,7 +26,7 @@ def predict(
         table.check_name(out)
     damages: list[str] = []
     wanted = inputs.find(input, column, damages)
-    predictor = choose.predictor(models, say, raw=raw, device=device, batch=batch)
+    predictor = choose.predictor(models, _say, raw=raw, device=device, batch=batch)
     if out is None:
         _on_screen(predictor, wanted, top)
         return _end(damages)
@@ -49,7 +49,7 @@ def _end(damages: list[str]) -> int:
     return 0
 
 
-def say(text: str) -> None:
+def _say(text: str) -> None:
     print(f"model: {shown(text)}", file=sys.stderr)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import graph, storage
@@ -14,6 +15,7 @@ from pipeline.data.shards import find_shards
 from pipeline.errors import ConfigError, OutputError
 from pipeline.plan.stage import JOB
 from pipeline.predict import choose, inputs, table
+from pipeline.printable import shown
 
 
 def wanted(input: str, out: str | None) -> bool:
@@ -25,7 +27,6 @@ def compose(
     models: Sequence[str],
     shards: str,
     out: str,
-    say: Callable[[str], None],
     *,
     raw: bool,
     batch: int,
@@ -41,7 +42,7 @@ def compose(
             "or a .parquet file as --out"
         )
     find_shards(shards, "input", str(Path.cwd()))  # that there are some, before anything is written
-    found = [choose.find(name, say, raw=raw) for name in models]
+    found = [choose.find(name, _say, raw=raw) for name in models]
     calibrate = any(model.temperature != 1 for model in found)
     if calibrate and len(found) > 1:
         raise ConfigError(
@@ -63,6 +64,10 @@ def compose(
     )
     _check_place(job, out)
     return job
+
+
+def _say(text: str) -> None:
+    print(f"model: {shown(text)}", file=sys.stderr)
 
 
 def _gpus(device: str, cluster: str | None) -> float:
