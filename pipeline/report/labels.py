@@ -164,13 +164,12 @@ def _shown_facts(facts: dict[str, Any], found: samples.Found, audited: dict[str,
         "bad samples": ", ".join(f"{number:,} {why.replace('_', ' ')}" for why, number in bad.items()) or "none",
         "shards": f"{facts['shards']:,}",
         "mean confidence": "" if sure is None else f"{sure:.3f}",
-        "label files": facts["dir"],
     }
     if facts["failed"]:
         shown["shards without labels"] = f"{len(facts['failed']):,}"
     if audited:
         shown |= {"audited accuracy": f"{100 * audited['accuracy']:.1f} %", "ECE": f"{audited['ece']:.3f}"}
-    return shown
+    return shown | {"label files": facts["dir"]}
 
 
 def _pictures(
