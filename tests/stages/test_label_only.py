@@ -309,7 +309,7 @@ class Recorder(NullTracker):
     def end_stage(self, stage: StageRecord, *rest: Any) -> None:
         self.models.append(rest[-1])
 
-    def end_job(self, *rest: Any, champion: str | None = None) -> None:
+    def end_job(self, *rest: Any, champion: str | None = None, **more: Any) -> None:
         self.models.append(champion)
 
 
