@@ -45,8 +45,9 @@ def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreez
             raise
         screen.write("finished")
         found = None if job.labels_only else best.find(done)
-        gain = {name: summary[name] for name in ("gain_points",) if name in summary}
-        tracker.end_job("finished", gain, (), champion=found.model.folder if found else None)
+        figures = {name: summary[name] for name in ("gain_points",) if name in summary}
+        figures |= done[last].metrics if job.labels_only else {}
+        tracker.end_job("finished", figures, (), champion=found.model.folder if found else None)
         return summary
 
 
