@@ -31,7 +31,7 @@ def test_a_job_is_executable_and_starts_with_the_shebang(path: Path) -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_job_loads(path: Path) -> None:
-    given = ["teacher.checkpoint=/weights"] if path.stem == "label_corpus" else []
+    given = ["teacher.checkpoint=/weights", "teacher.model=lambda_resnet_50"] if path.stem == "label_corpus" else []
     job = load_job(str(path), ["data.root=/data", *given])
     if job.labels_only:
         assert [stage.name for stage in stages_of(job)] == ["gen0-teacher", "gen1-label", "report"]
