@@ -93,9 +93,11 @@ def _check_place(job: Job, out: str) -> None:
     looks = graph.look(job)
     if problem := next((look.problem for look in looks if look.problem), None):
         raise problem
-    own = {storage.name(look.folder) for look in looks}
-    if others := [name for name in there if re.match(r"gen\d", name) and name not in own]:
-        raise OutputError(
-            f"--out {storage.redact(out)} holds the results of another model, temperature, batch or list of shards "
-            f"({others[0]}); name another folder, or delete it"
-        )
+    own = {look.stage.name: storage.name(look.folder) for look in looks}
+    for name in there:
+        # What `run OUT/job.yaml --refreeze` leaves beside the new is welcome.
+        if re.match(r"gen\d", name) and own.get(name.rpartition("-")[0]) not in there:
+            raise OutputError(
+                f"--out {storage.redact(out)} holds the results of another model, temperature, batch or list of shards "
+                f"({name}); name another folder, or delete it"
+            )
