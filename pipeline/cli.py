@@ -148,13 +148,17 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
         help="a stage's folder, an export, a run (its best model) or models:/NAME@champion; several answer together",
     )
     sub.add_argument("input", metavar="INPUT", help="an image, a folder, a .csv or .parquet table of paths, or shards")
-    sub.add_argument("--out", help="a .csv or .parquet file (default: the screen)")
+    sub.add_argument(
+        "--out",
+        help="a .csv or .parquet file; of shards also a folder, of one label file a shard (default: the screen)",
+    )
     sub.add_argument("--contact-sheet", metavar="FILE", help="a .png or .jpg: the images with class and confidence")
     sub.add_argument("--top", type=int, default=5, help="classes an image, the most probable (default: 5)")
     sub.add_argument("--raw", action="store_true", help="probabilities as the network gives them, not calibrated")
     sub.add_argument("--column", default="path", help="of a table: where the paths stand (default: path)")
     sub.add_argument("--batch", type=int, default=64, help="images in a forward batch (default: 64)")
     sub.add_argument("--device", default="auto", help="cpu, cuda or auto (default: a GPU where there is one)")
+    sub.add_argument("--cluster", help="of shards into a folder: embedded or HOST:PORT of Ray (default: this process)")
 
 
 def _add_prepare(sub: argparse.ArgumentParser) -> None:
@@ -322,12 +326,33 @@ def export(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from pipeline.predict import command
+    from pipeline.predict import command, corpus
 
+    if corpus.wanted(args.input, args.out):
+        return _predict_corpus(args)
+    if args.cluster:
+        raise UserError("--cluster is for shards that go into a folder (--out FOLDER)")
     return command.predict(
         args.models, args.input, args.out, top=args.top, raw=args.raw, column=args.column, batch=args.batch,
         device=args.device, contact_sheet=args.contact_sheet,
     )  # fmt: skip
+
+
+def _predict_corpus(args: argparse.Namespace) -> int:
+    keep_memory()  # before there are threads
+    from pipeline import launch
+    from pipeline.predict import corpus
+
+    if args.top != 5:
+        raise UserError("--top is of tables; label files hold all classes, or the 32 most probable of more than 128")
+    job = corpus.compose(
+        args.models, args.input, args.out, raw=args.raw, batch=args.batch, device=args.device, cluster=args.cluster
+    )
+    signal.signal(signal.SIGTERM, _stop)
+    summary = launch.run(job)
+    if not summary["labels"]["images"]:
+        raise UserError(f"none of the images could be read; {summary['report']} says why")
+    return 0
 
 
 def prepare(args: argparse.Namespace) -> int:

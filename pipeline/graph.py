@@ -2,6 +2,7 @@
 
     prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
       … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ robustness? ─ report
+    index? ─ gen0-teacher ─ gen1-audit? ─ gen1-label ─ report      (a job that only labels)
     measure      (all that a job with `measure.models` has)
     prepare? ─ index ─ fold1of2 ─ fold2of2      (for `review` with two folds)
 
@@ -21,7 +22,7 @@ from pipeline import storage
 from pipeline.config.settings import Job
 from pipeline.errors import OutputError, UserError
 from pipeline.plan import early_stop
-from pipeline.plan.corpora import Corpora
+from pipeline.plan.corpora import Corpora, audited_of, indexed_of
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.stage import DONE, Done, Stage, fingerprint, folder_of, read_done
@@ -64,12 +65,19 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0) 
         return line.stages
     if job.prepare.dataset:
         add("prepare")
-    add("index")
+    if indexed_of(job):
+        add("index")
     if folds:
         for number in range(1, folds + 1):
             add("fold", fold.name_of(number, folds))
         return line.stages
     add("adopt" if job.teacher.checkpoint else "train", "gen0-teacher")
+    if job.labels_only:
+        if audited_of(job):
+            add("audit", "gen1-audit", 1)
+        add("label", "gen1-label", 1)
+        add("report")
+        return line.stages
     stop = early_stop.find(job, done or {})
     last = stop.generation if stop else len(job.generations)
     for number in range(1, last + 1):

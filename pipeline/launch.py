@@ -37,6 +37,8 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     for sentence in summary.get("warnings", ()):
         screen.warn(sentence)
     out.print(f"\nreport   {summary['report']}", soft_wrap=True)
+    if "labels" in summary:
+        out.print(f"labels   {summary['labels']['dir']}", soft_wrap=True)
     if job.tracking.enabled:
         out.print(f"MLflow   {mlflow_ui.command(job.output, job.tracking.uri)}", soft_wrap=True)
     if screen.nothing_ran:

@@ -198,9 +198,11 @@ def percent(fraction: float) -> str:
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """What the job found: teacher and students, or measured models, side by side."""
+    """What the job found: teacher and students, or measured models, side by side; or labels."""
     if "rows" in summary:
         return _measured_table(summary["rows"])
+    if "labels" in summary:
+        return _labels_table(summary)
     columns = ("stage", "model", "top-1", "top-5", "parameters", "images/s", "its rounds", "over teacher")
     table = _results("test split", *columns)
     for row in summary["stages"]:
@@ -231,6 +233,20 @@ def _measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *("does not fit" if value is None else f"{value:,.1f}" for value in measured),
             "" if row["top1"] is None else f"{row['top1']:.1f} %",
         )
+    return table
+
+
+def _labels_table(summary: Mapping[str, Any]) -> Table:
+    labels = summary["labels"]
+    table = _results("labels", "model", "labelled images", "bad", "mean confidence", "shards", "audited top-1")
+    table.add_row(
+        safe(labels["model"]),
+        f"{labels['images']:,}",
+        f"{sum(labels['bad'].values()):,}",
+        "" if labels["mean_confidence"] is None else f"{labels['mean_confidence']:.3f}",
+        f"{labels['shards'] - len(labels['failed']):,}",
+        "".join(percent(one["accuracy"]) for one in summary["audits"]),
+    )
     return table
 
 

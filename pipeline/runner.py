@@ -98,7 +98,8 @@ def _run_stages(
             finished = _run_stage(context, record, tracker, screen, held)
         record = dataclasses.replace(record, title=tracked.title(job, stage, finished))
         artifacts = [storage.join(folder, name) for name in finished.artifacts]
-        tracker.end_stage(record, "finished", finished.metrics, artifacts, folder if finished.model else None)
+        model = folder if finished.model and not job.labels_only else None  # a copy of what was given is no news
+        tracker.end_stage(record, "finished", finished.metrics, artifacts, model)
         done[stage.name] = finished
         if stage.kind == "evaluate":
             for model, figures, temperature in tracked.model_figures(done):

@@ -32,7 +32,7 @@ def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[
     lie, "" while the stages before it decide that; what it found, would do, or what is in its way."""
     found = graph.look(job) if found is None else found
     done = _done(found)
-    labelled = done["index"].info["counts"]["labelled"] if "index" in done else None
+    labelled = done["index"].info["counts"].get("labelled") if "index" in done else None
     rows = []
     for look in found:
         state = "done" if look.done else "blocked" if look.problem else "will run"

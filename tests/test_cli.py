@@ -35,7 +35,10 @@ SURFACE = {
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],
     "export": ["MODEL", "--out", "--int8", "--max-drop"],
-    "predict": ["MODEL", "INPUT", "--out", "--contact-sheet", "--top", "--raw", "--column", "--batch", "--device"],
+    "predict": [
+        *["MODEL", "INPUT", "--out", "--contact-sheet", "--top", "--raw", "--column", "--batch", "--device"],
+        "--cluster",
+    ],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", *FILES],
     "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],

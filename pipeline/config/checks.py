@@ -37,6 +37,58 @@ def check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
         )
 
 
+def spell_out_labelling(raw: dict[str, Any], shared: dict[str, Any], path: str) -> None:
+    """A job of one generation and given weights that says nothing of a student only labels: it has no student, no
+    architecture beside the weights' own, and no validation shards unless it names them. `shared`: what is said of all
+    generations. ConfigError: a student was forgotten."""
+    generations = raw.get("generations") or []
+    if not generations or shared["student"] or any(generation.get("student") for generation in generations):
+        return
+    if len(generations) > 1:
+        raise ConfigError(
+            f"{path}: none of the {len(generations)} generations has a student; name their model (student.model), or "
+            "leave one generation where given weights (teacher.checkpoint) shall only label"
+        )
+    if not (raw.get("teacher") or {}).get("checkpoint"):
+        raise ConfigError(
+            f"{path}: generations[0] has no student; name its model (student.model), or, for a job that only labels, "
+            "the weights that do it (teacher.checkpoint)"
+        )
+    shared["student"] = {"model": ""}
+    raw["teacher"] = {"model": "", **raw["teacher"]}
+    raw["data"] = {"validation": None, **(raw.get("data") or {})}
+
+
+def check_labels_only(job: Job, path: str) -> None:
+    """Who speaks of what only students have has forgotten one."""
+    select = job.generations[0].select
+    said = [f"select.{name}" for name, value in vars(select).items() if value != getattr(Select(), name)]
+    said += ["min_gain"] if job.min_gain is not None else []
+    said += ["finetune.resolution"] if job.finetune.resolution else []
+    if said:
+        raise ConfigError(
+            f"{path}: generations[0] has no student, but {said[0]} is set, which is for students; name its model "
+            f"(student.model), or drop {said[0]} for a job that only labels"
+        )
+
+
+def check_sources(job: Job, path: str) -> None:
+    """Jobs that train have labelled, validation and test shards."""
+    for name in ("labelled", "validation", "test"):
+        if getattr(job.data, name) is None:
+            raise ConfigError(f"{path}: data.{name} is null; it takes a value, or drop it for its default")
+
+
+def check_generations(job: Job, path: str) -> None:
+    for number, generation in enumerate(job.generations):
+        check_select(generation.select, f"generations[{number}].select", path)
+    if job.generations and job.generations[0].label.corpus == "selected":
+        raise ConfigError(
+            f"{path}: generations[0].label.corpus is 'selected', but before the first generation nothing was selected; "
+            "set it in the `label` of later generations only"
+        )
+
+
 def check_select(select: Select, where: str, path: str) -> None:
     weighted = select.weight == "confidence"
     for one, other, both, why in (

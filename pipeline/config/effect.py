@@ -55,6 +55,10 @@ def _idle(job: Job) -> Iterator[Idle]:
         if not job.teacher.checkpoint:
             yield from _idle_in_training("teacher", job.teacher)
         yield "teacher", job.teacher, "", OF_STUDENTS, "a teacher has no pseudo-labels"
+    if job.labels_only:
+        why = "a job that only labels reads unlabelled shards, and those of data.validation and data.audit_only"
+        yield "data", job.data, "", [name for name in ("labelled", "test") if getattr(job.data, name)], why
+        yield "evaluate", job.evaluate, "", _others(job.evaluate), "a job that only labels tests no model"
     for number, generation in enumerate(job.generations):
         where, student, select = f"generations[{number}]", generation.student, generation.select
         yield from _idle_in_training(f"{where}.student", student)

@@ -66,6 +66,8 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     if measuring:
         checks.check_trains_nothing(raw, path)
         raw["teacher"] = {"model": ""}  # which every other job must name
+    else:
+        checks.spell_out_labelling(raw, shared, path)
     raw["generations"] = [
         {**generation, **{name: job_file.merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
@@ -76,13 +78,11 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         raise ConfigError(f"{path}: {_explain(error)}") from error
     assert isinstance(job, Job)
     _check_values(job, "", path)
-    for number, generation in enumerate(job.generations):
-        checks.check_select(generation.select, f"generations[{number}].select", path)
-    if job.generations and job.generations[0].label.corpus == "selected":
-        raise ConfigError(
-            f"{path}: generations[0].label.corpus is 'selected', but before the first generation nothing was selected; "
-            "set it in the `label` of later generations only"
-        )
+    checks.check_generations(job, path)
+    if job.labels_only:
+        checks.check_labels_only(job, path)
+    elif not measuring:
+        checks.check_sources(job, path)
     checks.check_names(job, path)
     checks.check_checkpoint(job, path)
     checks.check_workers(job, path)

@@ -28,10 +28,16 @@ MAX_IMAGE_GB = 2.2  # Pillow's own limit on pixels lets none take more
 @dataclass
 class Data:
     root: str | None = execution(None, "folder or URL before the patterns; the prepared data where it is not given")
-    labelled: str = execution("labelled-*.tar", "pattern of the labelled shards: globs, braces, a folder, a .txt list")
+    labelled: str | None = execution(
+        "labelled-*.tar", "pattern of the labelled shards: globs, braces, a folder, a .txt list"
+    )
     unlabelled: str | None = execution("unlabelled-*.tar", "pattern of the unlabelled shards; needed by generations")
-    validation: str = execution("val-*.tar", "pattern of the labelled shards that all tuning looks at")
-    test: str = execution("test-*.tar", "pattern of the labelled shards that only `evaluate` reads")
+    validation: str | None = execution(
+        "val-*.tar",
+        "pattern of the labelled shards that all tuning looks at; a job that only labels audits on them where they are "
+        "given",
+    )
+    test: str | None = execution("test-*.tar", "pattern of the labelled shards that only `evaluate` reads")
     audit_only: str | None = execution(
         None, "pattern of labelled shards like the unlabelled ones, on which labels are audited and nothing is trained"
     )
@@ -58,7 +64,8 @@ class Label:
     compile: bool = execution(False, "torch.compile the teacher")
     calibrate: bool = identity(
         False,
-        "divide the logits by the temperature that the audit finds, so that confidences are honest",
+        "divide the logits by the temperature that the audit finds, so that confidences are honest; a job that only "
+        "labels and has no audit takes what the checkpoint's own run found",
         neutral=False,
     )
     corpus: str = identity(
@@ -216,7 +223,9 @@ class Job:
         None, "CSV of labels that people have corrected, as `noisy-lambda review` writes it; its rows change the data"
     )
     teacher: Teacher = identity(Teacher, "generation 0")
-    generations: list[Generation] = identity([], "students, each taught by the one before")
+    generations: list[Generation] = identity(
+        [], "students, each taught by the one before; one without a student: a job that only labels"
+    )
     min_gain: float | None = identity(
         None,
         "points of validation top-1 that a student must gain over its teacher, or no generation follows; null: all run",
@@ -232,7 +241,15 @@ class Job:
     measure: Measure = identity(Measure, "speed, memory and accuracy of models side by side, in place of training")
     tracking: Tracking = execution(Tracking, "MLflow")
 
+    @property
+    def labels_only(self) -> bool:
+        """`teacher.checkpoint` labels the unlabelled shards, and that is all."""
+        return bool(self.generations) and not self.generations[0].student.model
+
 
 def to_plain(job: Job) -> dict[str, Any]:
     """The whole job as plain data, as it is written to job.yaml."""
-    return dataclasses.asdict(job)
+    plain = dataclasses.asdict(job)
+    if job.labels_only:  # a student that is not there has no settings
+        del plain["generations"][0]["student"]
+    return plain

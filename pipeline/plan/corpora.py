@@ -9,8 +9,9 @@ from pipeline import storage
 from pipeline.config.settings import Job
 from pipeline.data import corpus, corrections, shards
 from pipeline.data.classes import read_classes
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.plan import mended
+from pipeline.plan.adopted import classes_of
 from pipeline.plan.stage import Done
 from pipeline.printable import counted
 
@@ -38,11 +39,13 @@ def setting_of(source: str) -> str:
 
 def indexed_of(job: Job) -> tuple[str, ...]:
     """The sources whose labels are known, which `index` reads."""
-    return ("labelled", *held_out_of(job))
+    return held_out_of(job) if job.labels_only else ("labelled", *held_out_of(job))
 
 
 def held_out_of(job: Job) -> tuple[str, ...]:
     """Those of them that nothing may be trained on."""
+    if job.labels_only:
+        return tuple(source for source in ("validation", "audit_only") if getattr(job.data, source))
     return ("validation", "test", "audit_only") if job.generations and job.data.audit_only else ("validation", "test")
 
 
@@ -55,8 +58,9 @@ def sources_of(job: Job) -> tuple[str, ...]:
     """All that some stage looks up; a job that measures has none."""
     if job.measure.models:
         return ()
+    labelled = () if job.labels_only else ("labelled",)
     unlabelled = ("unlabelled",) if job.generations else ()
-    return ("labelled", *unlabelled, *held_out_of(job), *map(set_source, job.evaluate.sets))
+    return (*labelled, *unlabelled, *held_out_of(job), *map(set_source, job.evaluate.sets))
 
 
 class Corpora:
@@ -133,7 +137,7 @@ class Corpora:
         """No shard that models are tested on is trained on too, and what only the audit may see belongs to nothing
         else."""
         others, why = APART.get(source, TESTED if source.startswith(SET) else ((), ""))
-        for other in others:
+        for other in (other for other in others if other in sources_of(self.job)):
             known = {shard.path for shard in self[other].shards}
             shared = [shard.name for shard in listing if shard.path in known]
             if shared:
@@ -161,7 +165,16 @@ class Corpora:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names in index order."""
+        """Class names in index order; of a job that only labels those of the weights, where these have a model.yaml."""
         path = self.job.data.classes
         path = path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
-        return read_classes(path)
+        given = classes_of(self.job.teacher.checkpoint) if self.job.labels_only else None
+        if given is None:
+            return read_classes(path)
+        # Class indexes in shards mean the list beside them.
+        if indexed_of(self.job) and storage.exists(path) and read_classes(path) != given:
+            raise ConfigError(
+                f"{storage.redact(path)} lists other classes than the model.yaml of teacher.checkpoint; audit on "
+                "shards of the same class list in the same order, or drop data.validation and data.audit_only"
+            )
+        return given

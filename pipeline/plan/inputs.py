@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.config.settings import MAX_IMAGE_GB, Generation, Job
 from pipeline.config.settings_train import Train
-from pipeline.errors import WeightsError
+from pipeline.errors import ConfigError
 from pipeline.plan.corpora import Corpora
-from pipeline.plan.stage import CARD, WEIGHTS, Done, Stage
+from pipeline.plan.stage import Done, Stage
 
 
 @dataclass(frozen=True)
@@ -79,27 +78,14 @@ def training_of(job: Job, stage: Stage) -> Train:
     return job.generations[stage.generation - 1].student if stage.generation else job.teacher
 
 
-def checkpoint_sha256(source: str) -> str | dict[str, str]:
-    """Identity of an entry of `teacher.checkpoint`. WeightsError: there is nothing."""
-    path, card = adopted_files(source)
-    if not source.endswith(".safetensors") and not storage.is_url(source) and Path(source).is_file():
-        raise WeightsError(
-            f"teacher.checkpoint: {source} is no .safetensors file; other formats can run code when they are opened, "
-            "so convert it once: python -c \"import torch, safetensors.torch as s; d = torch.load('FILE', "
-            "weights_only=True); s.save_file(d.get('state_dict', d), 'weights.safetensors')\""
+def temperature_of(job: Job, stage: Stage, done: Mapping[str, Done]) -> float:
+    """What divides the logits of a label stage with `calibrate`: what its audit found, or, without one (the job only
+    labels), what was known of the weights that were given. ConfigError: nothing was."""
+    audit = f"gen{stage.generation}-audit"
+    found: float | None = done[audit if audit in stage.needs else stage.needs[-1]].info.get("temperature")
+    if found is None:
+        raise ConfigError(
+            f"label.calibrate is true, but no run has measured how sure {storage.redact(str(job.teacher.checkpoint))} "
+            "may be; give labelled shards to measure it on (data.validation), or drop label.calibrate"
         )
-    if not storage.exists(path):
-        raise WeightsError(
-            f"teacher.checkpoint: there is nothing at {storage.redact(path)}; name a stage folder with {WEIGHTS} "
-            f"and {CARD}, or a .safetensors file"
-        )
-    found = storage.sha256(path)
-    return {"weights": found, "card": storage.sha256(card)} if card and storage.exists(card) else found
-
-
-def adopted_files(source: str) -> tuple[str, str | None]:
-    """The weights that an entry of `teacher.checkpoint` names, and where the model.yaml would be that says what they
-    are: weights of another name than a stage gives them have none."""
-    path = source if source.endswith(".safetensors") else storage.join(source, WEIGHTS)
-    folder = path.removesuffix(WEIGHTS)
-    return path, f"{folder}{CARD}" if storage.name(path) == WEIGHTS else None
+    return found

@@ -114,6 +114,10 @@ def results(job: Job, done: Mapping[str, Done], last: str) -> dict[str, Any]:
         found: dict[str, Any] = {"metrics": {}}
         if storage.exists(storage.join(done[last].folder, page)):
             found["note"] = read_file(done[last], page).decode()
+    elif job.labels_only:
+        names = [PAGE]
+        note = "\n\n".join(read_json_file(done[last], SUMMARY).get("verdict", ()))
+        found = {"metrics": dict(done[last].metrics), "note": note}
     else:
         names = [PAGE, f"{SPEED_ACCURACY}.png"]
         summary, rows = read_json_file(done[last], SUMMARY), _rows(done)

@@ -31,15 +31,26 @@ class Wanted:
 def find(name: str, column: str, damages: list[str], classes: Sequence[str]) -> Iterator[Wanted]:
     """The images that a name means, in a fixed order; `damages` gets a sentence for each shard that ends too soon.
     DataError: there are none."""
-    if "*" in name and Path(name).suffix[1:].lower() in IMAGE_SUFFIXES:
+    if _globs_files(name):
         return _of_files(sorted(glob.glob(name, recursive=True)), name)  # noqa: PTH207 - it may be absolute
-    if name.endswith((".tar", ".txt")) or "*" in name or "{" in name:
-        return _of_shards(name, damages, classes)
     if Path(name).is_dir():
         return _of_folder(name, damages, classes)
+    if are_shards(name):
+        return _of_shards(name, damages, classes)
     if name.lower().endswith(TABLES):
         return _of_table(name, column)
     return iter([Wanted({"path": name}, name)])
+
+
+def are_shards(name: str) -> bool:
+    """Whether a name means shards."""
+    if Path(name).is_dir():
+        return next(Path(name).rglob("*.tar"), None) is not None
+    return not _globs_files(name) and (name.endswith((".tar", ".txt")) or "*" in name or "{" in name)
+
+
+def _globs_files(name: str) -> bool:
+    return "*" in name and Path(name).suffix[1:].lower() in IMAGE_SUFFIXES
 
 
 def _of_folder(name: str, damages: list[str], classes: Sequence[str]) -> Iterator[Wanted]:

@@ -63,7 +63,9 @@ def check(out: str, predictor: Predictor) -> None:
 def check_name(out: str) -> None:
     """ConfigError: no table can be called so."""
     if not out.lower().endswith(SUFFIXES):
-        raise ConfigError(f"--out {out} is neither .csv nor .parquet; name a file that ends so")
+        raise ConfigError(
+            f"--out {out} is neither .csv nor .parquet; name a file that ends so (a folder is for shards)"
+        )
 
 
 def _models(predictor: Predictor) -> bytes:

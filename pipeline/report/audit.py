@@ -20,7 +20,7 @@ FADED = 0.3  # how much is seen of what few images say
 
 def summary(context: Context, number: int) -> dict[str, Any]:
     """A generation's audit in numbers, with the noise to expect in what its selection kept."""
-    found = _read(context, number)
+    found = read(context, number)
     chosen = read_json_file(context.needs[f"gen{number}-select"], SELECTION)
     numbers = ("images", "accuracy", "ece", "nll", "temperature", "calibrate", "calibrated_ece", "threshold", "noise")
     return {
@@ -53,7 +53,7 @@ def facts(audit: Mapping[str, Any]) -> dict[str, str]:
 
 def pictures(context: Context, number: int, chosen: Mapping[str, Any], who: str) -> list[Picture]:
     """The reliability diagram, and what a threshold keeps; `chosen`: the selection's summary."""
-    found = _read(context, number)
+    found = read(context, number)
     return [
         Picture(
             f"gen{number}-reliability.png",
@@ -135,6 +135,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _read(context: Context, number: int) -> dict[str, Any]:
+def read(context: Context, number: int) -> dict[str, Any]:
+    """What a generation's audit left."""
     found: dict[str, Any] = read_json_file(context.needs[f"gen{number}-audit"], AUDIT)
     return found

@@ -66,7 +66,7 @@ def section(
     facts = _facts(found, chosen, settings, len(corpus)) | audit.facts(audited)
     lead = audit.sentence(audited, who)
     advice = verdict.of_selection(audited, kept, names)
-    return Section(number, teacher, student, lead, facts, pictures, advice, sheets, *_bad(found, seen, corpus))
+    return Section(number, teacher, student, lead, facts, pictures, advice, sheets, *bad_of(found, seen, corpus))
 
 
 def _some(shown: Sequence[int], names: Sequence[str]) -> str:
@@ -99,7 +99,7 @@ def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) 
     return facts
 
 
-def _bad(found: Found, seen: Sequence[bad_samples.Shown], corpus: Sequence[Shard]) -> tuple[list[Bad], str]:
+def bad_of(found: Found, seen: Sequence[bad_samples.Shown], corpus: Sequence[Shard]) -> tuple[list[Bad], str]:
     """What is wrong with which shards and samples, and a title that says how many there are."""
     total = sum(bad_counts(found.statuses).values())
     listed = [Bad(shard, "all", why) for shard, why in found.missing]

@@ -97,22 +97,24 @@ def shown_classes(kept_per_class: Sequence[int]) -> list[int]:
 
 def scan(
     label_folder: str,
-    select_folder: str,
+    select_folder: str | None,
     corpus: Sequence[Shard],
     shown: Sequence[int],
     corrected: Collection[str],
     progress: Callable[[int], None],
 ) -> Found:
-    """Read every label file of a corpus with its selection file; `progress(number)` after each."""
+    """Read every label file of a corpus with its selection file (None: all is kept); `progress(number)` after each."""
     present = set(storage.walk(label_folder))
     labelled = [number for number, shard in enumerate(corpus) if label_files.file_name(shard.name) in present]
     found = Found(missing=[_failure(label_folder, corpus[n].name) for n in sorted({*range(len(corpus))} - {*labelled})])
 
     def read(number: int) -> Found:
         name = corpus[number].name
-        labels = label_path(label_folder, select_folder, name, corrected)
-        paths = labels, storage.join(select_folder, label_files.file_name(name))
-        return _scan_shard(*paths, corpus[number].name, number, shown)
+        labels, selected = storage.join(label_folder, label_files.file_name(name)), None
+        if select_folder:
+            labels = label_path(label_folder, select_folder, name, corrected)
+            selected = storage.join(select_folder, label_files.file_name(name))
+        return _scan_shard(labels, selected, name, number, shown)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for number, part in enumerate(pool.map(read, labelled), 1):
@@ -166,7 +168,7 @@ def _failure(label_folder: str, shard: str) -> tuple[str, str]:
     return shard, str(record["error"])
 
 
-def _scan_shard(label_path: str, select_path: str, shard: str, number: int, shown: Sequence[int]) -> Found:
+def _scan_shard(label_path: str, select_path: str | None, shard: str, number: int, shown: Sequence[int]) -> Found:
     table, metadata = parquet_files.read_with_metadata(label_path, ["status", "label", "confidence"])
     status = table["status"].combine_chunks().cast(pa.string())
     found = Found(statuses=Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(status).to_pylist()}))
@@ -177,8 +179,9 @@ def _scan_shard(label_path: str, select_path: str, shard: str, number: int, show
         named = parquet_files.read_table(label_path, ["key", "status", "offset", "size"]).take(bad).to_pylist()
         found.bad = [BadSample(number, row["key"], row["status"], row["offset"], row["size"]) for row in named]
     label, sure = _column(table, "label"), _column(table, "confidence")
-    kept = np.zeros(len(label), bool)
-    kept[parquet_files.read_table(select_path, ["index"])["index"].to_numpy()] = True
+    kept = np.full(len(label), select_path is None)
+    if select_path:
+        kept[parquet_files.read_table(select_path, ["index"])["index"].to_numpy()] = True
     for extremes, side in ((found.kept, kept), (found.dropped, ~kept)):
         for wanted in shown:
             inside = np.flatnonzero(side & (label == wanted))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.fields import identity_of
 from pipeline.errors import WeightsError
+from pipeline.plan import best
+from pipeline.plan.adopted import adopted_files, checkpoint_sha256
 from pipeline.plan.context import Context
-from pipeline.plan.inputs import Inputs, adopted_files, checkpoint_sha256
+from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
-from pipeline.plan.stage import WEIGHTS, Result
+from pipeline.plan.stage import CARD, WEIGHTS, Result
 from pipeline.stages.train import check_models
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ def run(context: Context) -> Result:
     from pipeline import weights
     from pipeline.train.input_size import check_further_sizes
 
-    check_models(context)
+    if not context.job.labels_only:
+        check_models(context)
     named = context.job.teacher.checkpoint
     sources = [named] if isinstance(named, str) else list(named)
     found = [_read(context, source) for source in sources]
     card, state = found[0] if len(found) == 1 else _averaged(sources, found)
+    if context.job.labels_only:
+        card = dataclasses.replace(card, temperature=_temperature(sources, card))
     weights.save_state(storage.join(context.folder, WEIGHTS), state)
     weights.write_card(context.folder, card)
     model = weights.build_model(card.architecture, len(card.classes), card.overrides)
@@ -55,6 +60,7 @@ def run(context: Context) -> Result:
             "parameters": parameters,
             "view": dataclasses.asdict(card.view()),
             "line": line if len(sources) == 1 else f"the mean of {line}",
+            **({"temperature": card.temperature} if context.job.labels_only else {}),
         },
         output=made,
         metrics={"parameters": parameters},
@@ -73,6 +79,11 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
         card = weights.read_card(source)
     elif described and storage.exists(described):
         card = weights.read_card(path.removesuffix(WEIGHTS))
+    elif not settings.model:
+        raise WeightsError(
+            f"teacher.checkpoint {storage.redact(source)} has no {CARD} beside it that says what it is; name a stage "
+            "folder or an export, or set teacher.model, resolution, mean and std, with data.classes"
+        )
     else:
         card = weights.card_of(settings.model, architecture_overrides(settings), classes, view_of(settings))
     if card.classes != classes:
@@ -89,6 +100,14 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
     return card, state
 
 
+def _temperature(sources: list[str], card: weights.Card) -> float | None:
+    """What makes the probabilities of given weights honest, as their card or their own run says; None: neither does."""
+    if card.temperature is not None or len(sources) > 1:  # nobody has looked at several together
+        return card.temperature
+    path, _ = adopted_files(sources[0])
+    return best.temperature_of(path.removesuffix(storage.name(path)).rstrip("/"))
+
+
 def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tuple[weights.Card, State]:
     """All of them as one model."""
     from pipeline import weights
@@ -102,7 +121,7 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
                 "are averaged must look at the same pixels"
             )
     members = [{"architecture": card.architecture, "overrides": dict(card.overrides)} for card, _ in found]
-    card = dataclasses.replace(first, architecture=weights.ENSEMBLE, overrides={"members": members})
+    card = dataclasses.replace(first, architecture=weights.ENSEMBLE, overrides={"members": members}, temperature=None)
     return card, weights.joined_states(state for _, state in found)
 
 
@@ -117,7 +136,7 @@ def describe(classes: list[str]) -> str:
 KIND = Kind(
     "adopt",
     stages="gen0-teacher",
-    needs=lambda line, generation: ("index",),
+    needs=lambda line, generation: line.names("index"),
     identity=identity,
     run=run,
     model=True,

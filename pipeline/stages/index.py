@@ -4,6 +4,8 @@
     index-1a2b3c4d/shards.json                {source: {shard name: rows}}
     index-1a2b3c4d/classes.parquet            images per labelled shard and class (pipeline.loading.shuffle_quality)
 
+A job that only labels has it where there is something to audit on, and then of that alone.
+
 Mistakes in the labels surface here, before anything is trained.
 """
 
@@ -82,9 +84,10 @@ def run(context: Context) -> Result:
         found = index_sources(context, indexed_of(context.job), log)
     drop_leaks(context, found)
     check_usable(context, found)
-    _warn_of_missing_classes(context, found)
     storage.write_json(storage.join(context.folder, SHARDS), found.rows)
-    shuffle_quality.write_class_counts(context.folder, [found.classes_of[name] for name in found.rows["labelled"]])
+    if "labelled" in found.rows:
+        _warn_of_missing_classes(context, found)
+        shuffle_quality.write_class_counts(context.folder, [found.classes_of[name] for name in found.rows["labelled"]])
     line = ", ".join(f"{number:,} {source}" for source, number in found.counts.items())
     line += f", {found.bad.total():,} bad" if found.bad else ""
     corrected = {source: number for source in found.rows if (number := context.corpora.corrections.count(source))}
@@ -177,7 +180,7 @@ def drop_leaks(context: Context, indexed: Indexed) -> None:
     folder, names = context.folder, context.corpora.classes
     places = {source: [(source, shard) for shard in shards] for source, shards in indexed.rows.items()}
     held_out = [source for source in places if source != "labelled"]
-    for source in held_out:
+    for source in held_out if "labelled" in places else ():
         hashes = leaks.shared(folder, places["labelled"], places[source], indexed.dropped[source])
         dropped: list[str] = []
         for place in places["labelled"] if len(hashes) else ():

@@ -24,7 +24,7 @@ from pipeline.data.shards import Shard, bad_counts
 from pipeline.errors import DataError
 from pipeline.labelling.label_progress import Progress, shares
 from pipeline.plan.context import Context
-from pipeline.plan.inputs import Inputs
+from pipeline.plan.inputs import Inputs, temperature_of
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.mended import LABEL_FOLDER
 from pipeline.plan.stage import FAILED, Result
@@ -42,7 +42,7 @@ READERS = 16  # threads that read footers
 
 def needs(line: Line, generation: int) -> tuple[str, ...]:
     settings = line.job.generations[generation - 1].label
-    calibrating = (line.last("audit"),) if settings.calibrate else ()
+    calibrating = line.names("audit")[-1:] if settings.calibrate else ()
     before = (line.last("label"), line.last("select")) if settings.corpus == "selected" else ()
     return (*line.names("prepare"), *calibrating, *before, line.model)
 
@@ -50,7 +50,7 @@ def needs(line: Line, generation: int) -> tuple[str, ...]:
 def identity(inputs: Inputs) -> dict[str, Any]:
     number, settings = inputs.stage.generation, identity_of(inputs.generation.label)
     if settings.get("calibrate"):
-        settings["temperature"] = inputs.done[f"gen{number}-audit"].info["temperature"]
+        settings["temperature"] = temperature_of(inputs.job, inputs.stage, inputs.done)
     if settings.get("corpus") == "selected":
         settings["selection"] = inputs.output(f"gen{number - 1}-select")
     corpus = inputs.corpora["unlabelled"]
@@ -77,9 +77,7 @@ def run(context: Context) -> Result:
     for name in present:
         if name.endswith(FAILED):
             storage.remove(storage.join(context.folder, name))
-    temperature = 1.0
-    if settings.calibrate:
-        temperature = context.needs[f"gen{context.stage.generation}-audit"].info["temperature"]
+    temperature = temperature_of(job, context.stage, context.needs) if settings.calibrate else 1.0
     spec = replace(make_spec(context, temperature), earlier=_earlier(context), before=_before(context))
     waiting = [
         _with_checksum(shard, corpus, spec)

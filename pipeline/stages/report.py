@@ -5,9 +5,12 @@ report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "mode
                                         "gain_points", "seconds": {stage: of the run that finished it}, "report",
                                         "best": stage, "verdict": [sentence, …], "warnings": [sentence, …]}; with an
                                         early stop "stop": {"after_generation", …}
+                                        of a job that only labels {"job", "labels": {"dir", "model", "shards", "failed",
+                                        "images", "bad", "mean_confidence"}, "audits", "seconds", "report", "verdict"}
 report-1a2b3c4d/index.html             self-contained: opens from anywhere
 report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png  accuracy_by_class.{csv,png}
 report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png  …
+report-1a2b3c4d/labels_by_class.csv    of a job that only labels: class, images, mean_confidence
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 
 
 def run(context: Context) -> Result:
-    from pipeline.report.assemble import assemble  # matplotlib takes a second
+    from pipeline.report import assemble, labels  # matplotlib takes a second
 
-    return assemble(context)
+    return labels.assemble(context) if context.job.labels_only else assemble.assemble(context)
 
 
 KIND = Kind("report", stages="report", needs=needs, identity=identity, run=run)
