@@ -150,6 +150,11 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     digits.add_argument("--labels-per-class", type=int, default=5, help="(default: 5)")
     folder = kinds.add_parser("folder", help="a folder of class sub-folders, or of unlabelled images")
     folder.add_argument("source", metavar="DIR", help="the folder; its sub-folders are the classes")
+    folder.add_argument(
+        "--split-off",
+        metavar="SHARES",
+        help="shares of each class for validation and test shards, such as validation=0.15,test=0.15",
+    )
     table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
     table.add_argument("source", metavar="FILE", help="the table; relative paths in it start at its folder")
     table.add_argument("--image", default="path", help="column of image paths (default: path)")
@@ -298,6 +303,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
     from pipeline.data import prepare_files as shards_of
+    from pipeline.data.split_off import shares_in
 
     options: dict[str, Any] = {
         "split": args.split,
@@ -309,6 +315,7 @@ def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None
         "progress": progress,
     }
     if args.what == "folder":
-        return shards_of.folder(args.source, args.out, labelled=not args.unlabelled, **options)
+        options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
+        return shards_of.folder(args.source, args.out, **options)
     label = None if args.unlabelled else args.label
     return shards_of.table(args.source, args.out, image=args.image, label=label, label_is=args.label_is, **options)

@@ -48,7 +48,11 @@ def plan_table(job: Job) -> tuple[Group, list[str]]:
     that sees these shards."""
     found = graph.look(job)
     # What is wrong with shards follows below.
-    problems = [str(look.problem) for look in found if look.problem and not isinstance(look.problem, DataError)]
+    problems = [
+        str(look.problem)
+        for look in found
+        if look.problem and (look.stage.kind == "prepare" or not isinstance(look.problem, DataError))
+    ]
     done = _done(found)
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
     for row in plan_rows(job, found):

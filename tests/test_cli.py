@@ -35,7 +35,7 @@ SURFACE = {
     "export": ["STAGE_DIR", "--out"],
     "predict": ["MODEL", "INPUT", "--out", "--top", "--raw", "--column", "--batch", "--device"],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
-    "prepare folder": ["DIR", *FILES],
+    "prepare folder": ["DIR", "--split-off", *FILES],
     "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],
 }
 

@@ -56,6 +56,38 @@ def check_names(job: Job, path: str) -> None:
             )
 
 
+SOURCES = ("labelled", "unlabelled", "validation", "test")
+
+
+def check_prepare(job: Job, path: str) -> None:
+    """`prepare.source` and `split_off` give each kind of images that the job needs once."""
+    prepare = job.prepare
+    if prepare.dataset != "folder":
+        return
+    found = prepare.source
+    named = found if isinstance(found, dict) else {"labelled": found}
+    if not all(name in SOURCES and isinstance(folder, str) and folder for name, folder in named.items()):
+        raise ConfigError(
+            f"{path}: prepare.source is {found!r}; it takes the folder whose sub-folders are the classes, or folders "
+            f"by what they are for: {', '.join(SOURCES)}"
+        )
+    if wrong := [name for name in prepare.split_off if name not in ("validation", "test")]:
+        raise ConfigError(f"{path}: prepare.split_off names '{wrong[0]}'; what can be split off is validation and test")
+    if twice := [name for name in prepare.split_off if name in named]:
+        raise ConfigError(f"{path}: prepare.source and prepare.split_off both give {twice[0]} images; drop one of them")
+    if sum(prepare.split_off.values()) >= 1:
+        raise ConfigError(f"{path}: prepare.split_off leaves no images to learn from; its shares add up to 1 or more")
+    wanted = ("labelled", "validation", "test", *(("unlabelled",) if job.generations else ()))
+    for name in wanted:
+        if name not in named and name not in prepare.split_off:
+            share = f", or give them a share of the labelled ones: split_off: {{{name}: 0.15}}"
+            raise ConfigError(
+                f"{path}: prepare.source names no {name} images, which this job needs; write "
+                f"source: {{{name}: FOLDER, …}}"
+                f"{share if name in ('validation', 'test') else ''}"
+            )
+
+
 def check_checkpoint(job: Job, path: str) -> None:
     named = job.teacher.checkpoint
     several = named if isinstance(named, list) else [named]

@@ -67,8 +67,15 @@ def _idle(job: Job) -> Iterator[Idle]:
         yield "finetune", job.finetune, "resolution", names, "without finetune.resolution there is no fine-tune"
     else:
         yield from _idle_in_optimizer("finetune", job.finetune)
+    of_folder = ["source", "split_off"]
     if not job.prepare.dataset:
-        yield "prepare", job.prepare, "dataset", ["labels_per_class"], "prepare.dataset names no data to write"
+        names, why = ["labels_per_class", *of_folder], "prepare.dataset names no data to write"
+        yield "prepare", job.prepare, "dataset", names, why
+    elif job.prepare.dataset == "folder":
+        why = "prepare.dataset is folder, which has the labels that it has"
+        yield "prepare", job.prepare, "dataset", ["labels_per_class"], why
+    else:
+        yield "prepare", job.prepare, "dataset", of_folder, f"prepare.dataset is {job.prepare.dataset}"
     if not job.data.cache:
         yield "data", job.data, "cache", ["cache_gb"], "without data.cache there are no copies"
 

@@ -82,6 +82,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
             "set it in the `label` of later generations only"
         )
     checks.check_names(job, path)
+    checks.check_prepare(job, path)
     checks.check_checkpoint(job, path)
     checks.check_workers(job, path)
     checks.check_sets(job, path)
