@@ -46,6 +46,12 @@ def check_select(select: Select, where: str, path: str) -> None:
             raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
 
 
+def check_job(job: Job, path: str) -> None:
+    """All that is about the whole of a job."""
+    for check in (check_names, check_prepare, check_checkpoint, check_workers, check_sets, check_finetune):
+        check(job, path)
+
+
 def check_names(job: Job, path: str) -> None:
     """Rows of a table are told apart by name."""
     names = [measured.name for measured in job.measure.models]
@@ -117,6 +123,15 @@ def check_workers(job: Job, path: str) -> None:
             f"{path}: workers.train_least is {least}, but workers.train is {most}; the first is the fewest training "
             "processes to go on with, the second the most"
         )
+    if job.teacher.freeze and job.evaluate.raw:
+        raise ConfigError(
+            f"{path}: evaluate.raw is true, but with teacher.freeze only the averaged classifier is kept"
+            "; drop one of them"
+        )
+    if job.teacher.freeze and most > 1:
+        raise ConfigError(
+            f"{path}: workers.train is {most}, but teacher.freeze trains in one process; set workers.train to 1"
+        )
 
 
 def check_training(settings: Train, where: str, path: str) -> None:
@@ -137,6 +152,16 @@ def check_training(settings: Train, where: str, path: str) -> None:
             raise ConfigError(
                 f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
             )
+    if not isinstance(settings.pretrained, bool) and not (isinstance(settings.pretrained, str) and settings.pretrained):
+        raise ConfigError(
+            f"{path}: {where}.pretrained is {settings.pretrained!r}; it takes true, false, a stage folder or a "
+            ".safetensors file"
+        )
+    if settings.freeze and (where != "teacher" or not settings.pretrained):
+        why = "but only a teacher can be" if where != "teacher" else f"and {where}.pretrained names no weights to keep"
+        raise ConfigError(
+            f"{path}: {where}.freeze is true, {why}; set `pretrained` of the teacher too, or drop `freeze`"
+        )
     if where == "teacher" and settings.init == "teacher":
         raise ConfigError(
             f"{path}: teacher.init is 'teacher', but only students have a "

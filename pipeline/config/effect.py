@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 
 OF_ALL = r"^generations\[\d+\]\."
 OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
+OF_WHOLE_NETWORKS = (
+    "clip", "accumulate", "rollbacks", "weights", "augment", "augment_ops", "affine", "crop_scale", "crop_ratio",
+    "flip", "augment_on", "mixup", "cutmix", "dropout", "stochastic_depth", "segments", "window", "evaluate_every",
+    "evaluate_raw", "checkpoint_every", "keep", "compile", "parallel", "static_graph",
+)  # fmt: skip
 Idle = tuple[str, Any, str, Iterable[str], str]
 """(where, the settings there, the one that decides or "", the names of those that have no effect, why)"""
 
@@ -82,6 +87,9 @@ def _idle(job: Job) -> Iterator[Idle]:
 
 def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
     yield from _idle_in_optimizer(where, settings)
+    if settings.freeze:
+        why = "with freeze only the classifier is trained, on features that do not change"
+        yield where, settings, "freeze", OF_WHOLE_NETWORKS, why
     if not settings.rollbacks:
         yield where, settings, "rollbacks", ["rollback_factor"], "with rollbacks 0 no run goes back"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import checks, durations, job_file
+from pipeline.config import checks, durations, job_file, pretrained
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.settings import Generation, Job, Label, Select
@@ -68,6 +68,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         {**generation, **{name: job_file.merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
     ]
+    pretrained.fill_in(raw)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), raw))
     except OmegaConfBaseException as error:
@@ -81,12 +82,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
             f"{path}: generations[0].label.corpus is 'selected', but before the first generation nothing was selected; "
             "set it in the `label` of later generations only"
         )
-    checks.check_names(job, path)
-    checks.check_prepare(job, path)
-    checks.check_checkpoint(job, path)
-    checks.check_workers(job, path)
-    checks.check_sets(job, path)
-    checks.check_finetune(job, path)
+    checks.check_job(job, path)
     timed: list[tuple[str, Train | Finetune]] = [
         ("teacher", job.teacher),
         ("finetune", job.finetune),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.pretrained import weights_file
 from pipeline.config.settings import MAX_IMAGE_GB, Generation, Job
 from pipeline.config.settings_train import Train
 from pipeline.errors import WeightsError
@@ -95,6 +96,17 @@ def checkpoint_sha256(source: str) -> str | dict[str, str]:
         )
     found = storage.sha256(path)
     return {"weights": found, "card": storage.sha256(card)} if card and storage.exists(card) else found
+
+
+def pretrained_sha256(source: str, stage: str) -> str:
+    """Identity of the weights that a training's `pretrained` names. WeightsError: there are none."""
+    path = weights_file(source)
+    if not storage.exists(path):
+        raise WeightsError(
+            f"{stage}: pretrained names {storage.redact(source)}, and there is no {storage.redact(path)}; name a stage "
+            "folder or a .safetensors file"
+        )
+    return storage.sha256(path)
 
 
 def adopted_files(source: str) -> tuple[str, str | None]:
