@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     add("jobs", jobs, "list the jobs that come with noisy-lambda")
+    init_ = add("init", init, "look at a folder of photos or shards, and write a first job for it")
+    init_.add_argument("folder", metavar="FOLDER", help="photos in class sub-folders, or shards")
+    init_.add_argument("--out", metavar="JOB.yaml", help="the job to write (default: FOLDER's name, in this folder)")
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
@@ -189,6 +192,14 @@ def jobs(args: argparse.Namespace) -> int:
     for job in shipped.jobs():
         table.add_row(job.name, escape(job.time), escape(job.what))
     console().print(table)
+    return 0
+
+
+def init(args: argparse.Namespace) -> int:
+    from pipeline.first_job import init as write
+
+    for line in write(args.folder, args.out):
+        print(line)
     return 0
 
 

@@ -26,6 +26,7 @@ JOB = ["JOB", "key=value"]
 FILES = ["--out", "--split", "--unlabelled", "--seed", "--max-bad", "--shard-images", "--shard-bytes", "--processes"]
 SURFACE = {
     "jobs": [],
+    "init": ["FOLDER", "--out"],
     "run": [*JOB, "--refreeze", "--json"],
     "plan": JOB,
     "status": JOB,
