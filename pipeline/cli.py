@@ -95,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
-    add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    plan_ = add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    plan_.add_argument("--measure", action="store_true", help="time training here, for 20 seconds, to tell how long")
     add_job("status", status, "show how far a job is, also while it runs")
     submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
@@ -228,7 +229,7 @@ def plan(args: argparse.Namespace) -> int:
     from pipeline.progress import console
     from pipeline.views import plan_table
 
-    table, problems = plan_table(_load(args))
+    table, problems = plan_table(_load(args), measure=args.measure)
     console().print(table)
     if problems:
         raise UserError(f"the run would fail: {problems[0]}")

@@ -28,7 +28,7 @@ SURFACE = {
     "jobs": [],
     "init": ["FOLDER", "--out"],
     "run": [*JOB, "--refreeze", "--json"],
-    "plan": JOB,
+    "plan": [*JOB, "--measure"],
     "status": JOB,
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
     "clean": [*JOB, "--yes"],
