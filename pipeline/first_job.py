@@ -32,7 +32,7 @@ ROLES = {
 PREFIXES = {"labelled": "labelled", "unlabelled": "unlabelled", "validation": "val", "test": "test"}  # of shards
 SHARE = 0.15  # of each class, for validation and for test
 FEW_TO_VALIDATE = 20
-MEASURED = 50  # images whose size is looked at
+MEASURED = 50  # images whose size is looked at, and shards of a source that are counted, at least
 SMALL = 40  # pixels: at most these are trained on at 32
 MANY = 20_000  # labelled images from which on a ResNet-50 pays, where there is a GPU
 STEP = 96  # pseudo-labelled images in a step: one class alone shall fill it
@@ -137,19 +137,20 @@ def _shards(folder: Path) -> Seen:
             "photos as shards with `noisy-lambda prepare folder … --split-off validation=0.15,test=0.15`"
         )
     classes = read_classes(str(folder))
-    scans = {
-        role: [shards.scan(str(path)).samples for path in sorted(folder.glob(pattern))]
-        for role, pattern in sources.items()
-    }
-    found = {role: sum(map(len, of_role)) for role, of_role in scans.items()}
+    paths = {role: sorted(folder.glob(pattern)) for role, pattern in sources.items()}
+    scans = {role: [shards.scan(str(path)).samples for path in _spread(of_role)] for role, of_role in paths.items()}
+    found = {}
+    for role, of_role in paths.items():  # of many shards some are counted, and the rest by their bytes
+        share = sum(path.stat().st_size for path in _spread(of_role)) / sum(path.stat().st_size for path in of_role)
+        found[role] = round(sum(map(len, scans[role])) / share)
     labels: Counter[str] = Counter()
-    for path, samples in zip(sorted(folder.glob(sources["labelled"])), scans["labelled"], strict=True):
+    for path, samples in zip(_spread(paths["labelled"]), scans["labelled"], strict=True):
         for text in shards.read_texts(str(path), samples, "cls"):
             label = (text or b"").decode(errors="replace").strip()
             labels[classes[int(label)] if label.isdigit() and int(label) < len(classes) else label] += 1
     _check_classes(str(folder), labels)
-    [first, *_] = sorted(folder.glob(sources["labelled"]))
-    pixels = _shorter_side(shards.read_at(str(first), s.offset, s.size) for s in _spread(scans["labelled"][0]))
+    first = str(paths["labelled"][0])
+    pixels = _shorter_side(shards.read_at(first, s.offset, s.size) for s in _spread(scans["labelled"][0]))
     return Seen(sources, found, classes, min(labels.values()), pixels, sharded=True)
 
 

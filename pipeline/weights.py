@@ -93,6 +93,14 @@ def no_published_weights(name: str) -> str:
     return f"model '{name}' has no published weights; set pretrained: false or a file, or name a timm/<name> model"
 
 
+def _hub_name(name: str) -> str:
+    """Where timm's published weights of a model lie on their hub."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return str((config and config.hf_hub_id) or f"timm/{name}")
+
+
 def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrained: bool) -> nn.Module:
     import timm
 
@@ -108,7 +116,7 @@ def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrain
     except OSError as error:
         raise ConfigError(
             f"cannot fetch the published weights of 'timm/{name}': {str(error).splitlines()[0][:200]}; download "
-            f"model.safetensors of timm/{name} where there is a network, put it beside the job as "
+            f"model.safetensors of {_hub_name(name)} where there is a network, save it where you run this as "
             "weights.safetensors, and set pretrained: weights.safetensors"
         ) from error
     except (TypeError, RuntimeError) as error:

@@ -29,6 +29,7 @@ from pipeline.train.backbone import classifier_of, load_backbone
 from pipeline.train.ema import Average
 from pipeline.train.evaluate import accuracy
 from pipeline.train.feeding import loading_processes
+from pipeline.train.loop import threads
 from pipeline.train.optim import create_optimizer, learning_rate, set_learning_rate
 from pipeline.train.precision import choose_precision
 from pipeline.train.spec import TrainSpec
@@ -44,7 +45,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
     there is nothing to save. ConfigError: several processes."""
     if ended := checkpoint.read_result(spec.folder):
         return ended
-    with join() as world, Journal(spec.folder) as journal:
+    with join() as world, threads(spec.threads), Journal(spec.folder) as journal:
         if world.size > 1:
             raise ConfigError("freeze trains in one process; start one, and set workers.train to 1")
         journal.truncate(-1)

@@ -156,6 +156,13 @@ def test_weights_that_cannot_be_taken_are_named_before_anything_is_trained(
     assert "gen0-teacher" not in world.done() if world.output.exists() else True
 
 
+def test_without_network_it_is_said_where_the_file_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"download model\.safetensors of timm/test_resnet\.\S+ where"):
+        weights.build_model(MODEL, 3, pretrained=True)
+
+
 def test_a_classifier_that_differs_is_named(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "before")
     (source / CARD).unlink()
