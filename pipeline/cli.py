@@ -92,10 +92,14 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     add("jobs", jobs, "list the jobs that come with noisy-lambda")
+    init_ = add("init", init, "look at a folder of photos or shards, and write a first job for it")
+    init_.add_argument("folder", metavar="FOLDER", help="photos in class sub-folders, or shards")
+    init_.add_argument("--out", metavar="JOB.yaml", help="the job to write (default: FOLDER's name, in this folder)")
     run_ = add_job("run", run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
-    add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    plan_ = add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    plan_.add_argument("--measure", action="store_true", help="time training here, for 20 seconds, to tell how long")
     add_job("status", status, "show how far a job is, also while it runs")
     add_job("report", report, "write a report of what there is of a job that is not finished")
     review_ = add_job("review", review, "show the images most worth a look, for people to correct their labels")
@@ -168,6 +172,11 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     digits.add_argument("--labels-per-class", type=int, default=5, help="(default: 5)")
     folder = kinds.add_parser("folder", help="a folder of class sub-folders, or of unlabelled images")
     folder.add_argument("source", metavar="DIR", help="the folder; its sub-folders are the classes")
+    folder.add_argument(
+        "--split-off",
+        metavar="SHARES",
+        help="shares of each class for validation and test shards, such as validation=0.15,test=0.15",
+    )
     table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
     table.add_argument("source", metavar="FILE", help="the table; relative paths in it start at its folder")
     table.add_argument("--image", default="path", help="column of image paths (default: path)")
@@ -205,6 +214,14 @@ def jobs(args: argparse.Namespace) -> int:
     return 0
 
 
+def init(args: argparse.Namespace) -> int:
+    from pipeline.first_job import init as write
+
+    for line in write(args.folder, args.out):
+        print(line)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     keep_memory()  # before there are threads
     from pipeline.cluster import torchrun
@@ -238,7 +255,7 @@ def plan(args: argparse.Namespace) -> int:
     from pipeline.progress import console
     from pipeline.views import plan_table
 
-    table, problems = plan_table(_load(args))
+    table, problems = plan_table(_load(args), measure=args.measure)
     console().print(table)
     if problems:
         raise UserError(f"the run would fail: {problems[0]}")
@@ -376,6 +393,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
     from pipeline.data import prepare_files as shards_of
+    from pipeline.data.split_off import shares_in
 
     options: dict[str, Any] = {
         "split": args.split,
@@ -387,6 +405,7 @@ def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None
         "progress": progress,
     }
     if args.what == "folder":
-        return shards_of.folder(args.source, args.out, labelled=not args.unlabelled, **options)
+        options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
+        return shards_of.folder(args.source, args.out, **options)
     label = None if args.unlabelled else args.label
     return shards_of.table(args.source, args.out, image=args.image, label=label, label_is=args.label_is, **options)

@@ -18,6 +18,7 @@ from pipeline.config.settings_train import Train, pseudo_per_step
 from pipeline.errors import ConfigError, UserError, WeightsError
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import Done, Stage
+from pipeline.train.backbone import check_backbone, classifier_of
 from pipeline.train.freeze import roles_of
 from pipeline.train.input_size import check_further_sizes, check_size
 from pipeline.train.spec import architecture_overrides, steps_of
@@ -31,6 +32,8 @@ def check_models(job: Job, stages: Iterable[Stage], classes: int, labelled: int)
     for stage in ahead:
         settings = training_of(job, stage)
         model = _build(stage, settings, classes)
+        if settings.pretrained is True:  # fetched now, not after the stages before it
+            weights.build_model(settings.model, classes, architecture_overrides(settings), pretrained=True)
         check_size(model, settings.model, settings.resolution)
         check_further_sizes(model, settings.model, job.evaluate.sizes)
         steps_of(stage.name, settings.duration, settings.batch, labelled)
@@ -47,8 +50,15 @@ def check_starts(job: Job, stages: Iterable[Stage], classes: int) -> None:
         settings = training_of(job, stage)
         with torch.device("meta"):
             model = _build(stage, settings, classes)
-            if settings.pretrained and not settings.model.startswith("timm/"):
-                raise ConfigError(f"{stage.name}: {weights.no_published_weights(settings.model)}")
+            try:
+                if isinstance(settings.pretrained, str):
+                    check_backbone(model, settings.pretrained)
+                elif settings.pretrained and not weights.is_published(settings.model):
+                    raise ConfigError(weights.no_published_weights(settings.model))
+                if settings.freeze:
+                    classifier_of(model, settings.model)
+            except UserError as error:
+                raise ConfigError(f"{stage.name}: {error}") from error
             if settings.init == "teacher" and stage.generation and before is not None:
                 try:
                     weights.load_state(model, before.state_dict(), "the teacher's weights")

@@ -22,7 +22,7 @@ from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
 from pipeline.printable import counted
 from pipeline.progress import SILENT_SECONDS, safe
 
-RIGHT = ("shards", "GiB", "done", "rate", "left")
+RIGHT = ("shards", "GiB", "done", "rate", "left", "time", "disk")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
 CLASSES = 1000  # where they are not known
 
@@ -32,7 +32,7 @@ def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[
     lie, "" while the stages before it decide that; what it found, would do, or what is in its way."""
     found = graph.look(job) if found is None else found
     done = _done(found)
-    labelled = done["index"].info["counts"].get("labelled") if "index" in done else None
+    labelled = _labelled(job, done)
     rows = []
     for look in found:
         state = "done" if look.done else "blocked" if look.problem else "will run"
@@ -43,27 +43,57 @@ def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[
     return rows
 
 
-def plan_table(job: Job) -> tuple[Group, list[str]]:
-    """Shards of every source, and what is done or would run of every stage; and why the run would fail, on any machine
-    that sees these shards."""
+def _labelled(job: Job, done: Mapping[str, Done]) -> int | None:
+    """Labelled images, where they are counted already."""
+    if job.measure.models:
+        return None
+    from pipeline import outlook  # seconds of imports
+
+    return outlook.labelled_images(job, done)
+
+
+def plan_table(job: Job, *, measure: bool = False) -> tuple[Group, list[str]]:
+    """Shards of every source, and of every stage what is done or would run, with time and room; and why the run would
+    fail, on any machine that sees these shards. `measure`: find the speed of training here."""
     found = graph.look(job)
     # What is wrong with shards follows below.
-    problems = [str(look.problem) for look in found if look.problem and not isinstance(look.problem, DataError)]
+    problems = [
+        str(look.problem)
+        for look in found
+        if look.problem and (look.stage.kind == "prepare" or not isinstance(look.problem, DataError))
+    ]
     done = _done(found)
-    table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "folder", "what")
+    table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "time", "disk", "folder", "what")
+    takes: dict[str, tuple[str, str]] = {}
+    total, lengths = "", list[str]()
+    if not job.measure.models:
+        from pipeline import outlook
+
+        stages = [look.stage for look in found]
+        takes, total = outlook.takes(job, stages, done, _class_count(job, done), measure and not problems)
+        lengths = outlook.lengths(job, stages, done)
     for row in plan_rows(job, found):
         unknown = "" if row["state"] == "not run" else f"{row['stage']}-…"
         folder = storage.name(row["folder"]) if row["folder"] else unknown
-        table.add_row(row["stage"], row["state"], folder, safe(row["what"]))
+        table.add_row(row["stage"], row["state"], *takes.get(row["stage"], ("", "")), folder, safe(row["what"]))
     missing = _missing_gpus(job)
     if job.measure.models:
         return Group(table, *missing), problems
     prepared = job.data.root is not None or bool(found[0].done)
     shards, lacking = _shards_table(job, done) if prepared else ("shards: written by the first stage", [])
     wrong, small = _notes_on_models(job, done)
-    notes = [f"\n[red]✗[/red] {safe(text)}" for text in wrong]
+    small = [*small, *lengths]
+    notes = [f"\n{total}"] if total else []
+    notes += [f"\n[red]✗[/red] {safe(text)}" for text in wrong]
     notes += [f"\n! {safe(text)}" for text in (*small, *_sorted_shards(job, found), *missing)]
     return Group(shards, "", table, *notes), [*problems, *lacking, *wrong]
+
+
+def _class_count(job: Job, done: Mapping[str, Done]) -> int:
+    try:
+        return len(Corpora(job, done, write=False).classes)
+    except UserError:  # the data is not there yet; the class list changes counts of all models by about the same
+        return CLASSES
 
 
 def _missing_gpus(job: Job) -> list[str]:
@@ -101,10 +131,7 @@ def _notes_on_models(job: Job, done: Mapping[str, Done]) -> tuple[list[str], lis
     """(models that cannot be trained as the job says, students that are smaller than their teachers)."""
     from pipeline import preflight  # seconds of imports
 
-    try:
-        classes = len(Corpora(job, done, write=False).classes)
-    except UserError:  # the data is not there yet; the class list changes counts of both by about the same
-        classes = CLASSES
+    classes = _class_count(job, done)
     stages = graph.stages_of(job, done)
     return preflight.mistakes(job, stages, classes, done), preflight.too_small(job, stages, classes, done)
 
@@ -150,7 +177,9 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
     rate = peak_rate(train, train.batch + pseudo)
     workers = counted(job.workers.train, "worker")
-    length = _length(train.duration, train.batch, labelled)
+    from pipeline import outlook
+
+    length = outlook.length(train, labelled, pseudo)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
 
 

@@ -78,8 +78,27 @@ def build_model(
         raise ConfigError(f"{error}{timms}") from error
 
 
+def is_published(name: str) -> bool:
+    """Whether timm knows of weights for a model."""
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(name.removeprefix("timm/")) if name.startswith("timm/") else None
+    except RuntimeError:  # no such tag
+        return False
+    return bool(config and config.has_weights)
+
+
 def no_published_weights(name: str) -> str:
-    return f"model '{name}' has no published weights; set pretrained: false, or name a timm/<name> model"
+    return f"model '{name}' has no published weights; set pretrained: false or a file, or name a timm/<name> model"
+
+
+def _hub_name(name: str) -> str:
+    """Where timm's published weights of a model lie on their hub."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return str((config and config.hf_hub_id) or f"timm/{name}")
 
 
 def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -90,12 +109,15 @@ def _build_timm(name: str, num_classes: int, overrides: dict[str, Any], pretrain
         raise ConfigError(
             f"timm has no model '{name}'; did you mean {', '.join(close) or 'one of timm.list_models()'}?"
         )
+    if pretrained and not is_published(f"timm/{name}"):
+        raise ConfigError(no_published_weights(f"timm/{name}"))
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **overrides)
     except OSError as error:
         raise ConfigError(
-            f"cannot fetch the published weights of 'timm/{name}': {str(error).splitlines()[0]}; "
-            "connect this machine to their hub, or set pretrained: false"
+            f"cannot fetch the published weights of 'timm/{name}': {str(error).splitlines()[0][:200]}; download "
+            f"model.safetensors of {_hub_name(name)} where there is a network, save it where you run this as "
+            "weights.safetensors, and set pretrained: weights.safetensors"
         ) from error
     except (TypeError, RuntimeError) as error:
         raise ConfigError(f"model 'timm/{name}' does not take {overrides}: {str(error).splitlines()[0]}") from error
@@ -160,6 +182,19 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
             f"{len(state)} tensors, such as {broken[0]}: its training had diverged; name weights from before that"
         )
     return state
+
+
+def shapes_of(path: str) -> dict[str, list[int]]:
+    """Names and shapes of the tensors in a .safetensors file; of a local one nothing but its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if storage.is_url(path) or not storage.exists(path):
+        return {name: list(tensor.shape) for name, tensor in read_state(path).items()}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{storage.redact(path)} is not a safetensors file: {error}") from error
 
 
 def without_prefix(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:

@@ -26,8 +26,9 @@ JOB = ["JOB", "key=value"]
 FILES = ["--out", "--split", "--unlabelled", "--seed", "--max-bad", "--shard-images", "--shard-bytes", "--processes"]
 SURFACE = {
     "jobs": [],
+    "init": ["FOLDER", "--out"],
     "run": [*JOB, "--refreeze", "--json"],
-    "plan": JOB,
+    "plan": [*JOB, "--measure"],
     "status": JOB,
     "report": JOB,
     "review": [*JOB, "--folds", "--images"],
@@ -40,7 +41,7 @@ SURFACE = {
         "--cluster",
     ],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
-    "prepare folder": ["DIR", *FILES],
+    "prepare folder": ["DIR", "--split-off", *FILES],
     "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],
 }
 

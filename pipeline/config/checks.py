@@ -99,6 +99,19 @@ def check_select(select: Select, where: str, path: str) -> None:
             raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
 
 
+def check_job(job: Job, path: str) -> None:
+    """All that is about the whole of a job."""
+    check_generations(job, path)
+    if job.labels_only:
+        check_labels_only(job, path)
+    elif not job.measure.models:
+        check_sources(job, path)
+    for check in (
+        check_names, check_prepare, check_checkpoint, check_workers, check_sets, check_robustness, check_finetune,
+    ):  # fmt: skip
+        check(job, path)
+
+
 def check_names(job: Job, path: str) -> None:
     """Rows of a table are told apart by name."""
     names = [measured.name for measured in job.measure.models]
@@ -106,6 +119,38 @@ def check_names(job: Job, path: str) -> None:
         if name in names[:number]:
             raise ConfigError(
                 f"{path}: measure.models[{names.index(name)}] and [{number}] are both called '{name}'; give one a label"
+            )
+
+
+SOURCES = ("labelled", "unlabelled", "validation", "test")
+
+
+def check_prepare(job: Job, path: str) -> None:
+    """`prepare.source` and `split_off` give each kind of images that the job needs once."""
+    prepare = job.prepare
+    if prepare.dataset != "folder":
+        return
+    found = prepare.source
+    named = found if isinstance(found, dict) else {"labelled": found}
+    if not all(name in SOURCES and isinstance(folder, str) and folder for name, folder in named.items()):
+        raise ConfigError(
+            f"{path}: prepare.source is {found!r}; it takes the folder whose sub-folders are the classes, or folders "
+            f"by what they are for: {', '.join(SOURCES)}"
+        )
+    if wrong := [name for name in prepare.split_off if name not in ("validation", "test")]:
+        raise ConfigError(f"{path}: prepare.split_off names '{wrong[0]}'; what can be split off is validation and test")
+    if twice := [name for name in prepare.split_off if name in named]:
+        raise ConfigError(f"{path}: prepare.source and prepare.split_off both give {twice[0]} images; drop one of them")
+    if sum(prepare.split_off.values()) >= 1:
+        raise ConfigError(f"{path}: prepare.split_off leaves no images to learn from; its shares add up to 1 or more")
+    wanted = ("labelled", "validation", "test", *(("unlabelled",) if job.generations else ()))
+    for name in wanted:
+        if name not in named and name not in prepare.split_off:
+            share = f", or give them a share of the labelled ones: split_off: {{{name}: 0.15}}"
+            raise ConfigError(
+                f"{path}: prepare.source names no {name} images, which this job needs; write "
+                f"source: {{{name}: FOLDER, …}}"
+                f"{share if name in ('validation', 'test') else ''}"
             )
 
 
@@ -168,6 +213,15 @@ def check_workers(job: Job, path: str) -> None:
             f"{path}: workers.train_least is {least}, but workers.train is {most}; the first is the fewest training "
             "processes to go on with, the second the most"
         )
+    if job.teacher.freeze and job.evaluate.raw:
+        raise ConfigError(
+            f"{path}: evaluate.raw is true, but with teacher.freeze only the averaged classifier is kept"
+            "; drop one of them"
+        )
+    if job.teacher.freeze and most > 1:
+        raise ConfigError(
+            f"{path}: workers.train is {most}, but teacher.freeze trains in one process; set workers.train to 1"
+        )
 
 
 def check_training(settings: Train, where: str, path: str) -> None:
@@ -188,6 +242,16 @@ def check_training(settings: Train, where: str, path: str) -> None:
             raise ConfigError(
                 f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
             )
+    if not isinstance(settings.pretrained, bool) and not (isinstance(settings.pretrained, str) and settings.pretrained):
+        raise ConfigError(
+            f"{path}: {where}.pretrained is {settings.pretrained!r}; it takes true, false, a stage folder or a "
+            ".safetensors file"
+        )
+    if settings.freeze and (where != "teacher" or not settings.pretrained):
+        why = "but only a teacher can be" if where != "teacher" else f"and {where}.pretrained names no weights to keep"
+        raise ConfigError(
+            f"{path}: {where}.freeze is true, {why}; set `pretrained` of the teacher too, or drop `freeze`"
+        )
     if where == "teacher" and settings.init == "teacher":
         raise ConfigError(
             f"{path}: teacher.init is 'teacher', but only students have a "

@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 
 OF_ALL = r"^generations\[\d+\]\."
 OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
+OF_WHOLE_NETWORKS = (
+    "clip", "accumulate", "rollbacks", "weights", "augment", "augment_ops", "affine", "crop_scale", "crop_ratio",
+    "flip", "augment_on", "mixup", "cutmix", "dropout", "stochastic_depth", "segments", "window", "evaluate_every",
+    "evaluate_raw", "checkpoint_every", "keep", "compile", "parallel", "static_graph",
+)  # fmt: skip
 Idle = tuple[str, Any, str, Iterable[str], str]
 """(where, the settings there, the one that decides or "", the names of those that have no effect, why)"""
 
@@ -71,8 +76,15 @@ def _idle(job: Job) -> Iterator[Idle]:
         yield "finetune", job.finetune, "resolution", names, "without finetune.resolution there is no fine-tune"
     else:
         yield from _idle_in_optimizer("finetune", job.finetune)
+    of_folder = ["source", "split_off"]
     if not job.prepare.dataset:
-        yield "prepare", job.prepare, "dataset", ["labels_per_class"], "prepare.dataset names no data to write"
+        names, why = ["labels_per_class", *of_folder], "prepare.dataset names no data to write"
+        yield "prepare", job.prepare, "dataset", names, why
+    elif job.prepare.dataset == "folder":
+        why = "prepare.dataset is folder, which has the labels that it has"
+        yield "prepare", job.prepare, "dataset", ["labels_per_class"], why
+    else:
+        yield "prepare", job.prepare, "dataset", of_folder, f"prepare.dataset is {job.prepare.dataset}"
     if not job.evaluate.robustness.corruptions:
         names = _others(job.evaluate.robustness, "corruptions")
         why = "evaluate.robustness.corruptions names none"
@@ -83,6 +95,9 @@ def _idle(job: Job) -> Iterator[Idle]:
 
 def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
     yield from _idle_in_optimizer(where, settings)
+    if settings.freeze:
+        why = "with freeze only the classifier is trained, on features that do not change"
+        yield where, settings, "freeze", OF_WHOLE_NETWORKS, why
     if not settings.rollbacks:
         yield where, settings, "rollbacks", ["rollback_factor"], "with rollbacks 0 no run goes back"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import adopted, checks, durations, job_file
+from pipeline.config import adopted, checks, durations, job_file, pretrained
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
@@ -72,23 +72,14 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         {**generation, **{name: job_file.merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
     ]
+    pretrained.fill_in(raw)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), raw))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
     assert isinstance(job, Job)
     _check_values(job, "", path)
-    checks.check_generations(job, path)
-    if job.labels_only:
-        checks.check_labels_only(job, path)
-    elif not measuring:
-        checks.check_sources(job, path)
-    checks.check_names(job, path)
-    checks.check_checkpoint(job, path)
-    checks.check_workers(job, path)
-    checks.check_sets(job, path)
-    checks.check_robustness(job, path)
-    checks.check_finetune(job, path)
+    checks.check_job(job, path)
     timed: list[tuple[str, Train | Finetune]] = [
         ("teacher", job.teacher),
         ("finetune", job.finetune),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.fields import REQUIRED, execution, identity
@@ -17,9 +18,30 @@ from pipeline.config.settings_train import Finetune, Teacher, Train
 @dataclass
 class Prepare:
     dataset: str | None = identity(
-        None, "data to write under the output first: 'digits', or nothing", choices=(None, "digits")
+        None,
+        "data to write as shards under the output first: the digits of the demo, or the images of a folder (`source`)",
+        choices=(None, "digits", "folder"),
     )
-    labels_per_class: int = identity(5, "labelled images drawn per class, by `seed`", low=1, high=100)
+    labels_per_class: int = identity(5, "of digits: labelled images drawn per class, by `seed`", low=1, high=100)
+    source: Any = execution(
+        None,
+        "of folder: the folder whose sub-folders are the classes; or several, {labelled: …, unlabelled: …, "
+        "validation: …, test: …}",
+    )
+    split_off: dict[str, float] = identity(
+        {},
+        "of folder: shares of each class of the labelled images to validate and test on, such as {validation: 0.15, "
+        "test: 0.15}; identical images stay together",
+        low=0.001,
+        high=0.9,
+        neutral={},
+    )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """`source` by what the images are for."""
+        named = {"labelled": self.source} if isinstance(self.source, str) else self.source or {}
+        return {name: str(Path(folder).expanduser()) for name, folder in named.items()}
 
 
 MAX_IMAGE_GB = 2.2  # Pillow's own limit on pixels lets none take more

@@ -21,7 +21,18 @@ class Affine:
 class Train:
     model: str = identity(REQUIRED, "a name of `python -m models` or timm/<name>")
     overrides: dict[str, Any] = identity({}, "arguments of the architecture")
-    pretrained: bool = identity(False, "start from timm's published weights (timm/<name> only)")
+    pretrained: Any = identity(
+        False,
+        "first weights: true, timm's published ones (timm/<name> only), or the stage folder or .safetensors file that "
+        "holds them, of which all but the classifier is taken; resolution, crop, interpolation, mean and std are those "
+        "of the weights where the job does not say them",
+    )
+    freeze: bool = identity(
+        False,
+        "train the classifier alone (a linear probe), on features that the rest of the pretrained network gives once; "
+        "of a teacher only",
+        neutral=False,
+    )
     init: str = identity(
         "scratch", "a student's first weights: new ones or the teacher's", choices=("scratch", "teacher")
     )

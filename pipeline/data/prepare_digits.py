@@ -67,7 +67,7 @@ def digits(
                 ]
                 for part in parts
             ]
-            write_split(out, split, shards, workers=1, progress=_shifted(progress, before, total))
+            write_split(out, split, shards, workers=1, progress=shifted(progress, before, total))
             before += sum(map(len, parts))
     counts = {split: sum(map(len, parts)) for split, parts in splits.items()}
     return {"images": counts, "unlabelled_shards": len(splits["unlabelled"]), "classes": len(CLASSES)}
@@ -85,7 +85,7 @@ def _stratified(pool: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.nd
     return pool[taken], pool[~taken]
 
 
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+def shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, _: progress(before + done, total)

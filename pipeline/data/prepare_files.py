@@ -6,11 +6,10 @@ what is no picture, or of a kind that is not decoded here, as skipped.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
-import os
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,21 @@ import numpy as np
 import pandas
 
 from pipeline import storage
+from pipeline.data import split_off as splits
 from pipeline.data.classes import alike, plain
+from pipeline.data.picture_files import Skipped, images_below, suffix_of
 from pipeline.data.prepare_digits import digits as digits
-from pipeline.data.samples import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, START, looks_like_picture
-from pipeline.data.shard_writer import Item, Progress, agree_on_classes, holding_classes, split_shards, write_split
+from pipeline.data.prepare_digits import shifted
+from pipeline.data.samples import IMAGE_SUFFIXES
+from pipeline.data.shard_writer import (
+    Item,
+    Progress,
+    Written,
+    agree_on_classes,
+    holding_classes,
+    split_shards,
+    write_split,
+)
 from pipeline.errors import ConfigError, DataError
 
 SHARD_BYTES = 256 << 20
@@ -30,8 +40,6 @@ SHARD_SAMPLES = 10_000
 MAX_BAD = 0.1
 SPLIT = re.compile(r"[A-Za-z0-9_]+")
 MEANT = {"validation": "val", "valid": "val", "train": "labelled", "training": "labelled", "unlabeled": "unlabelled"}
-Skipped = list[tuple[str, str]]
-"""(path, reason)"""
 
 log = logging.getLogger(__name__)
 
@@ -49,34 +57,54 @@ class Limits:
 
 
 def folder(
-    directory: str, out: str, *, split: str = "labelled", labelled: bool = True, **limits: Any
+    directory: str,
+    out: str,
+    *,
+    split: str = "labelled",
+    labelled: bool = True,
+    split_off: Mapping[str, float] | None = None,
+    leave_out: Sequence[str] = (),
+    **limits: Any,
 ) -> dict[str, Any]:
     """Shards `<split>-000.tar` … of all images below `directory`, in an order drawn by `seed`; `limits`: see Limits.
 
     `labelled`: the sub-folder directly in `directory` is the class. Where `out` has a classes.json already (another
-    split was prepared there), its list is used. Returns counts: shards, images, bad, skipped, classes.
+    split was prepared there), its list is used. `split_off`: shares of each class for shards of their own, such as
+    {"validation": 0.15, "test": 0.15} (pipeline.data.split_off); `leave_out`: folders that are passed over. Returns
+    counts: shards, images, bad, skipped, classes, and images by split where some were split off.
     """
-    if not Path(directory).is_dir():
-        raise DataError(f"there is no folder {directory} to prepare; give the folder that holds the images")
+    shares = splits.shares_of(split_off or {}, split)
+    if shares and not labelled:
+        raise ConfigError("only labelled images can be split off: drop --split-off, or --unlabelled")
     skipped: Skipped = []
-    paths = sorted(_images(directory, skipped))
+    paths = images_below(directory, skipped, leave_out)
     if not paths:
         raise DataError(
             f"{directory} holds no image files"
             + (f", but {len(skipped)} others such as {skipped[0][0]} ({skipped[0][1]})" if skipped else "")
             + f"; known suffixes are {', '.join(IMAGE_SUFFIXES)}"
         )
-    sources = [_Source(path) for path in paths]
-    if not labelled:
-        return _write(out, split, sources, None, [], skipped, Limits(**limits))
     inside = [Path(path).relative_to(directory).parts for path in paths]
+    sources = [_Source(path, name="/".join(parts)) for path, parts in zip(paths, inside, strict=True)]
+    if not labelled:
+        return _write(out, {split: (sources, None)}, [], skipped, Limits(**limits))
     if loose := [path for path, parts in zip(paths, inside, strict=True) if len(parts) == 1]:
         raise DataError(
             f"{loose[0]} lies in no class sub-folder of {directory}; move it "
             "into one, or prepare the folder as unlabelled"
         )
     labels, names = _by_name(out, [parts[0] for parts in inside])
-    return _write(out, split, sources, labels, names, skipped, Limits(**limits))
+    goes_to: list[str | None] = [None] * len(paths)
+    if shares:
+        goes_to = splits.divide(splits.content_hashes(paths), labels, shares, names, Limits(**limits).seed)
+    parts = {
+        name: (
+            [source for source, to in zip(sources, goes_to, strict=True) if (to or split) == name],
+            [label for label, to in zip(labels, goes_to, strict=True) if (to or split) == name],
+        )
+        for name in (split, *shares)
+    }
+    return _write(out, parts, names, skipped, Limits(**limits))
 
 
 def table(
@@ -108,29 +136,32 @@ def table(
     base = Path(path).absolute().parent
     sources = [_source(value, number, base, path) for number, value in enumerate(frame[image])]
     if label is None:
-        return _write(out, split, sources, None, [], [], Limits(**limits))
+        return _write(out, {split: (sources, None)}, [], [], Limits(**limits))
     texts = [str(value) for value in frame[label]]
     labels, names = _by_name(out, texts) if label_is == "name" else _by_index(path, out, texts, label)
-    return _write(out, split, sources, labels, names, [], Limits(**limits))
+    return _write(out, {split: (sources, labels)}, names, [], Limits(**limits))
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where an image comes from: a file, or `data`, of which `path` is a name for people."""
+    """Where an image comes from: a file, or `data`, of which `path` is a name for people. `name`: the manifest's path,
+    None for an image that was no file."""
 
     path: str
     data: bytes = b""
+    name: str | None = None
 
 
 def _source(value: Any, number: int, base: Path, table: str) -> _Source:
     if isinstance(value, dict):
         if value.get("bytes"):
-            return _Source(f"{value.get('path') or f'row {number}'} of {Path(table).name}", bytes(value["bytes"]))
+            shown = f"{value.get('path') or f'row {number}'} of {Path(table).name}"
+            return _Source(shown, bytes(value["bytes"]), value.get("path"))
         value = value.get("path") or ""
     if isinstance(value, bytes | bytearray | memoryview):
         return _Source(f"row {number} of {Path(table).name}", bytes(value))
     text = str(value)
-    return _Source(text if storage.is_url(text) else str(base / text))
+    return _Source(text if storage.is_url(text) else str(base / text), name=storage.redact(text))
 
 
 def _is_nothing(value: Any) -> bool:
@@ -139,53 +170,9 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value is pandas.NaT or value is pandas.NA or value != value or value in ("", b"")
 
 
-def _images(directory: str, skipped: Skipped) -> Iterator[str]:
-    """The files that are pictures, each once however many links lead to it; the others are added to `skipped`."""
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(directory, followlinks=True):
-        here = Path(parent).stat()
-        if (here.st_dev, here.st_ino) in seen:  # a link that leads back, or another to the same place
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                path = str(Path(parent, name))
-                reason = _no_picture(path)
-                if reason is None:
-                    yield path
-                else:
-                    skipped.append((path, reason))
-
-
-def _no_picture(path: str) -> str | None:
-    """Why a file is none."""
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            return "skipped: no regular file"
-    except OSError:  # a broken link: bad when its turn comes, if it was to be a picture
-        return None if _suffix(path) in IMAGE_SUFFIXES else "skipped: a link that leads nowhere"
-    suffix = _suffix(path)
-    if suffix in IMAGE_SUFFIXES:
-        return None
-    if suffix in FOREIGN_SUFFIXES:
-        return f"skipped: .{suffix} is not decoded here"
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return None if looks_like_picture(file.read(START)) else "skipped: no picture"
-    except OSError as error:
-        return f"skipped: {error.strerror}"
-
-
-def _suffix(path: str) -> str:
-    name = path.split("?")[0].rpartition("/")[2]
-    return name.rpartition(".")[2].lower() if "." in name else ""
-
-
 def _read_table(path: str) -> pandas.DataFrame:
     """All that a CSV file holds as text: nothing is guessed of `NA`, `001` or `true`."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix not in ("parquet", "csv"):
         raise DataError(f"{path} is neither .parquet nor .csv; those are the tables that can be prepared")
     try:
@@ -223,48 +210,66 @@ def _by_index(path: str, out: str, texts: list[str], column: str) -> tuple[list[
 
 def _write(
     out: str,
-    split: str,
-    sources: list[_Source],
-    labels: list[int] | None,
+    parts: Mapping[str, tuple[list[_Source], list[int] | None]],
     names: list[str],
     skipped: Skipped,
     limits: Limits,
 ) -> dict[str, Any]:
-    if not SPLIT.fullmatch(split):
-        raise ConfigError(f"'{split}' cannot name a split; use letters, digits and underscores")
-    if split in MEANT:
-        log.warning("a job looks for %s-*.tar unless data says otherwise, not for %s-*.tar", MEANT[split], split)
+    """`parts`: by split its images and their class indexes, None for unlabelled ones; `skipped` belong to the first."""
+    for split in parts:
+        if not SPLIT.fullmatch(split):
+            raise ConfigError(f"'{split}' cannot name a split; use letters, digits and underscores")
+        if split in MEANT:
+            log.warning("a job looks for %s-*.tar unless data says otherwise, not for %s-*.tar", MEANT[split], split)
     if limits.shard_bytes < 1 or limits.shard_samples < 1:
         raise ConfigError(
             f"a shard of {limits.shard_bytes} bytes and {limits.shard_samples} samples is impossible; give at least 1"
         )
-    # Classes must not lie together in a shard: training shuffles only so far. RandomState never changes its stream.
-    order = np.random.RandomState(limits.seed).permutation(len(sources))
-    items = [_item(number, sources[i], None if labels is None else labels[i]) for number, i in enumerate(order)]
-    sizes = [len(item.data) or _size(item.path) for item in items]
-    ranges = split_shards(sizes, limits.shard_bytes, limits.shard_samples)
-    shards = [items[part.start : part.stop] for part in ranges]
-    with holding_classes(out, names if labels is not None else None):
-        written = write_split(out, split, shards, workers=limits.workers, progress=limits.progress, skipped=skipped)
-    foreign = sum(reason.endswith("is not decoded here") for _, reason in skipped)
-    lost = len(written.bad) + foreign
-    if lost > limits.max_bad * (lost + written.images):
+    first = next(iter(parts))
+    shards = {split: _shards(sources, labels, limits) for split, (sources, labels) in parts.items()}
+    before, total = 0, sum(len(sources) for sources, _ in parts.values())
+    results: dict[str, Written] = {}
+    with holding_classes(out, names if parts[first][1] is not None else None):
+        # Those that are there already first: what differs is refused before anything is written.
+        for split in sorted(parts, key=lambda split: not fnmatch.filter(storage.listdir(out), f"{split}-*.tar")):
+            results[split] = write_split(
+                out,
+                split,
+                shards[split],
+                workers=limits.workers,
+                progress=shifted(limits.progress, before, total),
+                skipped=skipped if split == first else [],
+            )
+            before += len(parts[split][0])
+    written, bad = (sum(count) for count in zip(*((r.images, len(r.bad)) for r in results.values()), strict=True))
+    lost = bad + sum(reason.endswith("is not decoded here") for _, reason in skipped)
+    if lost > limits.max_bad * (lost + written):
         raise DataError(
-            f"{lost} of {lost + written.images} pictures are bad or not decoded here, more than --max-bad "
-            f"{limits.max_bad:g} allows; {storage.redact(storage.join(out, 'bad_files.txt'))} lists them: mend them, "
-            "or raise --max-bad to go on with the rest, which is written"
+            f"{lost} of {lost + written} pictures are bad or not decoded here, more than --max-bad "
+            f"{limits.max_bad:g} allows; {storage.redact(storage.join(out, 'bad_files.txt'))} lists them: mend "
+            "or remove them, or go on with the rest, which is written, by `noisy-lambda prepare` and a higher --max-bad"
         )
+    of_split = {split: results[split].images for split in parts} if len(parts) > 1 else {}
     return {
-        "shards": written.shards,
-        "images": written.images,
-        "bad": len(written.bad),
+        "shards": sum(len(of_part) for of_part in shards.values()),
+        "images": written,
+        **of_split,
+        "bad": bad,
         "skipped": len(skipped),
         "classes": len(names),
     }
 
 
+def _shards(sources: list[_Source], labels: list[int] | None, limits: Limits) -> list[list[Item]]:
+    # Classes must not lie together in a shard: training shuffles only so far. RandomState never changes its stream.
+    order = np.random.RandomState(limits.seed).permutation(len(sources))
+    items = [_item(number, sources[i], None if labels is None else labels[i]) for number, i in enumerate(order)]
+    sizes = [len(item.data) or _size(item.path) for item in items]
+    return [items[part.start : part.stop] for part in split_shards(sizes, limits.shard_bytes, limits.shard_samples)]
+
+
 def _item(number: int, source: _Source, label: int | None) -> Item:
-    return Item(_key(number, source.path), _image_suffix(source.path), label, source.path, source.data)
+    return Item(_key(number, source.path), _image_suffix(source.path), label, source.path, source.data, source.name)
 
 
 def _key(number: int, path: str) -> str:
@@ -274,7 +279,7 @@ def _key(number: int, path: str) -> str:
 
 
 def _image_suffix(path: str) -> str:
-    return _suffix(path) if _suffix(path) in IMAGE_SUFFIXES else "jpg"
+    return suffix_of(path) if suffix_of(path) in IMAGE_SUFFIXES else "jpg"
 
 
 def _size(path: str) -> int:

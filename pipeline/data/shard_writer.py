@@ -1,9 +1,15 @@
-"""Writes prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all."""
+"""Writes prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all.
+
+labelled-000.tar …          the images, with their labels
+manifest-labelled.parquet   where each comes from: shard, index (of the sample), key, path (relative to what was
+                            prepared; null where an image was no file), sha256 (of the image)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
+
 from pipeline import storage
-from pipeline.data import images
+from pipeline.data import images, parquet_files
 from pipeline.data.classes import CLASSES_NAME, read_classes, write_classes
 from pipeline.errors import DataError, RemoteError
 from pipeline.printable import printable
@@ -35,6 +43,8 @@ class Item:
     label: int | None
     path: str = ""
     data: bytes = b""
+    name: str | None = None
+    """The path as the manifest has it."""
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Written:
     shards: int = 0
     images: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+    rows: list[tuple[str, str | None, str]] = field(default_factory=list)  # (key, name, sha256) of a shard's images
 
 
 def split_shards(sizes: list[int], max_bytes: int, max_samples: int) -> list[range]:
@@ -65,7 +76,8 @@ def write_split(
     progress: Progress | None = None,
     skipped: Sequence[tuple[str, str]] = (),
 ) -> Written:
-    """Write `<split>-000.tar` and so on, a process per shard, and the bad files and those `skipped` to bad_files.txt.
+    """Write `<split>-000.tar` and so on, a process per shard, the bad files and those `skipped` to bad_files.txt, and
+    the manifest.
 
     Shards that are there already must be equal to what would be written. Raises DataError, before anything is
     written where another shard of the split lies in `out`.
@@ -118,7 +130,22 @@ def write_split(
             f"none of the {total} files is a readable image: {written.bad[0][0]} is {written.bad[0][1]}, for "
             f"instance; see {storage.redact(storage.join(out, BAD_NAME))}"
         )
+    _write_manifest(out, split, {name: results[storage.join(out, name)].rows for name in names})
     return written
+
+
+def manifest_name(split: str) -> str:
+    """Of the file that says where the images of a split come from; no pattern of shards matches it."""
+    return f"manifest-{split}.parquet"
+
+
+def _write_manifest(out: str, split: str, rows: dict[str, list[tuple[str, str | None, str]]]) -> None:
+    every = [(shard, index, *row) for shard, of_shard in rows.items() for index, row in enumerate(of_shard)]
+    text = pa.string()
+    schema = pa.schema([("shard", text), ("index", pa.int64()), ("key", text), ("path", text), ("sha256", text)])
+    columns = zip(*every, strict=True)
+    arrays = [pa.array(values, kind.type) for values, kind in zip(columns, schema, strict=True)]
+    parquet_files.write_table(storage.join(out, manifest_name(split)), pa.Table.from_arrays(arrays, schema=schema))
 
 
 def write_shard(items: list[Item], target: str, step: Callable[[int], None] | None = None) -> Written:
@@ -152,23 +179,25 @@ def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> 
         stack.callback(writer.close)
         for item in items:
             try:
-                sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: _read(item)}
+                data = read_image(item.path, item.data)
             except images.BadImage as bad:
                 written.bad.append((item.path, str(bad)))
             else:
+                sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: data}
                 if item.label is not None:
                     sample["cls"] = str(item.label).encode()
                 writer.write(sample)
                 written.images += 1
+                written.rows.append((item.key, item.name, hashlib.sha256(data).hexdigest()))
             if step is not None:
                 step(1)
     return written
 
 
-def _read(item: Item) -> bytes:
-    """The bytes of an image, decoded once (at a small scale) to see that they are whole."""
+def read_image(path: str, data: bytes = b"") -> bytes:
+    """The bytes of an image, decoded once (at a small scale) to see that they are whole. BadImage."""
     try:
-        data = item.data or storage.read_bytes(item.path)
+        data = data or storage.read_bytes(path)
     except RemoteError:  # a server that is down says nothing of the image
         raise
     except OSError as error:

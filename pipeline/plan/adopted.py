@@ -1,4 +1,4 @@
-"""Looks at the weights that `teacher.checkpoint` names: their identity, and the classes that they know."""
+"""Looks at weights that are given (`teacher.checkpoint`, `pretrained`): their identity, and the classes they know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.pretrained import weights_file
 from pipeline.errors import WeightsError
 from pipeline.plan.stage import CARD, WEIGHTS
 
@@ -26,6 +27,17 @@ def checkpoint_sha256(source: str) -> str | dict[str, str]:
         )
     found = storage.sha256(path)
     return {"weights": found, "card": storage.sha256(card)} if card and storage.exists(card) else found
+
+
+def pretrained_sha256(source: str, stage: str) -> str:
+    """Identity of the weights that a training's `pretrained` names. WeightsError: there are none."""
+    path = weights_file(source)
+    if not storage.exists(path):
+        raise WeightsError(
+            f"{stage}: pretrained names {storage.redact(source)}, and there is no {storage.redact(path)}; name a stage "
+            "folder or a .safetensors file"
+        )
+    return storage.sha256(path)
 
 
 def adopted_files(source: str) -> tuple[str, str | None]:

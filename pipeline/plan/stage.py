@@ -5,7 +5,7 @@
     ├── progress.json                how far it is, rewritten every 10 s
     ├── corpus-1a2b3c4d.json         the frozen list of shards of one or more sources
     ├── mlflow.db  mlflow.json       MLflow's store, and the id of the run in it
-    ├── prepare-1a2b3c4d/            classes.json  labelled-000.tar  unlabelled-000.tar …  val-000.tar  test-000.tar
+    ├── prepare-1a2b3c4d/            classes.json  labelled-000.tar  unlabelled-000.tar …  manifest-<split>.parquet
     ├── index-1a2b3c4d/              <source>/<shard>.parquet  shards.json  classes.parquet
     ├── gen0-teacher-1a2b3c4d/       checkpoints/step-000500/ …  model.safetensors  model.yaml  result.json
     ├── gen1-audit-1a2b3c4d/         <source>/<shard>.parquet  audit.json

@@ -20,6 +20,8 @@ from pipeline.plan.kind import Kind
 from pipeline.plan.stage import CARD, WEIGHTS, Result
 from pipeline.stages.train import check_models
 
+NEW_CLASSIFIER = "to train a new classifier on these weights, name them as teacher.pretrained, not as checkpoint"
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,6 +73,7 @@ def run(context: Context) -> Result:
 def _read(context: Context, source: str) -> tuple[weights.Card, State]:
     """What the weights are, and the weights, which fit."""
     from pipeline import weights
+    from pipeline.train.backbone import differing_head
     from pipeline.train.spec import architecture_overrides, view_of
 
     settings, classes = context.job.teacher, context.corpora.classes
@@ -89,14 +92,21 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
     if card.classes != classes:
         raise WeightsError(
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) "
-            f"than this job's ({describe(classes)}); name a checkpoint of the same class list in the same order"
+            f"than this job's ({describe(classes)}); name a checkpoint of the same class list in the same order, or "
+            f"{NEW_CLASSIFIER}"
         )
     state, prefix = weights.without_prefix(weights.read_state(path))
     if prefix:
         context.warn(
             f"all names in {storage.redact(path)} begin with '{prefix}', which a wrapper puts there: it is left out"
         )
-    weights.load_state(weights.build_model(card.architecture, len(classes), card.overrides), state, path)
+    model = weights.build_model(card.architecture, len(classes), card.overrides)
+    if differing := differing_head(model, state):
+        raise WeightsError(
+            f"teacher.checkpoint {storage.redact(path)} has another classifier than {len(classes)} classes take: "
+            f"{differing}; {NEW_CLASSIFIER}"
+        )
+    weights.load_state(model, state, path)
     return card, state
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config.fields import identity_of
 from pipeline.config.settings_train import Train
+from pipeline.plan.adopted import pretrained_sha256
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs, training_of
 from pipeline.plan.kind import Kind, Line
@@ -32,6 +33,8 @@ def needs(line: Line, generation: int) -> tuple[str, ...]:
 def identity(inputs: Inputs) -> dict[str, Any]:
     training = training_of(inputs.job, inputs.stage)
     settings = identity_of(training)
+    if isinstance(training.pretrained, str):
+        settings["pretrained"] = {"weights": pretrained_sha256(training.pretrained, inputs.stage.name)}
     given: dict[str, Any] = {
         "settings": settings,
         "seed": inputs.job.seed,
@@ -54,11 +57,11 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 def run(context: Context) -> Result:
     from pipeline import preflight, weights
     from pipeline.loading import shuffle_quality
-    from pipeline.train.loop import run as train
+    from pipeline.train import loop, probe
 
     stage, settings, classes = context.stage, training_of(context.job, context.stage), context.corpora.classes
     check_models(context)
-    spec = make_spec(context, settings)
+    spec = make_spec(context, settings, only=("head",) if settings.freeze else ())
     if note := shuffle_quality.advice_on(context.needs["index"].folder, settings, context.job.seed):
         context.warn(f"{stage.name}: {note}")
     parameters = weights.parameter_count(weights.build_model(settings.model, len(classes), spec.overrides))
@@ -67,7 +70,12 @@ def run(context: Context) -> Result:
         if parameters < teacher:
             context.warn(preflight.smaller(stage.name, parameters, teacher))
     card = weights.card_of(settings.model, spec.overrides, classes, spec.view)
-    return leave_model(context, spec, context.fit(train, spec), card, parameters)
+    trained = context.fit(probe.run if settings.freeze else loop.run, spec)
+    result = leave_model(context, spec, trained, card, parameters)
+    if isinstance(settings.pretrained, str):
+        line = f"{result.info['line']}, from {storage.redact(settings.pretrained)} with a new classifier"
+        result = dataclasses.replace(result, info={**result.info, "line": line})
+    return result
 
 
 def leave_model(

@@ -50,7 +50,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
     workers ask at every record, and the first yes saves a checkpoint. TrainingError: the loss or the weights are not
     finite, or the device has no room for a step.
     """
-    with join() as world, _threads(spec.threads), termination() as stopping:
+    with join() as world, threads(spec.threads), termination() as stopping:
         ended = checkpoint.read_result(spec.folder) if world.main else None
         if world.agree(int(ended is not None)):
             return ended or checkpoint.read_result(spec.folder) or {}
@@ -290,7 +290,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def threads(number: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if number:
         torch.set_num_threads(number)

@@ -13,6 +13,7 @@ from torch import nn
 from models.memory_format import channels_last
 from pipeline.cluster.world import World
 from pipeline.train import checkpoint
+from pipeline.train.backbone import load_backbone
 from pipeline.train.ema import Average
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
@@ -63,12 +64,13 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     # Where the weights come from; the order is important:
     # 1. the newest whole checkpoint in the folder: an interrupted run goes on
     # 2. spec.init: a student of its teacher, a fine-tune
-    # 3. timm's published weights (spec.settings.pretrained), or new ones drawn from the seed
+    # 3. spec.settings.pretrained: timm's published weights, or a file's; or new ones drawn from the seed
     resumed = _find_checkpoint(spec, world, before)
     torch.manual_seed(spec.seed)
-    model = build_model(
-        spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained and not (resumed or spec.init)
-    )
+    fresh = not (resumed or spec.init)
+    model = build_model(spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained is True and fresh)
+    if fresh and isinstance(spec.settings.pretrained, str):
+        load_backbone(model, spec.settings.pretrained)
     if resumed:
         load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is split up already
     elif spec.init:

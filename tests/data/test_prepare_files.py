@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.data import classes, images, prepare_files
 from pipeline.data.shard_writer import split_shards
-from pipeline.data.shards import read_texts, scan, stream
+from pipeline.data.shards import find_shards, read_texts, scan, stream
 from pipeline.errors import ConfigError, DataError
 from tests.data.tars import picture
 
@@ -51,6 +51,7 @@ def test_digits(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "classes.json",
         "labelled-000.tar",
+        *[f"manifest-{split}.parquet" for split in ("labelled", "test", "unlabelled", "val")],
         "test-000.tar",
         *[f"unlabelled-{number:03d}.tar" for number in range(6)],
         "val-000.tar",
@@ -80,7 +81,8 @@ def test_digits_by_seed(tmp_path: Path) -> None:
         prepare_files.digits(str(tmp_path / name), seed=seed)
     one, again, other = (sums(tmp_path / name) for name in ("a", "again", "b"))
     assert one == again
-    assert all((one[name] == other[name]) == (name in ("test-000.tar", "val-000.tar", "classes.json")) for name in one)
+    same = {"test-000.tar", "val-000.tar", "classes.json", "manifest-test.parquet", "manifest-val.parquet"}
+    assert all((one[name] == other[name]) == (name in same) for name in one)
 
 
 def test_digits_settings(tmp_path: Path) -> None:
@@ -415,3 +417,125 @@ def test_two_at_once_do_not_swap_classes(tmp_path: Path, monkeypatch: pytest.Mon
         prepare_files.folder(str(tmp_path / "first"), str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bee", "cow"]
     assert not list((tmp_path / "out").glob("labelled-*.tar"))
+
+
+# What is split off
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Two classes of 20 images; of each class two are there twice, and one is bad."""
+    folder = tmp_path / "album"
+    for number in range(40):
+        path = folder / ("cat" if number < 20 else "dog") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    for number in (0, 1, 20, 21):
+        path = folder / ("cat" if number < 20 else "dog") / f"{number:02d}.png"
+        path.with_name(f"copy of {number:02d}.png").write_bytes(path.read_bytes())
+    (folder / "cat" / "bad.png").write_bytes(b"no image")
+    (folder / "dog" / "bad.png").write_bytes(b"no image")
+    return folder
+
+
+SHARES = {"validation": 0.15, "test": 0.1}
+
+
+def images_of(out: Path) -> dict[str, list[tuple[bytes | None, bytes]]]:
+    return {
+        split: sorted((text, data) for _, text, data in content(out, split)) for split in ("labelled", "val", "test")
+    }
+
+
+def test_every_class_gives_its_share_and_identical_images_stay_together(tmp_path: Path, album: Path) -> None:
+    out = tmp_path / "out"
+    counts = prepare_files.folder(str(album), str(out), split_off=SHARES)
+    found = images_of(out)
+    assert counts == {
+        "shards": 3, "images": 44, **{split: len(images) for split, images in found.items()}, "bad": 2, "skipped": 0,
+        "classes": 2,
+    }  # fmt: skip
+    distinct = {split: {data for _, data in images} for split, images in found.items()}
+    assert not distinct["val"] & distinct["test"] and not (distinct["val"] | distinct["test"]) & distinct["labelled"]
+    for split, number in {"val": 3, "test": 2, "labelled": 15}.items():
+        for text in (b"0", b"1"):
+            assert len({data for label, data in found[split] if label == text}) == number, split
+    bad = {line.split("\t")[0] for line in (out / "bad_files.txt").read_text().splitlines()}
+    assert bad == {"labelled"}
+
+
+def test_what_is_split_off_does_not_depend_on_names_and_order(tmp_path: Path, album: Path) -> None:
+    prepare_files.folder(str(album), str(tmp_path / "one"), split_off=SHARES)
+    for path in list(album.rglob("*.png")):
+        path.rename(path.with_name(hashlib.sha256(path.name.encode()).hexdigest() + ".png"))
+    prepare_files.folder(str(album), str(tmp_path / "renamed"), split_off=dict(reversed(SHARES.items())))
+    prepare_files.folder(str(album), str(tmp_path / "other"), split_off=SHARES, seed=1)
+    one, renamed, other = (images_of(tmp_path / name) for name in ("one", "renamed", "other"))
+    assert one["labelled"] == renamed["labelled"] != other["labelled"]
+
+
+def test_splitting_off_again_changes_nothing_and_another_way_is_refused_untouched(tmp_path: Path, album: Path) -> None:
+    out = tmp_path / "out"
+    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    before = sums(out)
+    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    assert sums(out) == before
+    (out / "val-000.tar").unlink()
+    for other in ({"validation": 0.3}, {}):
+        with pytest.raises(DataError, match="already exists and holds something else"):
+            prepare_files.folder(str(album), str(out), split_off=other)
+    assert "val-000.tar" not in sums(out)
+    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    assert sums(out) == before
+
+
+@pytest.mark.parametrize(
+    ("images", "shares", "message"),
+    [
+        (
+            5,
+            SHARES,
+            r"class 'dog' has 5 different readable images; .* takes at least 6, 2 in each split and 2 to learn",
+        ),
+        (20, {"valid": 0.1}, "'valid' cannot be split off; what can is validation and test"),
+        (20, {"validation": 15}, "the share to split off for validation is 15; it is between 0 and 1"),
+        (20, {"validation": 0.5, "test": 0.5}, "splitting off 1 of the images leaves none"),
+        (20, {"val": 0.1, "validation": 0.1}, "twice"),
+    ],
+)
+def test_what_cannot_be_split_off_is_said_and_nothing_written(
+    tmp_path: Path, album: Path, images: int, shares: dict[str, float], message: str
+) -> None:
+    for path in sorted((album / "dog").glob("[0-9]*.png"))[images:]:
+        path.unlink()
+    for path in album.rglob("copy*"):
+        path.unlink()
+    with pytest.raises((ConfigError, DataError), match=message):
+        prepare_files.folder(str(album), str(tmp_path / "out"), split_off=shares)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_manifest_says_where_each_sample_comes_from(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "out"
+    prepare_files.folder(str(photos), str(out), shard_samples=12)
+    rows = pandas.read_parquet(out / "manifest-labelled.parquet")
+    assert list(rows.columns) == ["shard", "index", "key", "path", "sha256"]
+    place = 0
+    for path in sorted(out.glob("labelled-*.tar")):
+        reader = stream(str(path))
+        for sample, data in reader:
+            row = rows.iloc[place]
+            assert (row["shard"], row["index"], row["key"]) == (path.name, sample.index, sample.key)
+            assert row["sha256"] == hashlib.sha256(data).hexdigest()
+            assert (photos / row["path"]).read_bytes() == data
+            place += 1
+    assert place == len(rows) == 30
+    for pattern in ("labelled-*.tar", str(out), "*.tar"):
+        assert not any("manifest" in shard.name for shard in find_shards(pattern, "labelled", str(out)))
+
+
+def test_the_manifest_of_a_table_has_its_paths(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"path,label\nphotos/cat/0.png,a\n{photos}/cat/deep/3.png,b\n")
+    prepare_files.table(str(tmp_path / "list.csv"), str(tmp_path / "out"))
+    rows = pandas.read_parquet(tmp_path / "out" / "manifest-labelled.parquet")
+    assert sorted(rows["path"]) == sorted(["photos/cat/0.png", f"{photos}/cat/deep/3.png"])

@@ -97,7 +97,7 @@ def test_plan_counts_steps_once_the_images_are_known(world: World) -> None:
     training = ["teacher.duration=6ep", "teacher.batch=4", "teacher.lr=0.64", "teacher.lr_images=256"]
     settings = [f"output={world.output}", f"data.root={world.shards}", *training, "finetune.resolution=64"]
     planned = " ".join(small.command("plan", world.job, *settings).out.split())
-    assert "6ep = 9 steps, batch 4, learning rate 0.01, 1 worker" in planned
+    assert "6ep = 9 steps (1.5 an epoch, 36 images), batch 4, learning rate 0.01, 1 worker" in planned
     assert "1.5ep = 0 steps (too few: lengthen it or lower batch), batch 256" in planned
 
 
