@@ -126,7 +126,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             except (BrokenPipeError, ConnectionResetError):  # the client has had enough
                 self.close_connection = True
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = forward
 
         def _chunked(self) -> bytes:
             parts = []
