@@ -185,7 +185,7 @@ def test_predict_into_a_folder_goes_on_where_it_was_killed(world: World, corpus:
         assert other.status == 2 and "holds the results of another model, temperature, batch" in other.err, other
     # Shards that come later are taken in where that is asked for.
     tars.shard(corpus / "unlabelled-002.tar", 2, start=500)
-    assert "1 new shards are not used (unlabelled-002.tar)" in " ".join(command(*words).out.split())
+    assert "(unlabelled-002.tar); --refreeze" in " ".join(command(*words).out.split())
     assert command("run", out / "job.yaml", "--refreeze").status == 0
     grown = command(*words)
     assert "all is done; nothing had to run" in grown.out and f"labels   {first.parent}\n" not in grown.out
