@@ -1,7 +1,7 @@
 """The command line: `noisy-lambda COMMAND …`; `python -m noisy_lambda` and, in the repository, `python -m pipeline` are
 the same.
 
-Heavy modules are imported by the command that needs them, so that `--help` answers at once. Exit status: 0 done, 1
+The functions of the commands are in pipeline.commands. Exit status: 0 done, 1
 failed (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was
 stopped, 130 interrupted (Ctrl-C), 141 nobody reads what is printed (`| head`), 143 ended by SIGTERM.
 """
@@ -9,23 +9,16 @@ stopped, 130 interrupted (Ctrl-C), 141 nobody reads what is printed (`| head`), 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import json
 import os
 import re
-import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline import commands
 from pipeline.errors import RemoteError, UserError
-from pipeline.malloc import keep_memory
-from pipeline.printable import counted, redact, shown
-
-if TYPE_CHECKING:
-    from pipeline.config.settings import Job
+from pipeline.printable import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,10 +65,10 @@ def parser() -> argparse.ArgumentParser:
         description="Noisy Student training of LambdaResNets, from shards to a speed-accuracy plot.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    names = top.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = names.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         return sub
 
@@ -91,23 +84,25 @@ def parser() -> argparse.ArgumentParser:
         )
         return sub
 
-    add("jobs", jobs, "list the jobs that come with noisy-lambda")
-    init_ = add("init", init, "look at a folder of photos or shards, and write a first job for it")
+    add("jobs", commands.jobs, "list the jobs that come with noisy-lambda")
+    init_ = add("init", commands.init, "look at a folder of photos or shards, and write a first job for it")
     init_.add_argument("folder", metavar="FOLDER", help="photos in class sub-folders, or shards")
     init_.add_argument("--out", metavar="JOB.yaml", help="the job to write (default: FOLDER's name, in this folder)")
-    run_ = add_job("run", run, "run every stage of a job that is not done")
+    run_ = add_job("run", commands.run, "run every stage of a job that is not done")
     run_.add_argument("--refreeze", action="store_true", help="accept changed listings of the shards as a new corpus")
     run_.add_argument("--json", action="store_true", help="print the summary as a last line of JSON on a terminal too")
-    plan_ = add_job("plan", plan, "show the stages of a job, what is done and what would run")
+    plan_ = add_job("plan", commands.plan, "show the stages of a job, what is done and what would run")
     plan_.add_argument("--measure", action="store_true", help="time training here, for 20 seconds, to tell how long")
-    add_job("status", status, "show how far a job is, also while it runs")
-    add_job("report", report, "write a report of what there is of a job that is not finished")
-    review_ = add_job("review", review, "show the images most worth a look, for people to correct their labels")
+    add_job("status", commands.status, "show how far a job is, also while it runs")
+    add_job("report", commands.report, "write a report of what there is of a job that is not finished")
+    review_ = add_job(
+        "review", commands.review, "show the images most worth a look, for people to correct their labels"
+    )
     review_.add_argument(
         "--folds", type=int, help="doubt labels too: train the teacher's recipe so many times, each on the other folds"
     )
     review_.add_argument("--images", type=int, default=200, help="that are shown, at most (default: 200)")
-    submit_ = add_job("submit", submit, "submit a job to a Ray cluster and follow its log")
+    submit_ = add_job("submit", commands.submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
         "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
     )
@@ -115,19 +110,21 @@ def parser() -> argparse.ArgumentParser:
         "--working-dir", help="folder to upload as the job's working directory (default: none, the head's own)"
     )
     submit_.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
-    clean_ = add_job("clean", clean, "list the stage folders that a job no longer uses")
+    clean_ = add_job("clean", commands.clean, "list the stage folders that a job no longer uses")
     clean_.add_argument("--yes", action="store_true", help="delete them")
-    ui_ = add_job("ui", ui, "open MLflow on a job's run")
+    ui_ = add_job("ui", commands.ui, "open MLflow on a job's run")
     ui_.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
-    export_ = add("export", export, "write a trained model as safetensors, model.yaml and ONNX, with a model card")
+    export_ = add(
+        "export", commands.export, "write a trained model as safetensors, model.yaml and ONNX, with a model card"
+    )
     export_.add_argument(
         "model", metavar="MODEL", help="a stage's folder, a run (its best model) or models:/NAME@champion"
     )
     export_.add_argument("--out", help="where to write (default: `export` in the stage's folder)")
     export_.add_argument("--int8", action="store_true", help="write an ONNX of 8-bit integers too (model.int8.onnx)")
     export_.add_argument("--max-drop", type=float, help="points of validation top-1 that it may cost (default: 0.5)")
-    _add_predict(add("predict", predict, "say what images show, by a trained model"))
-    _add_prepare(add("prepare", prepare, "write images as WebDataset shards"))
+    _add_predict(add("predict", commands.predict, "say what images show, by a trained model"))
+    _add_prepare(add("prepare", commands.prepare, "write images as WebDataset shards"))
     return top
 
 
@@ -192,220 +189,3 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
         kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")
         kind.add_argument("--shard-bytes", type=int, default=1 << 30, help="most bytes in a shard (default: 1 GiB)")
         kind.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
-
-
-def _load(args: argparse.Namespace) -> Job:
-    from pipeline.config.load import load_job
-
-    return load_job(args.job, args.settings)
-
-
-def jobs(args: argparse.Namespace) -> int:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from pipeline.config import shipped
-    from pipeline.progress import console
-
-    table = Table("name", "time", "what", box=None, pad_edge=False)
-    for job in shipped.jobs():
-        table.add_row(job.name, escape(job.time), escape(job.what))
-    console().print(table)
-    return 0
-
-
-def init(args: argparse.Namespace) -> int:
-    from pipeline.first_job import init as write
-
-    for line in write(args.folder, args.out):
-        print(line)
-    return 0
-
-
-def run(args: argparse.Namespace) -> int:
-    keep_memory()  # before there are threads
-    from pipeline.cluster import torchrun
-
-    if torchrun.follows():
-        torchrun.follow()
-        return 0
-    from pipeline import launch, storage
-    from pipeline.plan.stage import DONE
-
-    job = _load(args)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        summary = launch.run(job, refreeze=args.refreeze)
-    except BaseException:
-        with contextlib.suppress(Exception):  # what stopped the run goes first
-            if any(storage.exists(storage.join(job.output, name, DONE)) for name in storage.listdir(job.output)):
-                again = shlex.join(["noisy-lambda", "report", args.job, *args.settings])
-                print(f"a report of what is finished: {shown(again)}", flush=True)
-        raise
-    if args.json or not sys.stdout.isatty():  # for programs
-        print(json.dumps(summary), flush=True)
-    return 0
-
-
-def _stop(number: int, frame: Any) -> None:
-    sys.exit(128 + number)
-
-
-def plan(args: argparse.Namespace) -> int:
-    from pipeline.progress import console
-    from pipeline.views import plan_table
-
-    table, problems = plan_table(_load(args), measure=args.measure)
-    console().print(table)
-    if problems:
-        raise UserError(f"the run would fail: {problems[0]}")
-    return 0
-
-
-def status(args: argparse.Namespace) -> int:
-    from pipeline.progress import console
-    from pipeline.views import status_table
-
-    console().print(status_table(_load(args)))
-    return 0
-
-
-def report(args: argparse.Namespace) -> int:
-    from pipeline import storage, unfinished
-
-    path, missing = unfinished.report(_load(args))
-    print(storage.redact(path))
-    if missing:
-        print(f"not finished: {', '.join(missing)}")
-    return 0
-
-
-def review(args: argparse.Namespace) -> int:
-    keep_memory()
-    from pipeline.cluster import torchrun
-
-    if torchrun.follows():
-        if args.folds:
-            torchrun.follow()
-        return 0
-    from pipeline.review import command
-
-    job = _load(args)
-    command.check(job, args.folds, args.images)
-    if args.folds:
-        from pipeline import launch
-
-        signal.signal(signal.SIGTERM, _stop)
-        launch.run_folds(job, args.folds)
-    command.review(job, folds=args.folds, images=args.images)
-    return 0
-
-
-def submit(args: argparse.Namespace) -> int:
-    from pipeline.cluster.submit import submit as submit_job
-
-    _load(args)  # a mistake in the job is cheaper to meet here
-    return submit_job(
-        args.job, args.settings, address=args.address, working_dir=args.working_dir, follow=not args.no_wait
-    )
-
-
-def clean(args: argparse.Namespace) -> int:
-    from pipeline import graph, storage
-    from pipeline.storage.lock import lock
-
-    job = _load(args)
-    if not storage.exists(job.output):
-        print("nothing to clean")
-        return 0
-    with lock(job.output):
-        sizes = graph.unreachable(job)
-        for name, size in sizes.items():
-            print(f"{size / 2**20:10.1f} MiB  {name}")
-            if args.yes:
-                storage.remove(storage.join(job.output, name))
-    total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {counted(len(sizes), 'folder')} that this job does not use"
-    print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them" if sizes else "nothing to clean")
-    return 0
-
-
-def ui(args: argparse.Namespace) -> int:
-    from pipeline.tracking import ui as mlflow_ui
-
-    job = _load(args)
-    return mlflow_ui.ui(job.output, job.tracking.uri, args.port)
-
-
-def export(args: argparse.Namespace) -> int:
-    from pipeline.export import command
-
-    return command.export(args.model, args.out, int8=args.int8, max_drop=args.max_drop)
-
-
-def predict(args: argparse.Namespace) -> int:
-    from pipeline.predict import command, corpus
-
-    if corpus.wanted(args.input, args.out):
-        return _predict_corpus(args)
-    if args.cluster:
-        raise UserError("--cluster is for shards that go into a folder (--out FOLDER)")
-    return command.predict(
-        args.models, args.input, args.out, top=args.top, raw=args.raw, column=args.column, batch=args.batch,
-        device=args.device, contact_sheet=args.contact_sheet,
-    )  # fmt: skip
-
-
-def _predict_corpus(args: argparse.Namespace) -> int:
-    keep_memory()  # before there are threads
-    from pipeline import launch
-    from pipeline.predict import corpus
-
-    if args.top != 5:
-        raise UserError("--top is of tables; label files hold all classes, or the 32 most probable of more than 128")
-    job = corpus.compose(
-        args.models, args.input, args.out, raw=args.raw, batch=args.batch, device=args.device, cluster=args.cluster
-    )
-    signal.signal(signal.SIGTERM, _stop)
-    summary = launch.run(job)
-    if not summary["labels"]["images"]:
-        raise UserError(f"none of the images could be read; {summary['report']} says why")
-    return 0
-
-
-def prepare(args: argparse.Namespace) -> int:
-    from pipeline.progress import bar, console
-
-    with bar(console(), "writing shards") as progress:
-        if args.what == "digits":
-            from pipeline.data.prepare_digits import digits
-
-            made = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)
-            counts = made["images"]
-        else:
-            counts = _prepare_files(args, progress)
-    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
-    said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
-    print(f"{said} in {redact(args.out)}")
-    if counts.get("bad") or counts.get("skipped"):
-        print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
-    return 0
-
-
-def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
-    from pipeline.data import prepare_files as shards_of
-    from pipeline.data.split_off import shares_in
-
-    options: dict[str, Any] = {
-        "split": args.split,
-        "shard_bytes": args.shard_bytes,
-        "shard_samples": args.shard_images,
-        "seed": args.seed,
-        "workers": args.processes,
-        "max_bad": args.max_bad,
-        "progress": progress,
-    }
-    if args.what == "folder":
-        options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
-        return shards_of.folder(args.source, args.out, **options)
-    label = None if args.unlabelled else args.label
-    return shards_of.table(args.source, args.out, image=args.image, label=label, label_is=args.label_is, **options)
