@@ -15,7 +15,8 @@ CARD = "model.yaml"
 
 def fill_in(raw: dict[str, Any], path: str) -> None:
     """Set `teacher.model` of a job that names a `teacher.checkpoint` and no model, as if it had been written there.
-    ConfigError: nothing says what the weights are."""
+    ConfigError: nothing says what the weights are; a job that only labels (its model is "" by now) need not know yet.
+    """
     import yaml
 
     teacher = raw.get("teacher")
@@ -31,6 +32,8 @@ def fill_in(raw: dict[str, Any], path: str) -> None:
             raise FileNotFoundError
         model = job_file.parse(storage.read_bytes(card).decode())["architecture"]
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        if teacher.get("model") == "":
+            return
         raise ConfigError(
             f"{path}: teacher.model is not set, and no {CARD} beside teacher.checkpoint {storage.redact(first)} says "
             "what its weights are; name a stage's folder, or set teacher.model"

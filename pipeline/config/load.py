@@ -57,7 +57,6 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     for item in overrides:
         override(tree, item, path, SHARED)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
-    adopted.fill_in(raw, path)
     checks.spell_out_measured(raw, path)
     _check_keys(raw, Job, "", path, extra=SHARED)
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
@@ -72,6 +71,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         {**generation, **{name: job_file.merge(shared[name], generation.get(name) or {}) for name in SHARED}}
         for generation in generations
     ]
+    adopted.fill_in(raw, path)
     pretrained.fill_in(raw)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), raw))
