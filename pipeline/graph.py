@@ -42,7 +42,10 @@ from pipeline.stages import (
     train,
 )
 
-STAGES = (prepare, index, train, adopt, audit, label, select, finetune, evaluate, robustness, report, measure, fold)
+STAGES = (
+    prepare, index, train, adopt, audit, label, select, finetune,
+    evaluate, robustness, report, measure, fold,
+)  # fmt: skip
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in STAGES}
 
 

@@ -76,13 +76,20 @@ def finished(worlds: small.Store, tmp_path: Path) -> World:
     return worlds.finished(tmp_path, generations=[])
 
 
+STATES = ("done", "will", "blocked", "not")  # a line of text may begin with a stage's name too
+
+
 def states(world: World, *words: str) -> dict[str, str]:
     """{stage: state} as `plan` has it."""
     shown = small.command("plan", world.job, f"output={world.output}", *words)
     assert shown.status == 0, shown.err
     rows = [line.split() for line in shown.out.splitlines()]
     names = {*small.STAGES, "letters"}
-    return {row[0]: "will run" if row[1:3] == ["will", "run"] else row[1] for row in rows if row and row[0] in names}
+    return {
+        row[0]: "will run" if row[1:3] == ["will", "run"] else row[1]
+        for row in rows
+        if row and row[0] in names and row[1] in STATES
+    }
 
 
 def test_a_new_stage_is_run_planned_shown_and_cleaned(finished: World, with_letters: None) -> None:

@@ -143,8 +143,8 @@ def check_prepare(job: Job, path: str) -> None:
         raise ConfigError(f"{path}: prepare.source and prepare.split_off both give {twice[0]} images; drop one of them")
     if sum(prepare.split_off.values()) >= 1:
         raise ConfigError(f"{path}: prepare.split_off leaves no images to learn from; its shares add up to 1 or more")
-    wanted = ("labelled", "validation", "test", *(("unlabelled",) if job.generations else ()))
-    for name in wanted:
+    wanted = () if job.labels_only else ("labelled", "validation", "test")
+    for name in (*wanted, *(("unlabelled",) if job.generations else ())):
         if name not in named and name not in prepare.split_off:
             share = f", or give them a share of the labelled ones: split_off: {{{name}: 0.15}}"
             raise ConfigError(

@@ -139,7 +139,7 @@ def test_a_copy_of_a_test_image_is_not_trained_on_when_that_image_is_dropped(tmp
     tars.shard(world.shards / "labelled-000.tar", 6, labels=[0, 1, 2, 0, 1, 2], start=199)
     tars.shard(world.shards / "unlabelled-000.tar", 4, start=201)
     ran = world.run()
-    assert "3 labelled images are test images too" in ran.out, ran
+    assert "3 labelled images also found in the test shards" in ran.out, ran
     assert redone(world, write(world, ("test", "test-000.tar", 1, "drop"))) == {"index", "evaluate", "report"}
 
 

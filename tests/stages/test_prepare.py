@@ -46,7 +46,7 @@ def states(job: Path) -> dict[str, str]:
     return {
         line.split()[0]: "done" if " done " in line else "to do"
         for line in ran.out.splitlines()
-        if line.split() and line.split()[0] in ["prepare", *small.TEACHER_ONLY]
+        if line.split() and line.split()[0] in ["prepare", *small.TEACHER_ONLY] and line.split()[1] in ("done", "will")
     }
 
 
