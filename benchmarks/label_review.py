@@ -96,7 +96,7 @@ def _texts(path: str) -> list[tuple[tarfile.TarInfo, bytes]]:
 
 def measure(sources: choose.Sources, labels: Labels, corrections: Path) -> dict[str, object]:
     """Precision and recall of what is found, cleanlab's too; writes the corrections."""
-    found = items.read(choose.labelled(sources, len(labels)).wanted)
+    found = items.read(choose.labelled(sources, len(labels)).wanted, sources.corpora.root)
     truth = [labels[one.wanted.shard.name, one.wanted.key] for one in found]
     wrong = np.array([true != given for true, given in truth])
     flipped = sum(true != given for true, given in labels.values())

@@ -49,7 +49,7 @@ def review(job: Job, *, folds: int | None, images: int) -> None:
     if not wanted:
         out.print("nothing to show")
         return
-    found = items.read(wanted)
+    found = items.read(wanted, sources.corpora.root)
     groups = {part.group: (choose.GROUPS[part.group], part.line) for part in chosen if part.wanted}
     paths = [storage.join(job.output, REVIEW, name) for name in (PAGE, TASKS, INTERFACE)]
     storage.write_bytes(paths[0], page.render(job.name, job.output, sources.classes, groups, found, job.corrections))

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from pipeline import storage
 from pipeline.data import images, known_image, parquet_files
+from pipeline.data.shard_writer import manifest_name
 from pipeline.data.shards import Shard
 from pipeline.labelling import audit
 
@@ -41,9 +45,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Item:
-    """The same with its bytes' sha256 and a small picture: a data URL, width, height."""
+    """The same with a file name for people, its bytes' sha256 and a small picture: a data URL, width, height."""
 
     wanted: Wanted
+    path: str
     sha256: str
     picture: str
     width: int
@@ -79,13 +84,27 @@ class Rows:
         ]
 
 
-def read(wanted: Sequence[Wanted]) -> list[Item]:
-    """In the same order. DataError: a shard is not what it was."""
+def read(wanted: Sequence[Wanted], root: str) -> list[Item]:
+    """In the same order; `root`: where manifests of `prepare` may lie. DataError: a shard is not what it was."""
+    known = _paths(root, wanted)
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(_read, wanted))
+        return list(readers.map(lambda one: _read(one, known.get((one.shard.name, one.index), one.key)), wanted))
 
 
-def _read(one: Wanted) -> Item:
+def _paths(root: str, wanted: Sequence[Wanted]) -> dict[tuple[str, int], str]:
+    """{(shard, index): path} of the images whose files `prepare` has written down."""
+    found: dict[tuple[str, int], str] = {}
+    names = sorted({one.shard.name for one in wanted})
+    for split in sorted({name.rpartition("-")[0] for name in names}):
+        manifest = storage.join(root, manifest_name(split))
+        if storage.exists(manifest):
+            table = parquet_files.read_table(manifest, ["shard", "index", "path"])
+            rows = table.filter(pc.is_in(table["shard"], pa.array(names))).to_pylist()
+            found |= {(row["shard"], row["index"]): row["path"] for row in rows}
+    return found
+
+
+def _read(one: Wanted, path: str) -> Item:
     where = f"sample {one.index} ('{one.key}')"
     known = known_image.Known(one.image_hash, None)
     data = known_image.read(one.shard.path, one.offset, one.size, known, where)
@@ -95,4 +114,4 @@ def _read(one: Wanted) -> Item:
     out = io.BytesIO()
     image.save(out, kind, **options)
     url = f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
-    return Item(one, hashlib.sha256(data).hexdigest(), url, *image.size)
+    return Item(one, path, hashlib.sha256(data).hexdigest(), url, *image.size)

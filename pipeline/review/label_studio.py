@@ -37,7 +37,7 @@ def interface(names: Sequence[str]) -> bytes:
 
 def _task(item: Item, names: Sequence[str]) -> dict[str, object]:
     one = item.wanted
-    row = {"source": one.shard.source, "shard": one.shard.name, "index": one.index, "path": one.key}
+    row = {"source": one.shard.source, "shard": one.shard.name, "index": one.index, "path": item.path}
     label = "" if one.label is None else names[one.label]
     said, sure = one.said[0]
     result = {"from_name": CLASS, "to_name": "image", "type": "choices", "value": {"choices": [names[said]]}}

@@ -61,7 +61,7 @@ def _plain(item: Item) -> dict[str, Any]:
         "source": one.shard.source,
         "shard": one.shard.name,
         "index": one.index,
-        "path": one.key,
+        "path": item.path,
         "sha256": item.sha256,
         "label": one.label,
         "by": one.by,

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -61,6 +62,19 @@ def test_a_finished_run_is_reviewed_and_stays_as_it_was(finished: World) -> None
             assert member and hashlib.sha256(member.read()).hexdigest() == item["sha256"]
     assert "nothing to clean" in finished.call("clean").out
     assert "all is done; nothing had to run" in finished.run().out
+
+
+def test_files_that_prepare_wrote_down_are_named(finished: World) -> None:
+    known = {
+        "shard": ["unlabelled-001.tar", "unlabelled-000.tar"],
+        "index": [2, 0],
+        "path": ["crawl/é.jpg", "crawl/a.jpg"],
+    }
+    parquet_files.write_table(str(finished.shards / "manifest-unlabelled.parquet"), pa.table(known))
+    assert finished.call("review").status == 0
+    rows = {(item["shard"], item["index"]): item["path"] for item in shown(finished)["items"]}
+    assert rows["unlabelled-001.tar", 2] == "crawl/é.jpg" and rows["unlabelled-000.tar", 0] == "crawl/a.jpg"
+    assert "crawl" not in rows["unlabelled-000.tar", 1]
 
 
 def test_the_tasks_for_label_studio_fit_their_interface(finished: World) -> None:
