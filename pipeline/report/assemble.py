@@ -88,7 +88,7 @@ def tested(context: Context) -> Tested:
     warnings = [*verdict.of_speed(evaluation), *([lacking] if lacking else [])]
     judged = verdict.sentences(rows, audits, taken.model.name)
     if "corrected" in evaluation:
-        judged.append(f"{evaluation['corrected']:,} of the test labels are corrected by people.")
+        judged.append(f"{counted(evaluation['corrected'], 'test label')} corrected by people.")
     return Tested(evaluation["images"], models, rows, audits, taken.model.name, judged, warnings, drawn)
 
 

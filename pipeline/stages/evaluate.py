@@ -39,6 +39,7 @@ from pipeline.plan.corpora import set_source
 from pipeline.plan.inputs import Inputs, model_identity
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import EVALUATION, Result
+from pipeline.printable import counted
 from pipeline.progress import percent
 from pipeline.stages.index import Indexed, check_usable, index_sources
 from pipeline.stages.train import indexed_shards, shards_of
@@ -104,7 +105,7 @@ def run(context: Context) -> Result:
     found = {"images": count, "models": models, "load": load} | ({"corrected": corrected} if corrected else {})
     storage.write_json(storage.join(context.folder, EVALUATION), found)
     line = ", ".join(f"{model['stage']} {percent(model['top1'])}" for model in models)
-    line += f"; {corrected:,} test labels corrected" if corrected else ""
+    line += f"; {counted(corrected, 'test label')} corrected" if corrected else ""
     return Result({"line": f"test top-1: {line}"}, metrics=_metrics(models), artifacts=[EVALUATION])
 
 
@@ -168,15 +169,15 @@ def _test(
     bytes_ = sum(shard.size for trial in trials for shard, _ in named[trial.source])
     small = not context.job.workers.gpus and bytes_ <= SMALL_BYTES
     count = functools.partial(counting_worker, context.job.evaluate.batch)
-    counted: dict[str, list[float]] = {}
+    sums: dict[str, list[float]] = {}
     for outcome in context.map(count, units, small=small):
         if outcome.value is None:
             raise DataError(f"cannot evaluate {outcome.name}: {outcome.error}")
-        counted[outcome.name] = outcome.value
-        log.log(len(counted), len(units))
+        sums[outcome.name] = outcome.value
+        log.log(len(sums), len(units))
     found = {trial: Scores(len(context.corpora.classes)) for trial in trials}
     for name, (trial, _) in units:  # in one order, for the last digits depend on it
-        found[trial].sums += torch.tensor(counted[name], dtype=torch.float64)
+        found[trial].sums += torch.tensor(sums[name], dtype=torch.float64)
     return {trial: scores.figures() for trial, scores in found.items()}
 
 

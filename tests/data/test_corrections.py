@@ -158,10 +158,10 @@ def test_the_report_says_how_many_test_labels_are_corrected(worlds: small.Store,
     [page] = [
         path
         for path in world.output.glob("report-*/index.html")
-        if "2 of the test labels are corrected by people" in path.read_text()
+        if "2 test labels corrected by people" in path.read_text()
     ]
     assert (
-        "2 of the test labels are corrected by people."
+        "2 test labels corrected by people."
         in json.loads((page.parent / "summary.json").read_text())["verdict"]
     )
 
