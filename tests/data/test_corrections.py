@@ -160,10 +160,7 @@ def test_the_report_says_how_many_test_labels_are_corrected(worlds: small.Store,
         for path in world.output.glob("report-*/index.html")
         if "2 test labels corrected by people" in path.read_text()
     ]
-    assert (
-        "2 test labels corrected by people."
-        in json.loads((page.parent / "summary.json").read_text())["verdict"]
-    )
+    assert "2 test labels corrected by people." in json.loads((page.parent / "summary.json").read_text())["verdict"]
 
 
 MISTAKES: list[tuple[dict[str, str], str]] = [
