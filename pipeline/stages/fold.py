@@ -50,14 +50,13 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 def run(context: Context) -> Result:
     from pipeline import preflight, weights
     from pipeline.labelling import audit
-    from pipeline.train.loop import run as fit
 
     settings, classes = context.job.teacher, context.corpora.classes
     trained, held_out = _divide(context)
     preflight.check_models(context.job, [Stage(context.stage.name, "train", ())], len(classes), sum(trained.values()))
     shards = train.shards_of(context, LABELLED, context.folder, trained)
     spec = train.make_spec(context, settings, labelled=[shard for shard in shards if shard.count])
-    context.fit(fit, spec)
+    context.fit(train.loop_of(settings), spec)
     weights.write_card(context.folder, weights.card_of(settings.model, spec.overrides, classes, spec.view))
     made = storage.sha256(storage.join(context.folder, WEIGHTS))
     _label(context, made, held_out)

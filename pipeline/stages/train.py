@@ -6,7 +6,7 @@ gen0-teacher-1a2b3c4d/   checkpoints/  model.safetensors  model.yaml  metrics.js
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -57,11 +57,9 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 def run(context: Context) -> Result:
     from pipeline import preflight, weights
     from pipeline.loading import shuffle_quality
-    from pipeline.train import loop, probe
-
     stage, settings, classes = context.stage, training_of(context.job, context.stage), context.corpora.classes
     check_models(context)
-    spec = make_spec(context, settings, only=("head",) if settings.freeze else ())
+    spec = make_spec(context, settings)
     if note := shuffle_quality.advice_on(context.needs["index"].folder, settings, context.job.seed):
         context.warn(f"{stage.name}: {note}")
     parameters = weights.parameter_count(weights.build_model(settings.model, len(classes), spec.overrides))
@@ -70,12 +68,19 @@ def run(context: Context) -> Result:
         if parameters < teacher:
             context.warn(preflight.smaller(stage.name, parameters, teacher))
     card = weights.card_of(settings.model, spec.overrides, classes, spec.view)
-    trained = context.fit(probe.run if settings.freeze else loop.run, spec)
+    trained = context.fit(loop_of(settings), spec)
     result = leave_model(context, spec, trained, card, parameters)
     if isinstance(settings.pretrained, str):
         line = f"{result.info['line']}, from {storage.redact(settings.pretrained)} with a new classifier"
         result = dataclasses.replace(result, info={**result.info, "line": line})
     return result
+
+
+def loop_of(settings: Train) -> Callable[..., dict[str, Any]]:
+    """What trains a network with these settings: the one training loop, or, of a frozen one, the probe."""
+    from pipeline.train import loop, probe
+
+    return probe.run if settings.freeze else loop.run
 
 
 def leave_model(
@@ -123,6 +128,7 @@ def make_spec(
     from pipeline.train import spec
 
     job, stage = context.job, context.stage
+    only = only or (("head",) if settings.freeze else ())
     if settings.init == "teacher" and stage.generation and init is None:
         init = storage.join(context.needs[stage.needs[-1]].folder, WEIGHTS)
     return spec.make_spec(

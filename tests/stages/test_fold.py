@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import weights
 from pipeline.data import parquet_files
 from tests import small
 from tests.data import tars
 from tests.small import World
+from tests.stages.test_pretrained import PROBE, folder_with, job_of
 
 
 @pytest.fixture
@@ -52,3 +54,15 @@ def test_a_fold_that_was_killed_while_it_labelled_does_not_train_again(world: Wo
     assert "✓ fold1of2  finished" in ran.out and "· fold2of2  done before" in ran.out
     assert weights.stat().st_mtime_ns == before
     assert [parquet_files.read_table(str(path)) for path in answers] == said
+
+
+def test_a_fold_of_a_probe_is_a_probe(tmp_path: Path) -> None:
+    """It trains the classifier alone, as the teacher does."""
+    source = folder_with(tmp_path / "before")
+    world = job_of(tmp_path, {"pretrained": str(source), **PROBE})
+    ran = world.call("review", "--folds", "2")
+    assert (ran.status, ran.err) == (0, ""), ran
+    given = weights.read_state(str(source / "model.safetensors"))
+    found = weights.read_state(str(world.folder("fold1of2") / "model.safetensors"))
+    same = {name for name, value in found.items() if value.shape == given[name].shape and value.equal(given[name])}
+    assert set(found) - same == {"fc.weight", "fc.bias"}
