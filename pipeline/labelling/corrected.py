@@ -35,10 +35,17 @@ def label_path(labels: str, select: str, shard: str, corrected: Collection[str])
 
 
 def correct_labels(
-    path: str, out: str, shard: Shard, corrections: OfShard, num_classes: int, cache: Cache | None = None
+    path: str,
+    out: str,
+    shard: Shard,
+    corrections: OfShard,
+    num_classes: int,
+    cache: Cache | None = None,
+    max_bytes: int | None = None,
 ) -> None:
     """Write the label file at `path` again as `out`, with what people say of some of its samples: their class with
-    confidence 1, or status `dropped`. DataError: a sample is not there, is another one, or cannot be decoded."""
+    confidence 1, or status `dropped`. DataError: a sample is not there, is another one, or cannot be decoded (in
+    `max_bytes` of memory)."""
     table, metadata = parquet_files.read_with_metadata(path, COLUMNS, ["crc32"])
     status = table.schema.get_field_index("status")
     table = table.set_column(status, "status", table["status"].cast(pa.string()))
@@ -52,25 +59,28 @@ def correct_labels(
         where = f"sample {index} ('{row['key']}') of shard {shard.name}"
         data = read_at(shard.path, row["offset"], row["size"], cache)
         correction.check(data, where)
+        if correction.label is not None:
+            _check_decodable(data, correction, where, max_bytes)
         place[index] = known + len(rows)
-        rows.append({**row, **_said(correction, row["classes"] or (), data, where, num_classes)})
+        rows.append({**row, **_said(correction, row["classes"] or (), data, num_classes)})
     said = pa.Table.from_pylist(rows, table.schema)
     made = pa.concat_tables([table, said]).take(pa.array(place))
     parquet_files.write_table(out, made, {**metadata, "corrected": len(rows)})
 
 
-def _said(
-    correction: Correction, ranking: Collection[int], data: bytes, where: str, num_classes: int
-) -> dict[str, Any]:
-    """What a correction changes in a row of a label file; `ranking`: the classes as the teacher had them."""
-    if correction.label is None:
-        return {"status": DROPPED, "label": None, "confidence": None, "classes": None, "probs": None}
+def _check_decodable(data: bytes, correction: Correction, where: str, max_bytes: int | None) -> None:
     try:
-        images.decode(data)
+        images.decode(data, max_bytes=max_bytes)
     except images.BadImage as error:
         raise DataError(
             f"{correction.line} gives {where} a class, but it cannot be decoded ({error.status}); write '{DROP}' there"
         ) from None
+
+
+def _said(correction: Correction, ranking: Collection[int], data: bytes, num_classes: int) -> dict[str, Any]:
+    """What a correction changes in a row of a label file; `ranking`: the classes as the teacher had them."""
+    if correction.label is None:
+        return {"status": DROPPED, "label": None, "confidence": None, "classes": None, "probs": None}
     kept = label_files.kept_classes(num_classes)
     classes = list(dict.fromkeys([correction.label, *ranking, *range(num_classes)]))[:kept]
     found = {"status": "ok", "label": correction.label, "confidence": 1.0, "classes": classes}

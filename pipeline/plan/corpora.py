@@ -152,14 +152,15 @@ class Corpora:
         if not self.job.corrections:
             return corrections.NONE
         found = corrections.read(self.job.corrections, self.classes)
-        used = sources_of(self.job)
+        # What only labels selects nothing, which is where corrected pseudo-labels come in.
+        used = [name for name in sources_of(self.job) if not (self.job.labels_only and name == "unlabelled")]
         for source in found.sources:
             if source in used:
                 found.check_shards(source, [shard.name for shard in self[source].shards])
             else:
                 self.changes.append(
                     f"corrections: {found.count(source):,} of source '{source}' have no effect, for this job does not "
-                    "use it"
+                    "train or test on it"
                 )
         return found
 

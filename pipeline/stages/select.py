@@ -108,7 +108,7 @@ def correct(context: Context) -> dict[str, int]:
         elif rows:
             found[shard.name] = len(rows)
             said, out = (corrected.label_path(done.folder, context.folder, shard.name, by) for by in ((), found))
-            corrected.correct_labels(said, out, shard, rows, classes, context.cache)
+            corrected.correct_labels(said, out, shard, rows, classes, context.cache, context.max_image_bytes)
     return found
 
 

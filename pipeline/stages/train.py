@@ -57,6 +57,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 def run(context: Context) -> Result:
     from pipeline import preflight, weights
     from pipeline.loading import shuffle_quality
+
     stage, settings, classes = context.stage, training_of(context.job, context.stage), context.corpora.classes
     check_models(context)
     spec = make_spec(context, settings)

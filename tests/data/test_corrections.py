@@ -246,7 +246,7 @@ def test_corrections_of_what_the_job_does_not_use_are_said(worlds: small.Store, 
     world = worlds.finished(tmp_path, generations=[])
     ran = world.run(f"corrections={write(world, ('unlabelled', 'unlabelled-000.tar', 1, 'owl'))}")
     assert ran.status == 0
-    assert "1 of source 'unlabelled' have no effect, for this job does not use it" in ran.out
+    assert "1 of source 'unlabelled' have no effect, for this job does not train or test on it" in ran.out
 
 
 def test_a_class_for_what_is_no_picture_is_refused(worlds: small.Store, tmp_path: Path) -> None:
