@@ -169,7 +169,8 @@ def _shorter_side(data: Iterator[bytes]) -> int:
     sides = []
     for content in data:
         try:
-            sides.append(min(images.read_header(content).size))
+            with images.telling(content):
+                sides.append(min(images.read_header(content, images.MAX_PIXELS).size))
         except images.BadImage:
             continue
     if not sides:

@@ -31,7 +31,6 @@ from pipeline.tracking.contract import StageRecord, Tracker
 def run(job: Job, cluster: Cluster, tracker: Tracker, screen: Screen, *, refreeze: bool = False) -> dict[str, Any]:
     """Bring every stage of the job to its end and return the last one's summary."""
     with _running(job, tracker, screen) as held:
-        _write_job(job)
         done = _run_stages(job, cluster, tracker, screen, refreeze, held)
         last = graph.stages_of(job)[-1].name
         summary: dict[str, Any] = read_json_file(done[last], SUMMARY)
@@ -85,6 +84,7 @@ def _run_stages(
             screen.note(stage.name, folder=folder, state="done before")
             unchecked.append(finished)
         else:
+            _write_job(job, folds)
             if look.superseded:
                 screen.warn(
                     f"{stage.name} was begun in {storage.name(look.superseded)} by an earlier version; it is begun anew"
@@ -104,6 +104,7 @@ def _run_stages(
         if stage.kind == "evaluate":
             for model, figures, temperature in tracked.model_figures(done):
                 tracker.add_figures(model, figures, temperature)
+    _write_job(job, folds)
     if token:  # where nothing ran, nothing is read
         check_files(unchecked)
     return done
@@ -156,5 +157,8 @@ def check_place(output: str) -> None:
             raise OutputError(f"output {output} {place} {other}, the output of another run; name a folder beside it")
 
 
-def _write_job(job: Job) -> None:
-    storage.write_bytes(storage.join(job.output, JOB), job_file.dump(redacted(to_plain(job))).encode())
+def _write_job(job: Job, folds: int) -> None:
+    """Not before a stage has to run, or all are done: a mistake in a rerun leaves what the folder is known for. What
+    `review` runs is not the job."""
+    if not folds:
+        storage.write_bytes(storage.join(job.output, JOB), job_file.dump(redacted(to_plain(job))).encode())

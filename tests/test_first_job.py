@@ -114,3 +114,11 @@ def test_what_no_job_can_be_made_of_is_said(tmp_path: Path, made: dict[str, int]
 def test_the_interval_is_wilsons() -> None:
     low, high = interval(0.9, 50)
     assert (round(low, 4), round(high, 4)) == (0.7864, 0.9565)
+
+
+def test_a_picture_that_is_none_does_not_end_it(tmp_path: Path) -> None:
+    source = photos(tmp_path / "photos")
+    for number, content in enumerate((picture(1)[:30], b"<html>no</html>", b"")):
+        (source / "cat" / f"bad{number}.png").write_bytes(content)
+    ran = command("init", source, "--out", tmp_path / "mine.yaml")
+    assert (ran.status, ran.err) == (0, ""), ran

@@ -17,6 +17,7 @@ from pipeline.data import label_files, parquet_files
 from pipeline.data.shards import Shard, bad_counts
 from pipeline.plan.context import Context
 from pipeline.plan.stage import JOB, PAGE, SUMMARY, Result
+from pipeline.printable import counted
 from pipeline.report import audit, bad_samples, fonts, generation, page, samples
 from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.page import Page, Picture, Section, Sheet
@@ -145,7 +146,7 @@ def _sentence(facts: dict[str, Any]) -> str:
     bad = sum(facts["bad"].values())
     sure = facts["mean_confidence"]
     return (
-        f"{facts['images']:,} images of {facts['shards'] - len(facts['failed']):,} shards have a label"
+        f"{counted(facts['images'], 'image')} of {counted(facts['shards'] - len(facts['failed']), 'shard')} labelled"
         + ("" if sure is None else f", with a confidence of {sure:.3f} in the mean")
         + (f"; {bad:,} are bad." if bad else ".")
     )

@@ -62,12 +62,13 @@ def _gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     gain = after["validation"].get("gain")
     if gain is None:
         return f"What {after['stage']} gained on {before['stage']} is not known: they answered on different images."
-    interval = f"{abs(gain['points']):.1f} points (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})"
+    interval = f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}"
+    points = f"{abs(gain['points']):.1f} points of validation top-1 ({interval})"
     return {
-        1: f"{after['stage']} gained {interval} on {before['stage']}.",
-        0: f"{after['stage']} gained nothing that is certain on {before['stage']}: {gain['points']:+.1f} points (95 % "
-        f"interval {gain['low']:+.1f} to {gain['high']:+.1f}).",
-        -1: f"{after['stage']} is worse than {before['stage']}, by {interval}.",
+        1: f"{after['stage']} gained {points} on {before['stage']}.",
+        0: f"{after['stage']} gained nothing that is certain on {before['stage']}: {gain['points']:+.1f} points of "
+        f"validation top-1 ({interval}).",
+        -1: f"{after['stage']} is worse than {before['stage']}, by {points}.",
     }[sign(after)]
 
 

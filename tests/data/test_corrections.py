@@ -150,6 +150,13 @@ def test_the_best_weights_are_chosen_anew_by_corrected_validation_labels(worlds:
     assert redone(world, file) == {"index", "gen0-teacher", "evaluate", "report"}
 
 
+def test_a_mistake_in_a_rerun_leaves_the_job_that_the_folder_is_known_for(worlds: small.Store, tmp_path: Path) -> None:
+    world = worlds.finished(tmp_path, generations=[])
+    before = (world.output / "job.yaml").read_bytes()
+    assert world.run("corrections=nowhere.csv", "teacher.duration=3st").status == 2
+    assert (world.output / "job.yaml").read_bytes() == before
+
+
 def test_the_report_says_how_many_test_labels_are_corrected(worlds: small.Store, tmp_path: Path) -> None:
     world = worlds.finished(tmp_path, generations=[])
     rows = [("test", "test-000.tar", 0, "drop"), ("test", "test-000.tar", 1, "owl")]

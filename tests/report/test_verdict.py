@@ -49,9 +49,17 @@ STEPS = {"count": [10] * 10, "right": [5, 5, 6, 6, 7, 8, 9, 9, 10, 10]}
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.5, 3.5, "gen1-student gained 2.0 points (95 % interval +0.5 to +3.5) on gen0-teacher."),
-        (-0.5, 1.5, "gained nothing that is certain on gen0-teacher: +0.5 points (95 % interval -0.5 to +1.5)."),
-        (-3.0, -1.0, "gen1-student is worse than gen0-teacher, by 2.0 points (95 % interval -3.0 to -1.0)."),
+        (0.5, 3.5, "gen1-student gained 2.0 points of validation top-1 (95 % interval +0.5 to +3.5) on gen0-teacher."),
+        (
+            -0.5,
+            1.5,
+            "certain on gen0-teacher: +0.5 points of validation top-1 (95 % interval -0.5 to +1.5).",
+        ),
+        (
+            -3.0,
+            -1.0,
+            "gen1-student is worse than gen0-teacher, by 2.0 points of validation top-1 (95 % interval -3.0 to -1.0).",
+        ),
         (0.0, 2.0, "gained nothing that is certain"),
     ],
 )

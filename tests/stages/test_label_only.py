@@ -100,7 +100,7 @@ def test_labels_are_those_of_a_whole_job(world: World, corpus: Path, tmp_path: P
     table = pandas.read_csv(only(out, "report") / "labels_by_class.csv")
     assert table["class"].tolist() == small.CLASSES and table["images"].sum() == 8
     page = (only(out, "report") / "index.html").read_text()
-    assert "8 images of 2 shards have a label" in page and str(world.folder("gen0-teacher")) in page
+    assert "8 images of 2 shards labelled" in page and str(world.folder("gen0-teacher")) in page
     again = command("run", job)
     assert "all is done; nothing had to run" in again.out
     assert f"labels   {only(out, 'gen1-label')}" in again.out and "labelled images" in again.out
