@@ -13,12 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-
-from models.memory_format import channels_last
-from pipeline import storage, weights
+from pipeline import storage
 from pipeline.config import durations
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, pseudo_per_step
@@ -29,8 +26,9 @@ from pipeline.plan.corpora import Corpora
 from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import Done, Stage
 from pipeline.tracking import journal
-from pipeline.train.optim import create_optimizer
-from pipeline.train.spec import architecture_overrides
+
+if TYPE_CHECKING:
+    import torch
 
 MEASURED_SECONDS = 20.0
 AT_ONCE = 64  # images in a measured step: more do not make a network faster by much
@@ -138,6 +136,11 @@ def _seconds(settings: Train, labelled: int | None, pseudo: int, workers: int, s
 
 def _bytes(settings: Train, classes: int) -> int | None:
     """Of the weights at the end, and of the checkpoints: weights, average and optimizer of the last and the best."""
+    import torch
+
+    from pipeline import weights
+    from pipeline.train.spec import architecture_overrides
+
     try:
         with torch.device("meta"):
             model = weights.build_model(settings.model, classes, architecture_overrides(settings))
@@ -203,6 +206,8 @@ def lengths(job: Job, stages: Sequence[Stage], done: Mapping[str, Done]) -> list
 
 def measured(job: Job, trainings: Sequence[Train], classes: int) -> dict[Network, float]:
     """Of each of these networks, by training steps here for MEASURED_SECONDS in all."""
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() and job.workers.gpus else "cpu")
     before = torch.get_num_threads()
     if device.type == "cpu" and job.workers.threads:
@@ -219,6 +224,14 @@ def measured(job: Job, trainings: Sequence[Train], classes: int) -> dict[Network
 
 def _measure(settings: Train, classes: int, device: torch.device, seconds: float) -> float:
     """Images a second through forward, backward and update, after one step that is not counted."""
+    import torch
+    from torch.nn import functional as F
+
+    from models.memory_format import channels_last
+    from pipeline import weights
+    from pipeline.train.optim import create_optimizer
+    from pipeline.train.spec import architecture_overrides
+
     model = weights.build_model(settings.model, classes, architecture_overrides(settings))
     model = channels_last(model).to(device).train()
     optimizer = create_optimizer(model, settings.optimizer, weight_decay=0.0, momentum=settings.momentum)

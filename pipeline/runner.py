@@ -84,7 +84,6 @@ def _run_stages(
             screen.note(stage.name, folder=folder, state="done before")
             unchecked.append(finished)
         else:
-            _write_job(job, folds)
             if look.superseded:
                 screen.warn(
                     f"{stage.name} was begun in {storage.name(look.superseded)} by an earlier version; it is begun anew"
@@ -92,7 +91,9 @@ def _run_stages(
             held.check()
             check_files(unchecked)
             corpora.check()
-            token = token or storage.write_token(job.output)
+            if not token:
+                _write_job(job, folds)
+                token = storage.write_token(job.output)
             needs, stages = {name: done[name] for name in stage.needs}, graph.stages_of(job, done, folds)
             context = Context(job, stage, stages, folder, look.fingerprint, needs, corpora, cluster, screen.warn, token)
             finished = _run_stage(context, record, tracker, screen, held)
@@ -104,9 +105,10 @@ def _run_stages(
         if stage.kind == "evaluate":
             for model, figures, temperature in tracked.model_figures(done):
                 tracker.add_figures(model, figures, temperature)
-    _write_job(job, folds)
     if token:  # where nothing ran, nothing is read
         check_files(unchecked)
+    else:
+        _write_job(job, folds)
     return done
 
 

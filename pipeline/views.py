@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from pipeline import graph, storage
+from pipeline import graph, outlook, storage
 from pipeline.config import durations
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, peak_rate, pseudo_per_step
@@ -47,8 +47,6 @@ def _labelled(job: Job, done: Mapping[str, Done]) -> int | None:
     """Labelled images, where they are counted already."""
     if job.measure.models:
         return None
-    from pipeline import outlook  # seconds of imports
-
     return outlook.labelled_images(job, done)
 
 
@@ -67,8 +65,6 @@ def plan_table(job: Job, *, measure: bool = False) -> tuple[Group, list[str]]:
     takes: dict[str, tuple[str, str]] = {}
     total, lengths = "", list[str]()
     if not job.measure.models:
-        from pipeline import outlook
-
         stages = [look.stage for look in found]
         takes, total = outlook.takes(job, stages, done, _class_count(job, done), measure and not problems)
         lengths = outlook.lengths(job, stages, done)
@@ -177,8 +173,6 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
     images = f"batch {train.batch:,}{f' + {pseudo:,} pseudo-labelled' if stage.generation else ''}"
     rate = peak_rate(train, train.batch + pseudo)
     workers = counted(job.workers.train, "worker")
-    from pipeline import outlook
-
     length = outlook.length(train, labelled, pseudo)
     return f"{train.model} at {train.resolution} pixels, {length}, {images}, learning rate {rate:.3g}, {workers}"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pipeline import outlook
@@ -92,3 +95,12 @@ def test_labelled_images_are_counted_by_the_manifest_before_there_is_an_index(tm
     assert "takes 20 labelled images, and there are 16: lower batch" in " ".join(planned.out.split())
     (tmp_path / "out" / "manifest-labelled.parquet").unlink()
     assert "lower batch" not in command(*words).out
+
+
+def test_the_rows_of_a_plan_need_no_torch() -> None:
+    program = (
+        "import sys, noisy_lambda; noisy_lambda.plan('noisy_student', 'output=nowhere'); "
+        "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

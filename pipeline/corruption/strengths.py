@@ -64,5 +64,3 @@ SMALL_PICTURES: dict[str, list[Any]] = {
     "pixelate": [0.95, 0.9, 0.85, 0.75, 0.65],
     "jpeg_compression": [80, 65, 58, 50, 40],
 }  # fmt: skip
-NAMES = tuple(PHOTOS)
-"""The fifteen corruptions, in the order of the paper's tables."""

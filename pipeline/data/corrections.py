@@ -98,6 +98,11 @@ def read(path: str, classes: Sequence[str]) -> Corrections:
         text = storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"corrections: there is no {shown}; name a CSV with the columns {','.join(COLUMNS)}") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(
+            f"corrections: {shown} cannot be read ({type(error).__name__}); name a CSV with the columns "
+            f"{','.join(COLUMNS)}"
+        ) from None
     except UnicodeDecodeError:
         raise DataError(f"corrections: {shown} is not UTF-8 text; save it as CSV in UTF-8") from None
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)

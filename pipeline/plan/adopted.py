@@ -43,7 +43,7 @@ def pretrained_sha256(source: str, stage: str) -> str:
 def adopted_files(source: str) -> tuple[str, str | None]:
     """The weights that an entry of `teacher.checkpoint` names, and where the model.yaml would be that says what they
     are: weights of another name than a stage gives them have none."""
-    path = source if source.endswith(".safetensors") else storage.join(source, WEIGHTS)
+    path = weights_file(source)
     folder = path.removesuffix(WEIGHTS)
     return path, f"{folder}{CARD}" if storage.name(path) == WEIGHTS else None
 

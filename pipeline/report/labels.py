@@ -21,7 +21,7 @@ from pipeline.printable import counted
 from pipeline.report import audit, bad_samples, fonts, generation, page, samples
 from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.page import Page, Picture, Section, Sheet
-from pipeline.report.plots import BARS
+from pipeline.report.plots import BARS, confidence_axes
 from pipeline.report.style import GRID, INK, MUTED, clean, colour, count_ticks, figure_of, png
 from pipeline.selection.candidates import histogram
 from pipeline.selection.radix import STEPS
@@ -218,15 +218,7 @@ def confidence(steps: npt.NDArray[np.int64]) -> bytes:
     """Confidences of all labelled images, counted in equal steps from 0 to 1."""
     figure, axes = figure_of("Confidence of the labels")
     axes.bar(np.arange(len(steps)) / len(steps), steps, 0.9 / len(steps), align="edge", color=colour(1), zorder=2)
-    filled = steps[steps > 0]
-    if len(filled) and filled.max() > 60 * np.median(filled):
-        axes.set_yscale("log")
-        axes.set_ylim(0.7, filled.max() ** 1.2)
-    else:
-        axes.set_ylim(0, 1.15 * max(1, steps.max()))
-    axes.set_xlim(0, 1.005)
-    axes.set_xlabel("confidence", color=MUTED, fontsize=9.5)
-    count_ticks(axes, "y")
+    confidence_axes(axes, steps)
     return png(figure)
 
 

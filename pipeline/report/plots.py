@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -213,13 +214,7 @@ def confidence(
     light = tint(shade, 0.4)
     axes.bar(left, total, width, align="edge", color=[light if yes else PALE for yes in sure], zorder=2)
     axes.bar(left, inner, width, align="edge", color=shade, zorder=3)
-    filled = total[total > 0]
-    if len(filled) and filled.max() > 60 * np.median(filled):
-        axes.set_yscale("log")
-        axes.set_ylim(0.7, filled.max() ** 1.2)
-    else:
-        axes.set_ylim(0, 1.15 * max(1, total.max()))
-    axes.set_xlim(0, 1.005)
+    confidence_axes(axes, total)
     axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
     side = {"xytext": (5, -6), "ha": "left"} if threshold < 0.5 else {"xytext": (-5, -6), "ha": "right"}
     note(axes, f"threshold {threshold:g}", (threshold, 1), INK, 9, xycoords=("data", "axes fraction"), **side)
@@ -231,9 +226,20 @@ def confidence(
             (f"below {count(total.sum() - confident)}", PALE),
         ],
     )
+    return png(figure)
+
+
+def confidence_axes(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
+    """For counts of confidences from 0 to 1: logarithmic where few of them would hide the others."""
+    filled = counts[counts > 0]
+    if len(filled) and filled.max() > 60 * np.median(filled):
+        axes.set_yscale("log")
+        axes.set_ylim(0.7, filled.max() ** 1.2)
+    else:
+        axes.set_ylim(0, 1.15 * max(1, counts.max()))
+    axes.set_xlim(0, 1.005)
     axes.set_xlabel("confidence", color=MUTED, fontsize=9.5)
     count_ticks(axes, "y")
-    return png(figure)
 
 
 def classes(

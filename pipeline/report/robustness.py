@@ -11,7 +11,7 @@ from pipeline.corruption.corrupt import canvas, corrupt
 from pipeline.data import images, parquet_files, shards
 from pipeline.data.index_files import rows_path
 from pipeline.plan.context import Context
-from pipeline.plan.stage import ROBUSTNESS, read_json_file
+from pipeline.plan.stage import ROBUSTNESS, SHARDS, read_json_file
 from pipeline.report.page import Picture
 from pipeline.report.plots import Model
 from pipeline.report.style import INK, MUTED, clean, colour, figure_of, note, png, spread
@@ -85,7 +85,8 @@ def _by_severity(models: Sequence[Model], found: Mapping[str, Any]) -> bytes:
 
 def _strip(context: Context, names: Sequence[str]) -> bytes:
     """One image as it is and in every way."""
-    shard = context.corpora["test"].shards[0]
+    counts = read_json_file(context.needs["index"], SHARDS)["test"]
+    shard = next(shard for shard in context.corpora["test"].shards if counts[shard.name])  # the test has images
     path = rows_path(context.needs["index"].folder, "test", shard.name)
     [row] = parquet_files.read_table(path, ["offset", "size", "image_hash"]).slice(0, 1).to_pylist()
     pixels = canvas(images.decode(shards.read_at(shard.path, row["offset"], row["size"])))

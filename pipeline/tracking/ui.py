@@ -90,18 +90,20 @@ def _interrupted() -> Iterator[None]:
 
 def _follow(server: subprocess.Popen[bytes], said: IO[bytes], address: str, page: str) -> int:
     """Print the address once the server answers, and wait for its end; if it ends by itself, print what it said."""
-    answers = False
-    while server.poll() is None:
-        if answers:
-            server.wait()
-            break
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=1):
-            answers = True
-            print(f"MLflow   {address}{page}   (Ctrl-C ends it)", flush=True)
+    while server.poll() is None and not _answers(address):
         time.sleep(0.2)
+    if server.poll() is None:
+        print(f"MLflow   {address}{page}   (Ctrl-C ends it)", flush=True)
+        server.wait()
     said.seek(0)
     print(storage.redact(said.read().decode(errors="replace")), file=sys.stderr)
     return server.returncode
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=1):
+        return True
+    return False
 
 
 def _page(output: str, store: str) -> str:

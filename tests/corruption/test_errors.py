@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config.checks import CORRUPTIONS as NAMES
 from pipeline.corruption import errors
 from pipeline.corruption.errors import Errors
-from pipeline.corruption.strengths import NAMES
 
 
 def test_alexnet_has_an_mce_of_100() -> None:

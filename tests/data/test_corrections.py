@@ -215,6 +215,8 @@ def test_files_that_are_no_corrections(tmp_path: Path, text: bytes, words: str) 
     assert words.format(path) in str(error.value)
     with pytest.raises(DataError, match="there is no"):
         corrections.read(str(tmp_path / "other.csv"), CLASSES)
+    with pytest.raises(DataError, match="cannot be read"):
+        corrections.read(str(tmp_path), CLASSES)
 
 
 def lines(*rows: dict[str, Any]) -> str:
