@@ -1,4 +1,4 @@
-"""Members leave torch: one graph for every batch size, checked with onnxruntime; three here, those up to 152 in test-slow."""
+"""Members leave torch: one graph for every batch size, checked with onnxruntime; three here, up to 152 in test-slow."""
 
 from __future__ import annotations
 
