@@ -57,14 +57,16 @@ def check_effect(job: Job, in_file: Collection[str], on_line: Collection[str], p
 
 
 def _check_shared(job: Job, in_file: Collection[str], on_line: Collection[str], path: str) -> None:
-    """ConfigError for settings of all generations in a job that has none; `generations=[]` on the command line may
-    switch off those of the file."""
+    """ConfigError for a setting of all generations on the command line of a job that has none; a warning for those of
+    the file, where `generations: []` may be said for a while."""
     if job.generations or job.measure.models:
         return
-    said = on_line if "generations" in on_line else {*in_file, *on_line}
-    for name in sorted(said):
-        if name.split(".")[0] in SHARED:
-            raise ConfigError(f"{path}: {name} has no effect: `generations` is empty; drop it, or name a generation")
+    for said in (on_line, in_file if "generations" in in_file else ()):
+        vain = sorted(name for name in said if name.split(".")[0] in SHARED)
+        if vain and said is on_line:
+            raise ConfigError(f"{path}: {vain[0]} has no effect: `generations` is empty; drop it, or name a generation")
+        if vain:
+            log.warning("%s: %s: no effect, for `generations` is empty", path, ", ".join(vain))
 
 
 def _idle(job: Job) -> Iterator[Idle]:
