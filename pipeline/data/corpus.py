@@ -28,6 +28,10 @@ class Corpus:
     mended: dict[str, str] = field(default_factory=dict)  # shards that were replaced and taken in, with their sha256
 
 
+Records = dict[str, dict[str, Any]]
+"""By name of the file, the lists of shards that lie in an output."""
+
+
 def fingerprint(shards: list[Shard]) -> str:
     listed = [[shard.name, shard.size] for shard in shards]
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
@@ -41,15 +45,17 @@ def freeze(
     *,
     refreeze: bool = False,
     write: bool = True,
+    seen: Records | None = None,
 ) -> Corpus:
     """The frozen corpus of this source and pattern; frozen now, from `shards`, at first use or by `refreeze`.
 
     Where today's listing differs, the frozen shards are used and `changes` says what is different; a frozen
     shard that is missing or has another size is a DataError; one of which only the stamp differs is `touched`, and its
-    checksum decides. `write=False` (for plan) writes nothing.
+    checksum decides. `write=False` (for plan) writes nothing. `seen`: the lists that were read for other sources.
     """
+    seen = {} if seen is None else seen
     texts = [storage.redact(text) for text in ([pattern] if isinstance(pattern, str) else pattern)]
-    records = _records(output)
+    records = _records(output, seen)
     uses = [
         (use, record)
         for record in records
@@ -67,27 +73,40 @@ def freeze(
             return _compare(frozen, shards, source, touched, mended)
     found = fingerprint(shards)
     if write:
-        _write(output, records, found, shards, source, texts)
+        _write(output, seen, found, shards, source, texts)
     return Corpus(found, shards, [])
 
 
 def take_in(
-    output: str, frozen: Corpus, source: str, pattern: str | list[str], mended: Mapping[str, str], *, write: bool = True
+    output: str,
+    frozen: Corpus,
+    source: str,
+    pattern: str | list[str],
+    mended: Mapping[str, str],
+    *,
+    write: bool = True,
+    seen: Records | None = None,
 ) -> Corpus:
-    """The frozen corpus with shards that were replaced, `mended` (name: sha256); `freeze` gives it from now on."""
+    """The frozen corpus with shards that were replaced, `mended` (name: sha256); `freeze` gives it from now on. `seen`
+    as there."""
+    seen = {} if seen is None else seen
     stamps = {shard.name: shard.stamp for shard in frozen.shards}
     touched = {name: stamp for name, stamp in frozen.touched.items() if name not in mended}
     all_mended = dict(sorted({**frozen.mended, **mended}.items()))
     if write:
         texts = [storage.redact(text) for text in ([pattern] if isinstance(pattern, str) else pattern)]
         shards = [replace(shard, stamp=touched.get(shard.name, stamps[shard.name])) for shard in frozen.shards]
-        _write(output, _records(output), frozen.fingerprint, shards, source, texts, all_mended)
+        _records(output, seen)
+        _write(output, seen, frozen.fingerprint, shards, source, texts, all_mended)
     return replace(frozen, touched=touched, mended=all_mended)
 
 
-def _records(output: str) -> list[dict[str, Any]]:
+def _records(output: str, seen: Records) -> list[dict[str, Any]]:
     names = fnmatch.filter(storage.listdir(output), "corpus-*.json")
-    return [_read(storage.join(output, name)) for name in names]
+    for name in names:
+        if name not in seen:
+            seen[name] = _read(storage.join(output, name))
+    return [seen[name] for name in names]
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -111,16 +130,16 @@ def _read(path: str) -> dict[str, Any]:
 
 def _write(
     output: str,
-    records: list[dict[str, Any]],
+    seen: Records,
     found: str,
     shards: list[Shard],
     source: str,
     texts: list[str],
     mended: Mapping[str, str] | None = None,
 ) -> None:
-    sequence = 1 + max((use["sequence"] for record in records for use in record["uses"]), default=0)
+    sequence = 1 + max((use["sequence"] for record in seen.values() for use in record["uses"]), default=0)
     # Two sources may hold the same names and sizes: they share the file, each with its own use.
-    record = next((record for record in records if record["fingerprint"] == found), None) or {
+    record = next((record for record in seen.values() if record["fingerprint"] == found), None) or {
         "format": 1,
         "fingerprint": found,
         "uses": [],
@@ -129,7 +148,9 @@ def _write(
     stamps = [shard.stamp for shard in shards]
     use = {"source": source, "pattern": texts, "sequence": sequence, "stamps": stamps}
     record["uses"].append({**use, "mended": dict(mended)} if mended else use)
-    storage.write_record(storage.join(output, f"corpus-{found[:8]}.json"), record)
+    name = f"corpus-{found[:8]}.json"
+    storage.write_record(storage.join(output, name), record)
+    seen[name] = record
 
 
 def _compare(

@@ -72,6 +72,7 @@ class Corpora:
         self.job, self.done, self.refreeze, self.write = job, done, refreeze, write
         self.changes: list[str] = []
         self._found: dict[str, corpus.Corpus] = {}
+        self._seen: corpus.Records = {}
         self._checked = False
 
     @property
@@ -99,10 +100,14 @@ class Corpora:
             listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
             where = self.where(source)
             self._check_apart(source, listing)
-            frozen = corpus.freeze(self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write)
+            frozen = corpus.freeze(
+                self.job.output, listing, source, where, refreeze=self.refreeze, write=self.write, seen=self._seen
+            )
             self.changes += frozen.changes
             if source == "unlabelled" and (found := mended.find(self.job.output, frozen, refreeze=self.refreeze)):
-                frozen = corpus.take_in(self.job.output, frozen, source, where, found, write=self.write)
+                frozen = corpus.take_in(
+                    self.job.output, frozen, source, where, found, write=self.write, seen=self._seen
+                )
                 self.changes.append(
                     f"source '{source}': {', '.join(found)} {'was' if len(found) == 1 else 'were'} replaced since the "
                     "labelling, and will be labelled again"
