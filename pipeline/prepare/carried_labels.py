@@ -46,10 +46,11 @@ class Carried:
     def labels(self, shard: Shard) -> list[Label]:
         """Of each sample of a shard, in order. DataError: there is no such file, or it is of something else."""
         path = storage.join(self.folder, label_files.file_name(shard.name))
-        table, metadata = parquet_files.read_with_metadata(path, COLUMNS)
+        table, metadata = parquet_files.read_with_metadata(path, COLUMNS[:-1], optional=COLUMNS[-1:])
         common = {name: self.says[name] for name in label_files.CHECKED if name in self.says and name not in OF_SHARD}
         label_files.check_labels(metadata, {"shard": shard.name, "shard_size": shard.size, **common}, path)
-        cells = [table[name].to_pylist() for name in COLUMNS]
+        nothing = [None] * table.num_rows  # files of 0.2.0 and earlier have no crc32
+        cells = [table[name].to_pylist() if name in table.column_names else nothing for name in COLUMNS]
         probs = COLUMNS.index("probs")
         cells[probs] = [None if row is None else [float(value) for value in row] for row in cells[probs]]
         return [list(row) for row in zip(*cells, strict=True)]

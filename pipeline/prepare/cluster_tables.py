@@ -19,11 +19,11 @@ from pipeline.cluster.contract import Cluster
 from pipeline.data import manifest
 from pipeline.data.shard_patterns import entry_at
 from pipeline.errors import DataError
-from pipeline.prepare import spread, table_files
+from pipeline.prepare import spread, table_files, table_patterns
+from pipeline.prepare.class_list import holding_classes
 from pipeline.prepare.picture_files import Skipped
 from pipeline.prepare.shard_writer import (
     Item,
-    holding_classes,
     list_bad,
     nothing_readable,
     present_shards,
@@ -80,7 +80,7 @@ def table(
     """As `tables.table`, which gives the same shards, manifest and counts."""
     wanted, allowed = wanted_of(image, label, label_is, where), Limits(**limits)
     check(split, allowed)
-    files = table_files.find(pattern)
+    files = table_patterns.find(pattern)
     entries = _entries(files)
     units = [
         (f"survey {number:06d}", files[number : number + SURVEYED_FILES])

@@ -28,7 +28,8 @@ from pipeline.data.shards import Shard, find_shards, scan
 from pipeline.errors import ConfigError, DataError
 from pipeline.prepare import carried_labels, spread, whole_samples
 from pipeline.prepare.carried_labels import Carried
-from pipeline.prepare.shard_writer import Progress, holding_classes, list_bad, placing, present_shards, shard_names
+from pipeline.prepare.class_list import holding_classes
+from pipeline.prepare.shard_writer import Progress, list_bad, placing, present_shards, shard_names
 from pipeline.prepare.sources import SPLIT
 from pipeline.prepare.units import Work, run_units, working, write_outputs
 from pipeline.storage.lock import lock

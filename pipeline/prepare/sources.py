@@ -16,14 +16,13 @@ from pipeline import storage
 from pipeline.data.classes import alike, plain
 from pipeline.data.samples import IMAGE_SUFFIXES
 from pipeline.errors import ConfigError, DataError
+from pipeline.prepare.class_list import agree_on_classes, holding_classes
 from pipeline.prepare.digits import shifted
 from pipeline.prepare.picture_files import Skipped, suffix_of
 from pipeline.prepare.shard_writer import (
     Item,
     Progress,
     Written,
-    agree_on_classes,
-    holding_classes,
     split_shards,
     write_split,
 )

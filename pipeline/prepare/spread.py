@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from pipeline.data import parquet_files
 from pipeline.errors import DataError
 
 BUFFER_BYTES = 128 << 20
+READERS = 16  # threads: of an object store each piece is a request
 LENGTH = struct.Struct("<I")
 SCHEMA = pa.schema([("part", pa.int32()), ("place", pa.int64()), ("end", pa.int64()), ("size", pa.int64())])
 
@@ -142,15 +144,18 @@ def pieces(folder: str, units: Sequence[str], bounds: Ints) -> list[Pieces]:
 
 def gather(wanted: Pieces) -> list[Row]:
     """The samples of an output, by place. DataError: a file is not what its index says."""
-    rows: list[Row] = []
-    columns = (wanted.unit, wanted.part, wanted.begin, wanted.end, wanted.rows)
-    for unit, part, begin, end, count in zip(*(column.tolist() for column in columns), strict=True):
+
+    def read(unit: int, part: int, begin: int, end: int, count: int) -> list[Row]:
         path = rows_path(wanted.folder, unit_name(unit), part)
         data = storage.read_range(path, begin, end - begin)
         found = list(_rows(data)) if len(data) == end - begin else []
         if len(found) != count:
             raise DataError(f"{storage.redact(path)} is not what was written there; delete its folder and run again")
-        rows += found
+        return found
+
+    columns = (wanted.unit, wanted.part, wanted.begin, wanted.end, wanted.rows)
+    with ThreadPoolExecutor(READERS) as threads:
+        rows = [row for found in threads.map(read, *(column.tolist() for column in columns)) for row in found]
     return sorted(rows, key=lambda row: row.place)
 
 

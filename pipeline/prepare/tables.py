@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.prepare import table_files
+from pipeline.prepare import table_files, table_patterns
 from pipeline.prepare.conditions import conditions_in
 from pipeline.prepare.picture_files import Skipped
 from pipeline.prepare.sources import Limits, by_index, by_name, write
@@ -40,7 +40,7 @@ def table(
     sources.Limits.
     """
     wanted = wanted_of(image, label, label_is, where)
-    files = table_files.find(pattern)
+    files = table_patterns.find(pattern)
     surveys = [table_files.survey(path, wanted) for path in files]
     check_rows(pattern, sum(sum(one.rows) for one in surveys), wanted)
     rows = [(path, number, row) for path in files for number, row in enumerate(table_files.read(path, wanted))]

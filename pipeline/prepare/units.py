@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -114,8 +114,16 @@ def working(out: str, split: str, identity: Any) -> Iterator[Work]:
     with lock(out):
         folder = storage.join(out, kind + fingerprint)
         storage.make_folder(folder)
-        storage.sweep(out, within=re.escape(kind + fingerprint))
+        storage.sweep(folder)
+        _sweep_shards(out, split)
         yield Work(out, split, folder, storage.write_token(folder))
         for name in storage.listdir(out):
             if name.startswith(kind):
                 storage.remove(storage.join(out, name))
+
+
+def _sweep_shards(out: str, split: str) -> None:
+    """Delete what killed writers left of these shards; those of other splits may be at work in the same folder."""
+    if not storage.is_url(out):
+        for path in Path(out).glob(f".tmp-*-{split}-*.tar"):
+            path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline import storage
-from pipeline.data.samples import DOTS, MAX_IMAGE, Left, Run, split_name
+from pipeline.data.samples import DOTS, MAX_IMAGE, START, Left, Run, split_name
 from pipeline.data.tar import Damage, Member, Tar
 from pipeline.errors import DataError
 from pipeline.printable import counted
@@ -75,7 +75,7 @@ class Reader:
                 if run is not None:
                     yield run, found
                 run, found = Run(key), Whole(0, key, [], [], 0)
-            is_image = run.add(member, suffix, partial(tar.read, member, 16))
+            is_image = run.add(member, suffix, partial(tar.read, member, START))
             if isinstance(found, Whole):
                 if reason := _not_whole(member):
                     found = f"{reason}: .{suffix}"
