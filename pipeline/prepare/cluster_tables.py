@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.cluster.contract import Cluster
+from pipeline.config.load import resolve_output
 from pipeline.data import manifest
 from pipeline.data.shard_patterns import entry_at
 from pipeline.errors import DataError
@@ -80,6 +81,7 @@ def table(
     """As `tables.table`, which gives the same shards, manifest and counts."""
     wanted, allowed = wanted_of(image, label, label_is, where), Limits(**limits)
     check(split, allowed)
+    out = resolve_output(out)
     files = table_patterns.find(pattern)
     entries = _entries(files)
     units = [

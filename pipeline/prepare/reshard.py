@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.cluster.contract import Cluster
+from pipeline.config.load import resolve_output
 from pipeline.data import hashing, manifest
 from pipeline.data.classes import CLASSES_NAME, read_classes
 from pipeline.data.shard_patterns import entry_at
@@ -64,6 +65,7 @@ def reshard(
     """
     if not 1 <= shards < MOST_SHARDS:
         raise ConfigError(f"--shards is {shards}; it is a number from 1")
+    out, labels = resolve_output(out), resolve_output(labels) if labels else None
     found = find_shards(source, "SOURCE", str(Path.cwd()))
     split = _split(found, split)
     listed = [[shard.name, shard.path, shard.size, shard.stamp] for shard in found]

@@ -20,6 +20,8 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 def find(pattern: str) -> list[str]:
     """The files of a table, sorted: one file, a folder's .parquet files, or those of a glob. DataError."""
+    if not storage.is_url(pattern):
+        pattern = str(Path(pattern).absolute())  # workers start elsewhere
     literal = not (glob.has_magic(pattern) or "{" in pattern)
     if not _is_folder(pattern) and (literal or (not storage.is_url(pattern) and Path(pattern).is_file())):
         return _checked([pattern])
