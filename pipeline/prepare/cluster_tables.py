@@ -96,18 +96,20 @@ def table(
     if label is not None:
         numbers, names = _numbered(out, surveys, pattern, label, label_is)
     decides = [entries, image, label, list(where), numbers, allowed.seed, allowed.shard_bytes, allowed.shard_samples]
-    with working(out, split, decides) as work, holding_classes(out, names if label is not None else None):
-        spread_units = _units(files, surveys, rows, allowed.seed)
-        there = work.there()
-        run_units(
-            cluster,
-            functools.partial(make_spreader, work, wanted, numbers),
-            [(unit.name, unit) for unit in spread_units],
-            allowed.progress,
-            lambda name: f"{name}.parquet" in there,
-        )
-        skipped = failed_rows(zip(files, (one.failed for one in surveys), strict=True))
-        made = _write(cluster, work, [unit.name for unit in spread_units], rows, skipped, allowed)
+    with working(out, split, decides) as work:
+        with holding_classes(out, names if label is not None else None):
+            spread_units = _units(files, surveys, rows, allowed.seed)
+            there = work.there()
+            run_units(
+                cluster,
+                functools.partial(make_spreader, work, wanted, numbers),
+                [(unit.name, unit) for unit in spread_units],
+                allowed.progress,
+                lambda name: f"{name}.parquet" in there,
+            )
+            skipped = failed_rows(zip(files, (one.failed for one in surveys), strict=True))
+            made = _write(cluster, work, [unit.name for unit in spread_units], rows, skipped, allowed)
+        check_bad(out, made["bad"], made["images"], allowed)
     return made | {"skipped": sum(one.failed.total() for one in surveys), "classes": len(names)}
 
 
@@ -147,7 +149,6 @@ def _write(
             storage.remove(storage.join(work.out, name))
         raise nothing_readable(work.out, bad)
     work.write_manifest(names)
-    check_bad(work.out, len(bad), images, allowed)
     return {"shards": len(parts), "images": images, "bad": len(bad)}
 
 
