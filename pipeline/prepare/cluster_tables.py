@@ -92,7 +92,8 @@ def table(
     surveys = [one for name, _ in units for one in found[name]]
     rows = sum(sum(one.rows) for one in surveys)
     check_rows(pattern, rows, wanted)
-    numbers, names = None, []
+    numbers: dict[str, int] | None = None
+    names: list[str] = []
     if label is not None:
         numbers, names = _numbered(out, surveys, pattern, label, label_is)
     decides = [entries, image, label, list(where), numbers, allowed.seed, allowed.shard_bytes, allowed.shard_samples]
