@@ -117,6 +117,7 @@ def working(out: str, split: str, identity: Any) -> Iterator[Work]:
         storage.sweep(folder)
         _sweep_shards(out, split)
         yield Work(out, split, folder, storage.write_token(folder))
+        _sweep_shards(out, split)
         for name in storage.listdir(out):
             if name.startswith(kind):
                 storage.remove(storage.join(out, name))
