@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     export_.add_argument("--max-drop", type=float, help="points of validation top-1 that it may cost (default: 0.5)")
     _add_predict(add("predict", commands.predict, "say what images show, by a trained model"))
     _add_prepare(add("prepare", commands.prepare, "write images as WebDataset shards"))
+    _add_reshard(add("reshard", commands.reshard, "shuffle the samples of all shards over new ones"))
     return top
 
 
@@ -178,11 +179,19 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
         metavar="SHARES",
         help="shares of each class for validation and test shards, such as validation=0.15,test=0.15",
     )
-    table = kinds.add_parser("table", help="a Parquet or CSV file of image paths and labels")
-    table.add_argument("source", metavar="FILE", help="the table; relative paths in it start at its folder")
-    table.add_argument("--image", default="path", help="column of image paths (default: path)")
+    table = kinds.add_parser("table", help="Parquet or CSV files of image paths, or of images, and labels")
+    table.add_argument(
+        "source",
+        metavar="PATTERN",
+        help="a file, a folder of .parquet files or a glob; paths in it start at its folder",
+    )
+    table.add_argument("--image", default="path", help="column of image paths, or of images (default: path)")
     table.add_argument("--label", default="label", help="column of class names (default: label)")
     table.add_argument("--label-is", choices=("name", "index"), default="name", help="what it holds (default: name)")
+    table.add_argument(
+        "--where", metavar="CONDITION", action="append", default=[], help="of rows, such as 'width>=64'; may come again"
+    )
+    _add_cluster(table)
     for kind in (digits, folder, table):
         kind.add_argument("--out", required=True, help="folder for the shards")
     for kind in (folder, table):
@@ -193,3 +202,20 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
         kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")
         kind.add_argument("--shard-bytes", type=int, default=1 << 30, help="most bytes in a shard (default: 1 GiB)")
         kind.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+
+
+def _add_reshard(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", metavar="SOURCE", help="the shards: a glob, braces, a folder or a list file")
+    sub.add_argument("--out", required=True, help="folder for the new shards")
+    sub.add_argument("--shards", type=int, required=True, metavar="N", help="how many to write")
+    sub.add_argument("--seed", type=int, default=0, help="draws where each sample goes (default: 0)")
+    sub.add_argument("--split", help="first part of the new names (default: that of the old ones)")
+    sub.add_argument("--labels", metavar="RUN", help="output of a run whose labels of these shards are carried over")
+    _add_cluster(sub)
+
+
+def _add_cluster(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--cluster", nargs="?", const="auto", metavar="WHERE",
+        help="work on Ray: embedded or HOST:PORT (without WHERE: RAY_ADDRESS, else embedded; default: this process)",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
@@ -19,6 +19,7 @@ from pipeline.malloc import keep_memory
 from pipeline.printable import counted, redact, shown
 
 if TYPE_CHECKING:
+    from pipeline.cluster.contract import Cluster
     from pipeline.config.settings import Job
 
 
@@ -221,23 +222,28 @@ def prepare(args: argparse.Namespace) -> int:
 
     with bar(console(), "writing shards") as progress:
         if args.what == "digits":
-            from pipeline.data.prepare_digits import digits
+            from pipeline.prepare.digits import digits
 
             made = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)
             counts = made["images"]
         else:
             counts = _prepare_files(args, progress)
-    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
-    said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
-    print(f"{said} in {redact(args.out)}")
-    if counts.get("bad") or counts.get("skipped"):
-        print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
+    _say_counts(counts, args.out)
     return 0
 
 
+def _say_counts(counts: dict[str, int], out: str) -> None:
+    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
+    said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
+    print(f"{said} in {redact(out)}")
+    if counts.get("bad") or counts.get("skipped"):
+        print(f"what is bad or skipped is listed in {redact(out)}/bad_files.txt")
+
+
 def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
-    from pipeline.data import prepare_files as shards_of
-    from pipeline.data.split_off import shares_in
+    from pipeline.prepare.folders import folder
+    from pipeline.prepare.split_off import shares_in
+    from pipeline.prepare.tables import table
 
     options: dict[str, Any] = {
         "split": args.split,
@@ -250,6 +256,41 @@ def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None
     }
     if args.what == "folder":
         options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
-        return shards_of.folder(args.source, args.out, **options)
+        return folder(args.source, args.out, **options)
     label = None if args.unlabelled else args.label
-    return shards_of.table(args.source, args.out, image=args.image, label=label, label_is=args.label_is, **options)
+    options |= {"image": args.image, "label": label, "label_is": args.label_is, "where": args.where}
+    if args.cluster is None:
+        return table(args.source, args.out, **options)
+    from pipeline.prepare import cluster_tables
+
+    with _cluster(args.cluster) as cluster:
+        return cluster_tables.table(args.source, args.out, cluster, **options)
+
+
+def reshard(args: argparse.Namespace) -> int:
+    from pipeline.prepare.reshard import reshard as shuffle
+    from pipeline.progress import bar, console
+
+    with bar(console(), "spreading, then writing shards") as progress, _cluster(args.cluster) as cluster:
+        counts = shuffle(
+            args.source, args.out, cluster, shards=args.shards, seed=args.seed, split=args.split, labels=args.labels,
+            progress=progress,
+        )  # fmt: skip
+    _say_counts(counts, args.out)
+    if args.labels:
+        print(f"labels of these shards in {redact(args.labels)}; name the new shards in the job, and run it")
+    return 0
+
+
+@contextlib.contextmanager
+def _cluster(where: str | None) -> Iterator[Cluster]:
+    """Where the units of a command run: on Ray, or for None in this process."""
+    from pipeline.cluster.inline import Inline
+    from pipeline.cluster.on_ray import OnRay
+
+    signal.signal(signal.SIGTERM, _stop)
+    cluster = Inline() if where is None else OnRay(where)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

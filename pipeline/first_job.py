@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from pipeline.data import images, shards
 from pipeline.data.classes import read_classes
-from pipeline.data.picture_files import images_below
-from pipeline.data.split_off import LEAST
 from pipeline.errors import DataError, OutputError
+from pipeline.prepare.picture_files import images_below
+from pipeline.prepare.split_off import LEAST
 from pipeline.printable import printable
 
 ROLES = {

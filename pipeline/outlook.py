@@ -20,7 +20,7 @@ from pipeline.config import durations
 from pipeline.config.settings import Job
 from pipeline.config.settings_train import Train, pseudo_per_step
 from pipeline.data import parquet_files
-from pipeline.data.shard_writer import manifest_name
+from pipeline.data.manifest import manifest_name
 from pipeline.errors import UserError
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.inputs import training_of

@@ -5,8 +5,8 @@ import timm
 import torchvision.transforms.v2
 
 from pipeline import cli, graph, runner
-from pipeline.data import prepare_digits
 from pipeline.labelling import audit, labeller
+from pipeline.prepare import digits as prepare_digits
 from pipeline.report import assemble
 from pipeline.selection import select
 from pipeline.train import loop, trials

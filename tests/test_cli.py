@@ -42,7 +42,8 @@ SURFACE = {
     ],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", "--split-off", *FILES],
-    "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],
+    "prepare table": ["PATTERN", "--image", "--label", "--label-is", "--where", "--cluster", *FILES],
+    "reshard": ["SOURCE", "--out", "--shards", "--seed", "--split", "--labels", "--cluster"],
 }
 
 

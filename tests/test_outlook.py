@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import outlook
 from pipeline.config.settings_train import Train
-from pipeline.data import prepare_files
+from pipeline.prepare import folders
 from tests import small, tiny
 from tests.data.tars import picture
 from tests.small import command
@@ -87,7 +87,7 @@ def test_labelled_images_are_counted_by_the_manifest_before_there_is_an_index(tm
         path = tmp_path / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(number))
-    prepare_files.folder(str(tmp_path / "photos"), str(tmp_path / "out"), split_off={"validation": 0.2, "test": 0.2})
+    folders.folder(str(tmp_path / "photos"), str(tmp_path / "out"), split_off={"validation": 0.2, "test": 0.2})
     job = tiny.write_job(tmp_path)
     words = ("plan", job, "prepare.dataset=null", f"data.root={tmp_path / 'out'}", "generations=[]", "teacher.batch=20")
     planned = command(*words)

@@ -87,7 +87,7 @@ def test_every_stage_has_the_fingerprint_that_0_1_0_gave(
 
 def test_the_demos_first_folders_have_their_old_names(tmp_path: Path) -> None:
     """Of real shards; the teacher's is another with each version of Pillow's encoder."""
-    from pipeline.data.prepare_digits import digits
+    from pipeline.prepare.digits import digits
 
     job = load_job(str(PINNED / "demo.yaml"), [f"output={tmp_path}"])
     first, second = graph.stages_of(job)[:2]

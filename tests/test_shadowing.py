@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.shard_writer import IN_PROCESS
+from pipeline.prepare.shard_writer import IN_PROCESS
 from tests import small, tiny
 from tests.cluster.head import ray_head
 from tests.data import tars

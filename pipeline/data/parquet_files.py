@@ -7,9 +7,10 @@ that says of which shard it is has the shard's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -44,6 +45,16 @@ def write_table(
         columns = {name: checksum(table[name]) for name in table.column_names}
         found = {"columns": columns, "rows": table.num_rows, "metadata": zlib.crc32(text.encode())}
         writer.add_key_value_metadata({CHECKSUMS_KEY.decode(): json.dumps(found, sort_keys=True)})
+
+
+def write_stream(path: str, tables: Iterable[pa.Table]) -> None:
+    """Write a file of more rows than memory holds, a row group a table; it has no checksums, which are of all rows."""
+    with storage.writing(path) as temporary, contextlib.ExitStack() as stack:
+        writer = None
+        for table in tables:
+            plain = table.replace_schema_metadata(None)
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, plain.schema, compression="zstd"))
+            writer.write_table(plain)
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:

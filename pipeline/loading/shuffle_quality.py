@@ -124,7 +124,8 @@ def advice(labels: Sequence[Ints], name: str, seed: int, segments: int, window: 
     return (
         f"the {name} shards are sorted by class: with window {window} the images within reach at a time are of about "
         f"{reach} (drawn at random: {found.reach_random:,.0f}), those of a batch of about {found.batch:,.0f} "
-        f"({found.batch_random:,.0f}); {remedy}, or write the shards in a random order"
+        f"({found.batch_random:,.0f}); {remedy}, or write them in a random order: `noisy-lambda reshard "
+        f"SOURCE --out FOLDER --shards {len(counts)}`"
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data import images, known_image, parquet_files
-from pipeline.data.shard_writer import manifest_name
+from pipeline.data.manifest import manifest_name
 from pipeline.data.shards import Shard
 from pipeline.labelling import audit
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config.fields import identity_of
-from pipeline.data.picture_files import images_below
 from pipeline.errors import DataError
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs
 from pipeline.plan.kind import Kind
 from pipeline.plan.stage import Result, fingerprint, read_done
+from pipeline.prepare.picture_files import images_below
 
 SPLITS = {"labelled": "labelled", "validation": "val", "test": "test", "unlabelled": "unlabelled"}
 
@@ -42,7 +42,7 @@ def run(context: Context) -> Result:
     prepare = context.job.prepare
     if prepare.dataset == "folder":
         return _folders(context)
-    from pipeline.data.prepare_digits import digits
+    from pipeline.prepare.digits import digits
 
     with context.journal() as log:
         written = digits(
@@ -56,7 +56,7 @@ def run(context: Context) -> Result:
 
 
 def _folders(context: Context) -> Result:
-    from pipeline.data import prepare_files
+    from pipeline.prepare import folders
 
     sources, split_off = context.job.prepare.sources, context.job.prepare.split_off
     files = files_of(sources)
@@ -66,7 +66,7 @@ def _folders(context: Context) -> Result:
         # In the order of SPLITS: the labelled images decide on the classes.
         for source in (source for source in SPLITS if source in sources):
             labelled = source == "labelled"
-            written = prepare_files.folder(
+            written = folders.folder(
                 sources[source],
                 context.folder,
                 split=SPLITS[source],

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.shard_writer import Item, Progress, agree_on_classes, holding_classes, write_split
 from pipeline.errors import ConfigError
+from pipeline.prepare.class_list import agree_on_classes, holding_classes
+from pipeline.prepare.shard_writer import Item, Progress, write_split
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPLIT_SEED = 20200420  # test and validation images are the same whatever `seed` is

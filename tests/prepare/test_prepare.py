@@ -13,10 +13,10 @@ import pandas
 import pytest
 from PIL import Image
 
-from pipeline.data import classes, images, prepare_files
-from pipeline.data.shard_writer import split_shards
+from pipeline.data import classes, images
 from pipeline.data.shards import find_shards, read_texts, scan, stream
 from pipeline.errors import ConfigError, DataError
+from pipeline.prepare import digits, folders, shard_writer, sources, tables
 from tests.data.tars import picture
 
 
@@ -41,7 +41,7 @@ def content(folder: Path, split: str) -> list[tuple[str, bytes | None, bytes]]:
 
 def test_digits(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    result = prepare_files.digits(str(tmp_path), seed=3, progress=lambda done, total: steps.append((done, total)))
+    result = digits.digits(str(tmp_path), seed=3, progress=lambda done, total: steps.append((done, total)))
     assert result == {
         "images": {"labelled": 50, "unlabelled": 1107, "val": 190, "test": 450},
         "unlabelled_shards": 6,
@@ -78,7 +78,7 @@ def test_digits(tmp_path: Path) -> None:
 
 def test_digits_by_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
-        prepare_files.digits(str(tmp_path / name), seed=seed)
+        digits.digits(str(tmp_path / name), seed=seed)
     one, again, other = (sums(tmp_path / name) for name in ("a", "again", "b"))
     assert one == again
     same = {"test-000.tar", "val-000.tar", "classes.json", "manifest-test.parquet", "manifest-val.parquet"}
@@ -86,32 +86,30 @@ def test_digits_by_seed(tmp_path: Path) -> None:
 
 
 def test_digits_settings(tmp_path: Path) -> None:
-    result = prepare_files.digits(
-        str(tmp_path), seed=0, labels_per_class=2, test=103, validation=60, shard_samples=1000
-    )
+    result = digits.digits(str(tmp_path), seed=0, labels_per_class=2, test=103, validation=60, shard_samples=1000)
     assert result["images"] == {"labelled": 20, "unlabelled": 1614, "val": 60, "test": 103}
     assert result["unlabelled_shards"] == 2
     with pytest.raises(ConfigError, match=r"200 labels per class.*lower one of them"):
-        prepare_files.digits(str(tmp_path / "x"), seed=0, labels_per_class=200)
+        digits.digits(str(tmp_path / "x"), seed=0, labels_per_class=200)
     assert not (tmp_path / "x").exists()
 
 
 def test_a_folder_of_other_shards_is_refused(tmp_path: Path) -> None:
-    prepare_files.digits(str(tmp_path), seed=0)
+    digits.digits(str(tmp_path), seed=0)
     before = sums(tmp_path)
     with pytest.raises(DataError, match=r"labelled-000\.tar already exists and holds something else"):
-        prepare_files.digits(str(tmp_path), seed=1)
+        digits.digits(str(tmp_path), seed=1)
     with pytest.raises(DataError, match=r"already holds other shards of 'unlabelled', such as unlabelled-002\.tar"):
-        prepare_files.digits(str(tmp_path), seed=0, shard_samples=600)
+        digits.digits(str(tmp_path), seed=0, shard_samples=600)
     (tmp_path / "unlabelled-003.tar").unlink()  # as if it had been killed
-    prepare_files.digits(str(tmp_path), seed=0)
+    digits.digits(str(tmp_path), seed=0)
     assert sums(tmp_path) == before
 
 
 def test_webdataset_reads_them(tmp_path: Path) -> None:
     import webdataset
 
-    prepare_files.digits(str(tmp_path), seed=0)
+    digits.digits(str(tmp_path), seed=0)
     theirs = webdataset.WebDataset(str(tmp_path / "labelled-000.tar"), shardshuffle=False)
     found = [(sample["__key__"], sample["cls"], sample["png"]) for sample in theirs]
     assert found == content(tmp_path, "labelled")
@@ -139,7 +137,7 @@ def photos(tmp_path: Path) -> Path:
 def test_folder(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
     steps: list[tuple[int, int]] = []
-    result = prepare_files.folder(
+    result = folders.folder(
         str(photos), str(out), shard_samples=12, progress=lambda done, total: steps.append((done, total))
     )
     assert result == {"shards": 3, "images": 30, "bad": 2, "skipped": 1, "classes": 3}
@@ -166,12 +164,12 @@ def test_folder(tmp_path: Path, photos: Path) -> None:
 def test_the_same_bytes_from_one_process_and_from_several(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_files.folder(str(photos), str(tmp_path / "one"), shard_samples=12)
-    monkeypatch.setattr("pipeline.data.shard_writer.IN_PROCESS", 0)
+    folders.folder(str(photos), str(tmp_path / "one"), shard_samples=12)
+    monkeypatch.setattr("pipeline.prepare.shard_writer.IN_PROCESS", 0)
     quiet = threading.Thread(target=threading.Event().wait, daemon=True)
     quiet.start()  # a process with threads must not be forked
     steps: list[tuple[int, int]] = []
-    result = prepare_files.folder(
+    result = folders.folder(
         str(photos), str(tmp_path / "two"), shard_samples=12, workers=2,
         progress=lambda done, total: steps.append((done, total)),
     )  # fmt: skip
@@ -181,43 +179,43 @@ def test_the_same_bytes_from_one_process_and_from_several(
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        prepare_files.folder(str(photos), str(tmp_path / name), shard_samples=12, seed=seed)
+        folders.folder(str(photos), str(tmp_path / name), shard_samples=12, seed=seed)
     assert sums(tmp_path / "one") == sums(tmp_path / "again") != sums(tmp_path / "other")
 
 
 def test_unlabelled_folder_and_a_second_split(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
-    prepare_files.folder(str(photos), str(out), split="unlabelled", labelled=False)
+    folders.folder(str(photos), str(out), split="unlabelled", labelled=False)
     assert not (out / "classes.json").exists()
     assert len(content(out, "unlabelled")) == 30
     assert {text for _, text, _ in content(out, "unlabelled")} == {None}
-    prepare_files.folder(str(photos), str(out))
+    folders.folder(str(photos), str(out))
     for name in ("cat", "eel"):
         (photos / name).rename(tmp_path / name)
-    assert prepare_files.folder(str(photos), str(out), split="val", max_bad=0.2)["classes"] == 3
+    assert folders.folder(str(photos), str(out), split="val", max_bad=0.2)["classes"] == 3
     assert {text for _, text, _ in content(out, "val")} == {b"1"}  # dog is class 1 though it is alone here
     splits = [line.split("\t")[0] for line in (out / "bad_files.txt").read_text().splitlines()]
     assert sorted(splits) == ["labelled"] * 3 + ["unlabelled"] * 3 + ["val"] * 2
     (photos / "dog").rename(photos / "wolf")
     with pytest.raises(DataError, match="has no class 'wolf'"):
-        prepare_files.folder(str(photos), str(out), split="test")
+        folders.folder(str(photos), str(out), split="test")
 
 
 def test_folders_that_cannot_be_prepared(tmp_path: Path) -> None:
     source, out = tmp_path / "source", str(tmp_path / "out")
     with pytest.raises(DataError, match="there is no folder"):
-        prepare_files.folder(str(source), out)
+        folders.folder(str(source), out)
     source.mkdir()
     with pytest.raises(DataError, match="holds no image files"):
-        prepare_files.folder(str(source), out)
+        folders.folder(str(source), out)
     (source / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a\.png lies in no class sub-folder"):
-        prepare_files.folder(str(source), out)
+        folders.folder(str(source), out)
     with pytest.raises(ConfigError, match="cannot name a split"):
-        prepare_files.folder(str(source), out, split="../x", labelled=False)
+        folders.folder(str(source), out, split="../x", labelled=False)
     assert not Path(out).exists()
     with pytest.raises(DataError, match=r"none of the 1 files is a readable image.*not_an_image"):
-        prepare_files.folder(str(source), out, labelled=False)
+        folders.folder(str(source), out, labelled=False)
     assert [path.name for path in Path(out).iterdir()] == ["bad_files.txt"]
 
 
@@ -233,19 +231,19 @@ def test_nothing_half_written_when_it_fails(tmp_path: Path, photos: Path, monkey
 
     monkeypatch.setattr(images, "decode", failing)
     with pytest.raises(KeyboardInterrupt):
-        prepare_files.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+        folders.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["labelled-000.tar"]
-    prepare_files.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
-    prepare_files.folder(str(photos), str(tmp_path / "undisturbed"), shard_samples=12)
+    folders.folder(str(photos), str(tmp_path / "out"), shard_samples=12)
+    folders.folder(str(photos), str(tmp_path / "undisturbed"), shard_samples=12)
     assert sums(tmp_path / "out") == sums(tmp_path / "undisturbed")
 
 
 def test_shard_sizes() -> None:
-    assert split_shards([], 10, 10) == []
-    assert split_shards([1] * 5, 100, 2) == [range(2), range(2, 4), range(4, 5)]
-    assert split_shards([4, 4, 4, 20, 1], 10, 100) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert shard_writer.split_shards([], 10, 10) == []
+    assert shard_writer.split_shards([1] * 5, 100, 2) == [range(2), range(2, 4), range(4, 5)]
+    assert shard_writer.split_shards([4, 4, 4, 20, 1], 10, 100) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
     sizes = np.random.default_rng(0).integers(1, 50, 500).tolist()
-    shards = split_shards(sizes, 200, 9)
+    shards = shard_writer.split_shards(sizes, 200, 9)
     assert [i for part in shards for i in part] == list(range(500))
     assert all(sum(sizes[i] for i in part) <= 200 and len(part) <= 9 for part in shards)
 
@@ -259,10 +257,10 @@ def test_table(tmp_path: Path, photos: Path, suffix: str) -> None:
     frame = pandas.DataFrame(rows, columns=["path", "label"])
     path = str(tmp_path / f"table.{suffix}")
     getattr(frame, f"to_{suffix}")(path, index=False)
-    result = prepare_files.table(path, str(tmp_path / "out"), max_bad=0.2)
+    result = tables.table(path, str(tmp_path / "out"), max_bad=0.2)
     assert result == {"shards": 1, "images": 5, "bad": 1, "skipped": 0, "classes": 1}
     assert {text for _, text, _ in content(tmp_path / "out", "labelled")} == {b"0"}
-    prepare_files.table(path, str(tmp_path / "plain"), split="unlabelled", label=None, max_bad=0.2)
+    tables.table(path, str(tmp_path / "plain"), split="unlabelled", label=None, max_bad=0.2)
     assert {text for _, text, _ in content(tmp_path / "plain", "unlabelled")} == {None}
 
 
@@ -271,7 +269,7 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     frame = pandas.DataFrame({"file": [*paths, "missing.jpg"], "class": [*range(len(paths)), 7]})
     frame.to_csv(tmp_path / "t.csv")
     options = {"image": "file", "label": "class", "label_is": "index", "max_bad": 0.2}
-    result = prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
+    result = tables.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
     assert result["classes"] == 8 and result["bad"] == 1
     found = {data: int(text or b"-1") for _, text, data in content(tmp_path / "out", "labelled")}
     assert found == {Path(path).read_bytes(): number for number, path in enumerate(paths)}
@@ -279,7 +277,7 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
     frame["class"] += 1
     frame.to_csv(tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"holds class 8, but .*classes\.json has 8 classes"):
-        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", **options)
+        tables.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), split="val", **options)
 
 
 @pytest.mark.parametrize(
@@ -296,15 +294,15 @@ def test_table_of_class_indexes(tmp_path: Path, photos: Path) -> None:
 def test_bad_tables(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        prepare_files.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
+        tables.table(str(tmp_path / "t.csv"), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no table"):
-        prepare_files.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
+        tables.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"neither \.parquet nor \.csv"):
-        prepare_files.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))
+        tables.table(str(tmp_path / "t.xlsx"), str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -329,11 +327,11 @@ def test_a_label_is_its_text_whichever_way_it_comes_in(
         paths.append(str(path))
     out = str(tmp_path / "out")
     if way == "folder":
-        prepare_files.folder(str(tmp_path / "pictures"), out)
+        folders.folder(str(tmp_path / "pictures"), out)
     else:
         table = str(tmp_path / f"t.{way}")
         getattr(pandas.DataFrame({"path": paths, "label": values}), f"to_{way}")(table, index=False)
-        prepare_files.table(table, out)
+        tables.table(table, out)
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == names
     found = {data: names[int(text or b"-1")] for _, text, data in content(tmp_path / "out", "labelled")}
     expected = {Path(path).read_bytes(): classes.plain(value) for path, value in zip(paths, values, strict=True)}
@@ -343,14 +341,14 @@ def test_a_label_is_its_text_whichever_way_it_comes_in(
 def test_whole_numbers_in_a_parquet_column_are_names_too(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
     pandas.DataFrame({"path": ["a.png", "a.png"], "label": [7, 300_456]}).to_parquet(tmp_path / "t.parquet")
-    assert prepare_files.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))["classes"] == 2
+    assert tables.table(str(tmp_path / "t.parquet"), str(tmp_path / "out"))["classes"] == 2
 
 
 def test_classes_that_look_alike_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("Cat", "cat", "dog"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "a.png").write_bytes(picture(len(name)))
-    assert prepare_files.folder(str(tmp_path / "in"), str(tmp_path / "out"))["classes"] == 3
+    assert folders.folder(str(tmp_path / "in"), str(tmp_path / "out"))["classes"] == 3
     assert "'Cat' and 'cat' differ in case or Unicode form alone" in caplog.text
 
 
@@ -360,12 +358,12 @@ def test_tables_that_hold_the_images(tmp_path: Path) -> None:
     for name, column in (("bytes", pictures), ("hugging_face", rows)):
         path = str(tmp_path / f"{name}.parquet")
         pandas.DataFrame({"image": column, "label": ["a", "b", "a", "b"]}).to_parquet(path)
-        assert prepare_files.table(path, str(tmp_path / name), image="image")["images"] == 4
+        assert tables.table(path, str(tmp_path / name), image="image")["images"] == 4
         assert {data for _, _, data in content(tmp_path / name, "labelled")} == set(pictures)
     bad = [*pictures, b"no picture"]
     pandas.DataFrame({"image": bad}).to_parquet(tmp_path / "bad.parquet")
     with pytest.raises(DataError, match=r"1 of 5 pictures are bad .*, more than --max-bad 0\.1 allows"):
-        prepare_files.table(str(tmp_path / "bad.parquet"), str(tmp_path / "bad"), image="image", label=None)
+        tables.table(str(tmp_path / "bad.parquet"), str(tmp_path / "bad"), image="image", label=None)
     assert "row 4 of bad.parquet" in (tmp_path / "bad" / "bad_files.txt").read_text()
 
 
@@ -383,8 +381,8 @@ def test_every_file_of_a_folder_ends_in_one_count(tmp_path: Path) -> None:
     (source / "dog" / "e.png").symlink_to(source / "nowhere")
     os.mkfifo(source / "dog" / "f.png")
     with pytest.raises(DataError, match=r"^2 of 5 pictures are bad or not decoded here"):
-        prepare_files.folder(str(source), str(tmp_path / "out"))
-    result = prepare_files.folder(str(source), str(tmp_path / "out"), max_bad=0.5)
+        folders.folder(str(source), str(tmp_path / "out"))
+    result = folders.folder(str(source), str(tmp_path / "out"), max_bad=0.5)
     assert result == {"shards": 1, "images": 3, "bad": 1, "skipped": 3, "classes": 2}
     listed = {Path(line.split("\t")[1]).name: line.split("\t")[2] for line in bad_lines(tmp_path / "out")}
     assert listed["c.heic"] == "skipped: .heic is not decoded here" and listed["d.txt"] == "skipped: no picture"
@@ -402,19 +400,19 @@ def test_two_at_once_do_not_swap_classes(tmp_path: Path, monkeypatch: pytest.Mon
         for kind in kinds:
             (tmp_path / name / kind).mkdir(parents=True)
             (tmp_path / name / kind / "a.png").write_bytes(picture(len(kind)))
-    real = prepare_files.agree_on_classes
+    real = sources.agree_on_classes
     begun: list[bool] = []
 
     def agree(out: str, names: list[str]) -> list[str]:
         found = real(out, names)
         if not begun:
             begun.append(True)
-            prepare_files.folder(str(tmp_path / "second"), out, split="val")
+            folders.folder(str(tmp_path / "second"), out, split="val")
         return found
 
-    monkeypatch.setattr(prepare_files, "agree_on_classes", agree)
+    monkeypatch.setattr(sources, "agree_on_classes", agree)
     with pytest.raises(DataError, match="another `prepare` wrote it meanwhile"):
-        prepare_files.folder(str(tmp_path / "first"), str(tmp_path / "out"))
+        folders.folder(str(tmp_path / "first"), str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["bee", "cow"]
     assert not list((tmp_path / "out").glob("labelled-*.tar"))
 
@@ -449,7 +447,7 @@ def images_of(out: Path) -> dict[str, list[tuple[bytes | None, bytes]]]:
 
 def test_every_class_gives_its_share_and_identical_images_stay_together(tmp_path: Path, album: Path) -> None:
     out = tmp_path / "out"
-    counts = prepare_files.folder(str(album), str(out), split_off=SHARES)
+    counts = folders.folder(str(album), str(out), split_off=SHARES)
     found = images_of(out)
     assert counts == {
         "shards": 3, "images": 44, **{split: len(images) for split, images in found.items()}, "bad": 2, "skipped": 0,
@@ -465,27 +463,27 @@ def test_every_class_gives_its_share_and_identical_images_stay_together(tmp_path
 
 
 def test_what_is_split_off_does_not_depend_on_names_and_order(tmp_path: Path, album: Path) -> None:
-    prepare_files.folder(str(album), str(tmp_path / "one"), split_off=SHARES)
+    folders.folder(str(album), str(tmp_path / "one"), split_off=SHARES)
     for path in list(album.rglob("*.png")):
         path.rename(path.with_name(hashlib.sha256(path.name.encode()).hexdigest() + ".png"))
-    prepare_files.folder(str(album), str(tmp_path / "renamed"), split_off=dict(reversed(SHARES.items())))
-    prepare_files.folder(str(album), str(tmp_path / "other"), split_off=SHARES, seed=1)
+    folders.folder(str(album), str(tmp_path / "renamed"), split_off=dict(reversed(SHARES.items())))
+    folders.folder(str(album), str(tmp_path / "other"), split_off=SHARES, seed=1)
     one, renamed, other = (images_of(tmp_path / name) for name in ("one", "renamed", "other"))
     assert one["labelled"] == renamed["labelled"] != other["labelled"]
 
 
 def test_splitting_off_again_changes_nothing_and_another_way_is_refused_untouched(tmp_path: Path, album: Path) -> None:
     out = tmp_path / "out"
-    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    folders.folder(str(album), str(out), split_off=SHARES)
     before = sums(out)
-    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    folders.folder(str(album), str(out), split_off=SHARES)
     assert sums(out) == before
     (out / "val-000.tar").unlink()
     for other in ({"validation": 0.3}, {}):
         with pytest.raises(DataError, match="already exists and holds something else"):
-            prepare_files.folder(str(album), str(out), split_off=other)
+            folders.folder(str(album), str(out), split_off=other)
     assert "val-000.tar" not in sums(out)
-    prepare_files.folder(str(album), str(out), split_off=SHARES)
+    folders.folder(str(album), str(out), split_off=SHARES)
     assert sums(out) == before
 
 
@@ -511,13 +509,13 @@ def test_what_cannot_be_split_off_is_said_and_nothing_written(
     for path in album.rglob("copy*"):
         path.unlink()
     with pytest.raises((ConfigError, DataError), match=message):
-        prepare_files.folder(str(album), str(tmp_path / "out"), split_off=shares)
+        folders.folder(str(album), str(tmp_path / "out"), split_off=shares)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_manifest_says_where_each_sample_comes_from(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
-    prepare_files.folder(str(photos), str(out), shard_samples=12)
+    folders.folder(str(photos), str(out), shard_samples=12)
     rows = pandas.read_parquet(out / "manifest-labelled.parquet")
     assert list(rows.columns) == ["shard", "index", "key", "path", "sha256"]
     place = 0
@@ -536,6 +534,6 @@ def test_the_manifest_says_where_each_sample_comes_from(tmp_path: Path, photos: 
 
 def test_the_manifest_of_a_table_has_its_paths(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,label\nphotos/cat/0.png,a\n{photos}/cat/deep/3.png,b\n")
-    prepare_files.table(str(tmp_path / "list.csv"), str(tmp_path / "out"))
+    tables.table(str(tmp_path / "list.csv"), str(tmp_path / "out"))
     rows = pandas.read_parquet(tmp_path / "out" / "manifest-labelled.parquet")
     assert sorted(rows["path"]) == sorted(["photos/cat/0.png", f"{photos}/cat/deep/3.png"])

@@ -1,8 +1,7 @@
 """Writes prepared shards: the same input gives the same bytes, and a shard is there as a whole or not at all.
 
 labelled-000.tar …          the images, with their labels
-manifest-labelled.parquet   where each comes from: shard, index (of the sample), key, path (relative to what was
-                            prepared; null where an image was no file), sha256 (of the image)
+manifest-labelled.parquet   where each comes from (pipeline.data.manifest)
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-import json
 import multiprocessing
 import os
 import tempfile
@@ -21,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.data import images, parquet_files
-from pipeline.data.classes import CLASSES_NAME, read_classes, write_classes
+from pipeline.data import images, manifest, parquet_files
 from pipeline.errors import DataError, RemoteError
 from pipeline.printable import printable
 
@@ -52,19 +51,21 @@ class Written:
     shards: int = 0
     images: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
-    rows: list[tuple[str, str | None, str]] = field(default_factory=list)  # (key, name, sha256) of a shard's images
+    rows: list[manifest.Row] = field(default_factory=list)
 
 
-def split_shards(sizes: list[int], max_bytes: int, max_samples: int) -> list[range]:
+def split_shards(sizes: Sequence[int] | npt.NDArray[np.int64], max_bytes: int, max_samples: int) -> list[range]:
     """Consecutive samples per shard: at most `max_samples`, at most `max_bytes` of images (but at least one)."""
+    ends = np.cumsum(np.asarray(sizes, np.int64))
     shards: list[range] = []
-    start = filled = 0
-    for number, size in enumerate(sizes):
-        if number > start and (filled + size > max_bytes or number - start == max_samples):
-            shards.append(range(start, number))
-            start, filled = number, 0
-        filled += size
-    return [*shards, range(start, len(sizes))] if sizes else []
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, before + max_bytes, side="right"))
+        stop = max(start + 1, min(fits, start + max_samples))
+        shards.append(range(start, stop))
+        start = stop
+    return shards
 
 
 def write_split(
@@ -83,13 +84,8 @@ def write_split(
     written where another shard of the split lies in `out`.
     """
     total = sum(map(len, shards))
-    names = [f"{split}-{number:03d}.tar" for number in range(len(shards))]
-    present = set(fnmatch.filter(storage.listdir(out), f"{split}-*.tar"))
-    if stale := sorted(present - set(names)):
-        raise DataError(
-            f"{storage.redact(out)} already holds other shards of '{split}', such as {stale[0]}; "
-            "remove them or choose another folder"
-        )
+    names = shard_names(split, len(shards))
+    present = present_shards(out, split, names)
     storage.make_folder(out)
     # Shards that are there are compared first, so that a wrong folder is refused before it is written to.
     order = sorted(range(len(shards)), key=lambda number: names[number] not in present)
@@ -122,47 +118,63 @@ def write_split(
         one = results[storage.join(out, name)]
         written.images += one.images
         written.bad += one.bad
-    _list_bad(out, split, [*written.bad, *skipped])
+    list_bad(out, split, [*written.bad, *skipped])
     if written.images == 0:
         for name in set(names) - present:
             storage.remove(storage.join(out, name))
-        raise DataError(
-            f"none of the {total} files is a readable image: {written.bad[0][0]} is {written.bad[0][1]}, for "
-            f"instance; see {storage.redact(storage.join(out, BAD_NAME))}"
-        )
-    _write_manifest(out, split, {name: results[storage.join(out, name)].rows for name in names})
+        raise nothing_readable(out, written.bad)
+    rows = pa.concat_tables(
+        [manifest.rows_of(name, results[storage.join(out, name)].rows) for name in names]
+    ).combine_chunks()
+    parquet_files.write_table(storage.join(out, manifest.manifest_name(split)), rows)
     return written
 
 
-def manifest_name(split: str) -> str:
-    """Of the file that says where the images of a split come from; no pattern of shards matches it."""
-    return f"manifest-{split}.parquet"
+def present_shards(out: str, split: str, names: Sequence[str]) -> set[str]:
+    """The shards of a split that are there already; DataError where there are others than those called `names`."""
+    present = set(fnmatch.filter(storage.listdir(out), f"{split}-*.tar"))
+    if stale := sorted(present - set(names)):
+        raise DataError(
+            f"{storage.redact(out)} already holds other shards of '{split}', such as {stale[0]}; "
+            "remove them or choose another folder"
+        )
+    return present
 
 
-def _write_manifest(out: str, split: str, rows: dict[str, list[tuple[str, str | None, str]]]) -> None:
-    every = [(shard, index, *row) for shard, of_shard in rows.items() for index, row in enumerate(of_shard)]
-    text = pa.string()
-    schema = pa.schema([("shard", text), ("index", pa.int64()), ("key", text), ("path", text), ("sha256", text)])
-    columns = zip(*every, strict=True)
-    arrays = [pa.array(values, kind.type) for values, kind in zip(columns, schema, strict=True)]
-    parquet_files.write_table(storage.join(out, manifest_name(split)), pa.Table.from_arrays(arrays, schema=schema))
+def nothing_readable(out: str, bad: list[tuple[str, str]]) -> DataError:
+    return DataError(
+        f"none of the {len(bad)} files is a readable image: {bad[0][0]} is {bad[0][1]}, for instance; see "
+        f"{storage.redact(storage.join(out, BAD_NAME))}"
+    )
+
+
+def shard_names(split: str, count: int) -> list[str]:
+    return [f"{split}-{number:03d}.tar" for number in range(count)]
 
 
 def write_shard(items: list[Item], target: str, step: Callable[[int], None] | None = None) -> Written:
     """Write one shard, or compare it with the one that is there. Raises DataError where they differ."""
+    with placing(target) as temporary:
+        return _build(items, temporary, step)
+
+
+@contextlib.contextmanager
+def placing(target: str) -> Iterator[str]:
+    """Yield a path for a shard to be, which is then put in its place, or compared with the one that is there.
+    DataError: they differ."""
     if not storage.exists(target):
         with storage.writing(target) as temporary:
-            return _build(items, temporary, step)
+            yield temporary
+        return
     with tempfile.TemporaryDirectory() as folder:
         temporary = storage.join(folder, "shard.tar")
-        written = _build(items, temporary, step)
+        yield temporary
         with storage.open_read(temporary) as new, storage.open_read(target) as old:
             if not _equal(new, old):
                 raise DataError(
                     f"{storage.redact(target)} already exists and holds something else than this input gives; "
                     "remove it or choose another folder"
                 )
-    return written
 
 
 def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> Written:
@@ -215,7 +227,7 @@ def _equal(one: IO[bytes], other: IO[bytes]) -> bool:
             return True
 
 
-def _list_bad(out: str, split: str, bad: list[tuple[str, str]]) -> None:
+def list_bad(out: str, split: str, bad: list[tuple[str, str]]) -> None:
     """Lines "split, path, reason", tab-separated; those of other splits in the same folder stay."""
     path = storage.join(out, BAD_NAME)
     old = storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
@@ -227,62 +239,3 @@ def _list_bad(out: str, split: str, bad: list[tuple[str, str]]) -> None:
 
 def _one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
-
-
-def agree_on_classes(out: str, names: list[str]) -> list[str]:
-    """The class list of `out`: the one it has, if it covers `names`, else `names`. Raises DataError."""
-    if not storage.exists(storage.join(out, CLASSES_NAME)):
-        return names
-    known = read_classes(out)
-    if strange := sorted(set(names) - set(known)):
-        raise DataError(
-            f"{storage.redact(out)}/{CLASSES_NAME} has no class {strange[0]!r}, which this input holds; prepare the "
-            "split with all classes first, or choose another folder"
-        )
-    return known
-
-
-@contextlib.contextmanager
-def holding_classes(out: str, names: list[str] | None) -> Iterator[None]:
-    """Write the class list of `out` before its shards, if it has none, and see afterwards that it still is this one:
-    another `prepare` may have been at work there. Nothing for None. DataError."""
-    path = storage.join(out, CLASSES_NAME)
-    made = names is not None and _create(path, names)
-    if names is not None and read_classes(out) != names:
-        raise DataError(_other_classes(path))
-    try:
-        yield
-    except BaseException:
-        if made:
-            storage.remove(path)
-        raise
-    if names is not None and read_classes(out) != names:
-        raise DataError(_other_classes(path))
-
-
-def _create(path: str, names: list[str]) -> bool:
-    """Whether the file was not there; on a local disk no two processes are told so."""
-    if storage.exists(path):
-        return False
-    if storage.is_url(path):
-        write_classes(path.removesuffix(f"/{CLASSES_NAME}"), names)
-        return True
-    storage.make_folder(path.removesuffix(f"/{CLASSES_NAME}"))
-    with storage.writing(f"{path}.{os.getpid()}") as temporary:
-        Path(temporary).write_text(json.dumps(names, indent=1) + "\n")
-    try:
-        os.link(f"{path}.{os.getpid()}", path)
-    except OSError:  # it is there by now, or the file system has no links
-        if Path(path).exists():
-            return False
-        Path(f"{path}.{os.getpid()}").rename(path)
-    finally:
-        storage.remove(f"{path}.{os.getpid()}")
-    return True
-
-
-def _other_classes(path: str) -> str:
-    return (
-        f"{storage.redact(path)} has another class list than these labels are numbered by: another `prepare` wrote it "
-        "meanwhile; prepare the splits of a folder one after the other, the one with all classes first"
-    )

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.images import BadImage
-from pipeline.data.shard_writer import read_image
 from pipeline.errors import ConfigError, DataError
+from pipeline.prepare.shard_writer import read_image
 
 SPLITS = {"validation": "val", "val": "val", "test": "test"}  # as a job's default patterns want them
 LEAST = 2  # images of a class in each split: of one, nothing can be told

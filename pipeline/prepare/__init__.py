@@ -1,0 +1,1 @@
+"""Writes shards: of folders, of tables, of other shards."""
