@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.corruption.strengths import SEVERITIES
 
@@ -18,6 +19,8 @@ ALEXNET = {
     "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
 """AlexNet's mean top-1 error over the severities of each published corruption (the authors' repository, issue 10)."""
+ALEXNET_CLEAN = 1 - 0.56522
+"""Its top-1 error on ImageNet's validation images, as torchvision (AlexNet_Weights.IMAGENET1K_V1) states it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,21 @@ class Errors:
 
 def alexnet(names: Sequence[str]) -> Errors:
     """AlexNet's, on the published set, which other pictures than ImageNet's are compared with at one's own risk."""
-    return Errors(None, {name: [ALEXNET[name]] * SEVERITIES for name in names})
+    return Errors(ALEXNET_CLEAN, {name: [ALEXNET[name]] * SEVERITIES for name in names})
+
+
+def summary(model: Errors, reference: Errors) -> dict[str, Any]:
+    """All of it in percent, as tables and MLflow have it."""
+    found, relative = ce(model, reference), relative_ce(model, reference)
+    return {
+        "clean_error": None if model.clean is None else 100 * model.clean,
+        "errors": {name: [100 * error for error in some] for name, some in model.corrupted.items()},
+        "mean_error": model.mean,
+        "ce": found,
+        "mce": mean(found),
+        "relative_ce": relative,
+        "relative_mce": mean(relative),
+    }
 
 
 def ce(model: Errors, reference: Errors) -> dict[str, float | None]:
