@@ -31,8 +31,10 @@ class Errors:
     corrupted: Mapping[str, Sequence[float]]
 
     @property
-    def mean(self) -> float:
-        """Over corruptions and severities, in percent."""
+    def mean(self) -> float | None:
+        """Over corruptions and severities, in percent; None where there are none."""
+        if not self.corrupted:
+            return None
         return 100 * sum(sum(some) / len(some) for some in self.corrupted.values()) / len(self.corrupted)
 
 

@@ -55,8 +55,10 @@ def _note(one: Mapping[str, Any]) -> str:
     if "reference" not in one:
         return ""
     of = "AlexNet" if one["reference"] == "alexnet" else "the teacher"
+    if missing := one["missing"]:
+        return f"no mCE: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} missing"
     if one["mce"] is None:
-        return f"no mCE: {', '.join(one['missing'])} missing" if one["missing"] else f"no mCE: {of} makes no mistake"
+        return f"no mCE: there is a corruption on which {of} makes no mistake"
     return f"mCE {one['mce']:.1f} ({of} 100)"
 
 

@@ -196,7 +196,7 @@ def _corruption_errors(
     missing = marking.missing((part.partition("/")[0], part.partition("/")[2]) for part in parts)
     whole = [name for name in CORRUPTIONS if all(f"{name}/{severity}" in parts for severity in marking.SEVERITIES)]
     models = {
-        stage: errors.Errors(clean[stage], {name: [e or 0.0 for e in some[name]] for name in whole})
+        stage: errors.Errors(clean[stage], {name: [one for one in some[name] if one is not None] for name in whole})
         for stage, some in listed.items()
     }
     against = errors.alexnet(whole) if reference == "alexnet" else next(iter(models.values()))

@@ -171,6 +171,10 @@ def test_published_errors_of_alexnet_give_it_100() -> None:
     assert found["gen0-teacher"]["relative_mce"] == pytest.approx(100, abs=1e-9)
     assert found["gen1-student"]["mce"] == pytest.approx(50) == found["gen1-student"]["relative_mce"]
     assert further_sets._corruption_errors("teacher", tops, clean)["gen1-student"]["mce"] == pytest.approx(50)
+    few = {"snow/1": 0.5, "snow/2": 0.25}  # no corruption is whole
+    [some] = further_sets._corruption_errors("alexnet", {"gen0-teacher": few}, clean).values()
+    assert some["errors"] == {"snow": [50, 75, None, None, None]}
+    assert (some["ce"], some["mce"], some["mean_error"]) == ({}, None, None)
     del names["snow/3"]
     assert further_sets._corruption_errors("alexnet", {"gen0-teacher": names}, clean)["gen0-teacher"]["mce"] is None
 
