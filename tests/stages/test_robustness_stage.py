@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +93,38 @@ def test_neither_batch_nor_shards_change_what_is_counted(worlds: small.Store, tm
 
 
 class Workers:
-    """A cluster that gives every stage so many workers."""
+    """A cluster whose every `map` has so many workers, each of which takes part."""
 
-    def __init__(self, cluster: Any, workers: int) -> None:
-        self.cluster, self.workers = cluster, workers
+    def __init__(self, cluster: Any, workers: int, folder: Path) -> None:
+        self.cluster, self.workers, self.folder = cluster, workers, folder
 
     def map(self, make_worker: Any, units: Any, *, resources: Resources, overlap: int = 1) -> Any:
+        self.folder.mkdir()
+        together = functools.partial(working_together, make_worker, self.folder, self.workers)
         resources = dataclasses.replace(resources, workers=self.workers)
-        for outcome in self.cluster.map(make_worker, units, resources=resources, overlap=overlap):
-            assert outcome.workers == self.workers
-            yield outcome
+        yield from self.cluster.map(together, units, resources=resources, overlap=overlap)
+        assert len(list(self.folder.iterdir())) == self.workers
+
+
+def working_together(make_worker: Any, folder: Path, workers: int) -> Any:
+    """A worker that begins its first unit once all workers have one."""
+    work, begun = make_worker(), folder / str(os.getpid())
+
+    def run(unit: Any) -> Any:
+        if not begun.exists():
+            begun.touch()
+            end = time.monotonic() + 120
+            while len(list(folder.iterdir())) < workers:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        return work(unit)
+
+    return run
 
 
 @pytest.mark.slow
 def test_neither_workers_nor_batch_change_a_figure(
-    worlds: small.Store, tmp_path: Path, embedded_ray: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, embedded_ray: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three shards, with one worker and with three on Ray, with batches of 1, 2 and 64."""
     from tests.data import tars
@@ -123,7 +143,8 @@ def test_neither_workers_nor_batch_change_a_figure(
         folder = str(tmp_path / f"{workers}-{batch}")
         context = Context(
             job, stage, graph.stages_of(job), folder, "", {name: done[name] for name in stage.needs},
-            Corpora(job, done, write=False), Workers(embedded_ray, workers), pytest.fail, token,
+            Corpora(job, done, write=False), Workers(embedded_ray, workers, tmp_path / f"pids-{workers}-{batch}"),
+            pytest.fail, token,
         )  # fmt: skip
         robustness.run(context)
         said.append([(Path(folder) / name).read_bytes() for name in ("robustness.json", "robustness.csv")])
