@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import settings, settings_train
+from pipeline.config import settings, settings_evaluate, settings_train
 from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
@@ -43,7 +43,9 @@ def page() -> str:
         ("label", settings.Label),
         ("select", settings.Select),
         ("finetune", settings_train.Finetune),
-        ("evaluate", settings.Evaluate),
+        ("evaluate", settings_evaluate.Evaluate),
+        ("an entry of evaluate.sets", settings_evaluate.EvaluationSet),
+        ("robustness, inside evaluate", settings_evaluate.Robustness),
         ("measure", settings.Measure),
         ("an entry of measure.models", settings.Measured),
         ("tracking", settings.Tracking),

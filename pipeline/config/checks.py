@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.checks_evaluate import check_robustness, check_sets
 from pipeline.config.settings import Job, Select
 from pipeline.config.settings_train import Train
 from pipeline.errors import ConfigError
@@ -162,48 +161,6 @@ def check_checkpoint(job: Job, path: str) -> None:
             f"{path}: teacher.checkpoint is {named!r}; it takes a stage folder "
             "or a .safetensors file, or a list of them"
         )
-
-
-def check_sets(job: Job, path: str) -> None:
-    """Sets of `evaluate` become folders and names of metrics."""
-    for name, pattern in job.evaluate.sets.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "test":
-            raise ConfigError(
-                f"{path}: evaluate.sets names a set '{name}'; use letters, digits, - and _, and another name than "
-                "test, which is data.test"
-            )
-        if not pattern:
-            raise ConfigError(f"{path}: evaluate.sets.{name} is empty; it takes the pattern of labelled shards")
-
-
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
-
-
-def check_robustness(job: Job, path: str) -> None:
-    """Names of corruptions become a list, in the order of the paper."""
-    settings = job.evaluate.robustness
-    found, where = settings.corruptions, "evaluate.robustness"
-    names = list(CORRUPTIONS) if found == "all" else found or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: {where}.corruptions is {found!r}; it takes all, or a list of names")
-    for name in names:
-        if name not in CORRUPTIONS:
-            close = difflib.get_close_matches(name, CORRUPTIONS, 1, 0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"they are {', '.join(CORRUPTIONS)}"
-            raise ConfigError(f"{path}: {where}.corruptions names '{name}', which is no corruption; {hint}")
-    severities = sorted(set(settings.severities))
-    if names and not severities:
-        raise ConfigError(f"{path}: {where}.severities is empty; it takes numbers from 1 to 5")
-    if settings.reference == "alexnet" and len(severities) < 5:
-        raise ConfigError(
-            f"{path}: {where}.reference is alexnet, whose errors are known as means over the severities 1 to 5, but "
-            f"severities is {settings.severities}; name all five, or the reference teacher"
-        )
-    settings.corruptions = [name for name in CORRUPTIONS if name in names] or None
-    settings.severities = severities
 
 
 def check_workers(job: Job, path: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import adopted, checks, durations, job_file, pretrained, shipped
+from pipeline.config import adopted, checks, checks_evaluate, durations, job_file, pretrained, shipped
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
@@ -64,6 +64,7 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         override(tree, item, path, SHARED)
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(tree))
     checks.spell_out_measured(raw, path)
+    checks_evaluate.spell_out_sets(raw)
     _check_keys(raw, Job, "", path, extra=SHARED)
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
     generations = raw.get("generations") or []
@@ -151,15 +152,15 @@ def resolve_output(output: str) -> str:
     return os.path.abspath(os.path.expanduser(output))
 
 
-def _nested(annotation: Any) -> tuple[type | None, bool]:
-    """(settings class inside an annotation, whether it stands in a list)."""
+def _nested(annotation: Any) -> tuple[type | None, type | None]:
+    """(settings class inside an annotation, what it stands in: list, dict or None)."""
     origin = typing.get_origin(annotation)
-    if origin in (list, Sequence):
-        inner, _ = _nested(typing.get_args(annotation)[0])
-        return inner, True
+    if origin in (list, dict):
+        inner, _ = _nested(typing.get_args(annotation)[-1])
+        return inner, origin
     if origin in (typing.Union, types.UnionType):
-        return next((found for found in (_nested(a) for a in typing.get_args(annotation)) if found[0]), (None, False))
-    return (annotation, False) if is_dataclass(annotation) and isinstance(annotation, type) else (None, False)
+        return next((found for found in (_nested(a) for a in typing.get_args(annotation)) if found[0]), (None, None))
+    return (annotation, None) if is_dataclass(annotation) and isinstance(annotation, type) else (None, None)
 
 
 # What other tools call some settings.
@@ -203,10 +204,13 @@ def _check_keys(raw: Any, schema: Any, where: str, path: str, extra: Mapping[str
             raise ConfigError(f"{path}: unknown key '{full}'; {hint}")
         if isinstance(value, (list, Mapping)) and (wanted := _other_container(known[key], value)):
             raise ConfigError(f"{path}: {full} is {value!r}; it takes a {wanted}")
-        nested, in_list = _nested(known[key])
+        nested, container = _nested(known[key])
         if nested is None or value is None:
             continue
-        if in_list:
+        if container is dict and isinstance(value, Mapping):
+            for name, entry in value.items():
+                _check_keys(entry, nested, f"{full}.{name}", path)
+        elif container is list:
             if not isinstance(value, list):
                 raise ConfigError(f"{path}: {full} is {value!r}; it takes a list")
             for number, entry in enumerate(value):
@@ -225,6 +229,10 @@ def _check_values(config: Any, where: str, path: str) -> None:
         if isinstance(value, list) and value and is_dataclass(value[0]):
             for number, entry in enumerate(value):
                 _check_values(entry, f"{full}[{number}]", path)
+            continue
+        if isinstance(value, dict) and value and is_dataclass(next(iter(value.values()))):
+            for name, entry in value.items():
+                _check_values(entry, f"{full}.{name}", path)
             continue
         if value == REQUIRED:
             raise ConfigError(f"{path}: {full} is not set; it takes {rules['help']}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.fields import REQUIRED, execution, identity
+from pipeline.config.settings_evaluate import Evaluate
 from pipeline.config.settings_train import Finetune, Teacher, Train
 
 
@@ -126,38 +127,6 @@ class Generation:
     student: Train = identity(Train, "the student; `student:` of the job is merged below it")
     label: Label = identity(Label, "as the job's `label`, for this generation")
     select: Select = identity(Select, "as the job's `select`, for this generation")
-
-
-@dataclass
-class Robustness:
-    corruptions: Any = identity(
-        None,
-        "ways to spoil the test images, on which every model is tested then: all, or a list of names; null: none",
-    )
-    severities: list[int] = identity([1, 2, 3, 4, 5], "how strongly", low=1, high=5)
-    images: int | None = identity(None, "so many of the test images, drawn by their bytes; null: all", low=1)
-    reference: str = identity("teacher", "whose errors count as 100 %", choices=("teacher", "alexnet"))
-
-
-@dataclass
-class Evaluate:
-    batch: int = identity(256, "images in a forward batch, for accuracy and speed alike", low=1)
-    sizes: list[int] = identity(
-        [], "further image sizes, in pixels per side, at which every model is tested", low=4, high=4096, neutral=[]
-    )
-    sets: dict[str, str] = execution(
-        {},
-        "further labelled sets by name, such as {v2: v2-*.tar}, on which every model is tested; a pattern is one as in "
-        "`data`",
-    )
-    raw: bool = identity(
-        False, "test the weights themselves too, beside their moving average, which is the model", neutral=False
-    )
-    # Of a stage of its own, so no part of `evaluate`'s identity.
-    robustness: Robustness = execution(Robustness, "the test on corrupted images")
-    speed_seconds: float = execution(
-        1.0, "time spent on measuring the speed of each model, and as much on its latency", low=0.0
-    )
 
 
 @dataclass

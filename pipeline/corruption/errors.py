@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.corruption.strengths import SEVERITIES
 
@@ -18,6 +19,8 @@ ALEXNET = {
     "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
 """AlexNet's mean top-1 error over the severities of each published corruption (the authors' repository, issue 10)."""
+ALEXNET_CLEAN = 1 - 0.56522
+"""Its top-1 error on ImageNet's validation images, as torchvision (AlexNet_Weights.IMAGENET1K_V1) states it."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,30 @@ class Errors:
     corrupted: Mapping[str, Sequence[float]]
 
     @property
-    def mean(self) -> float:
-        """Over corruptions and severities, in percent."""
+    def mean(self) -> float | None:
+        """Over corruptions and severities, in percent; None where there are none."""
+        if not self.corrupted:
+            return None
         return 100 * sum(sum(some) / len(some) for some in self.corrupted.values()) / len(self.corrupted)
 
 
 def alexnet(names: Sequence[str]) -> Errors:
     """AlexNet's, on the published set, which other pictures than ImageNet's are compared with at one's own risk."""
-    return Errors(None, {name: [ALEXNET[name]] * SEVERITIES for name in names})
+    return Errors(ALEXNET_CLEAN, {name: [ALEXNET[name]] * SEVERITIES for name in names})
+
+
+def summary(model: Errors, reference: Errors) -> dict[str, Any]:
+    """All of it in percent, as tables and MLflow have it."""
+    found, relative = ce(model, reference), relative_ce(model, reference)
+    return {
+        "clean_error": None if model.clean is None else 100 * model.clean,
+        "errors": {name: [100 * error for error in some] for name, some in model.corrupted.items()},
+        "mean_error": model.mean,
+        "ce": found,
+        "mce": mean(found),
+        "relative_ce": relative,
+        "relative_mce": mean(relative),
+    }
 
 
 def ce(model: Errors, reference: Errors) -> dict[str, float | None]:

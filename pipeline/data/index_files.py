@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +59,19 @@ def make_indexer(
     cache: Cache | None = None,
     max_bytes: int | None = None,
     corrections: Corrections = NONE,
+    meanings: Mapping[str, Sequence[int]] | None = None,
 ) -> Callable[[tuple[str, Shard]], Indexed]:
     """Returns the function that indexes one (source, shard) with labels of the classes `names`; an image may take
-    `max_bytes` of memory. What `corrections` say goes before what lies in the shard."""
-    classes = Classes(names)
+    `max_bytes` of memory. What `corrections` say goes before what lies in the shard. `meanings`: of sources with a
+    class list of their own, what its indexes are in `names`."""
+    all_classes = Classes(names)
+    of_source = {
+        source: Classes([names[number] for number in meant], meant) for source, meant in (meanings or {}).items()
+    }
 
     def index(unit: tuple[str, Shard]) -> Indexed:
         source, shard = unit
+        classes = of_source.get(source, all_classes)
         reader = shards.stream(shard.path, cache)
         good: list[Sample] = []
         hashes: list[int] = []
@@ -143,8 +149,10 @@ class Classes:
     """What labels mean: an all-digit `.cls` or a JSON number is a class index, a JSON string or other text the name of
     a class."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], meant: Sequence[int] | None = None) -> None:
+        """`meant`: what `index_of` says of each, if not its place in `names`."""
         self.names = names
+        self.meant = range(len(names)) if meant is None else meant
         self.number = {plain(name): number for number, name in enumerate(names)}
 
     def index_of(self, label: object, where: str) -> int:
@@ -160,7 +168,7 @@ class Classes:
                     "rename that class, or give the class index as a JSON number"
                 )
             if named is not None:
-                return named
+                return self.meant[named]
             close = difflib.get_close_matches(text, self.number, 1, 0.6)
             hint = f", such as '{close[0]}'" if close else ""
             raise DataError(
@@ -174,7 +182,7 @@ class Classes:
                 f"{where} has the class index {shown}, but classes.json has {count} classes (0 to "
                 f"{count - 1}); correct the label or the class list"
             )
-        return label
+        return self.meant[label]
 
 
 def read_labels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from pipeline import storage
@@ -10,7 +10,7 @@ from pipeline.config.settings import Job
 from pipeline.data import corpus, corrections, shards
 from pipeline.data.classes import read_classes
 from pipeline.errors import ConfigError, DataError
-from pipeline.plan import mended
+from pipeline.plan import marking, mended
 from pipeline.plan.adopted import classes_of
 from pipeline.plan.stage import Done
 from pipeline.printable import counted
@@ -73,6 +73,7 @@ class Corpora:
         self.changes: list[str] = []
         self._found: dict[str, corpus.Corpus] = {}
         self._seen: corpus.Records = {}
+        self._markings: dict[str, marking.Marking] = {}
         self._checked = False
 
     @property
@@ -125,6 +126,22 @@ class Corpora:
         """DataError: the shards of a source are not there, or are none."""
         allowed = self.job.data.max_bad_shards if source == "unlabelled" else 0
         shards.check_heads(self[source].shards, allowed)
+        if source.startswith(SET):
+            self.marking(source)
+
+    def marking(self, source: str) -> marking.Marking:
+        """How answers to the images of a `set_source` are marked. DataError: a mistake in what its entry says."""
+        if source not in self._markings:
+            entry = self.job.evaluate.sets[source.removeprefix(SET)]
+            self._markings[source] = marking.read(
+                source, entry, self[source].shards, self.classes, self._classes_path, self.root
+            )
+        return self._markings[source]
+
+    def meanings(self, sources: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Of those with a class list of their own, what its indexes are among the job's classes."""
+        found = {source: self.marking(source).meaning for source in sources if source.startswith(SET)}
+        return {source: meaning for source, meaning in found.items() if meaning is not None}
 
     def where(self, source: str) -> str:
         """The pattern of a source that has one, from the root on."""
@@ -134,7 +151,7 @@ class Corpora:
     def pattern(self, source: str) -> str | None:
         """What the job has for a source."""
         if source.startswith(SET):
-            return self.job.evaluate.sets[source.removeprefix(SET)]
+            return self.job.evaluate.sets[source.removeprefix(SET)].shards
         found: str | None = getattr(self.job.data, source)
         return found
 
@@ -169,11 +186,15 @@ class Corpora:
                 )
         return found
 
+    @property
+    def _classes_path(self) -> str:
+        path = self.job.data.classes
+        return path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
+
     @cached_property
     def classes(self) -> list[str]:
         """Class names in index order; of a job that only labels those of the weights, where these have a model.yaml."""
-        path = self.job.data.classes
-        path = path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
+        path = self._classes_path
         given = classes_of(self.job.teacher.checkpoint) if self.job.labels_only else None
         if given is None:
             return read_classes(path)

@@ -15,6 +15,7 @@
     ├── gen2-…                       … and so on, generation after generation
     ├── gen2-finetune-1a2b3c4d/      as the teacher's
     ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet …
+    ├── robustness-1a2b3c4d/         robustness.json  robustness.csv
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
     ├── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
     ├── fold1of2-1a2b3c4d/ …         as the teacher's, and <part>/<shard>.parquet   (`review --folds 2`)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.printable import counted
+from pipeline.progress import percent
 from pipeline.report import fonts
 from pipeline.report.page import Further, OnSet, Picture
 from pipeline.report.plots import BARS, Model
@@ -37,10 +38,28 @@ def on_sets(models: Sequence[Model], rows: Evaluations) -> list[OnSet]:
     """What each model reached on the sets of `evaluate.sets`, set by set."""
     names = rows[0].get("sets", {})  # none where an earlier version evaluated
     return [
-        OnSet(model.label, model.generation, name, *(row["sets"][name][figure] for figure in ("top1", "top5", "ece")))
+        OnSet(model.label, model.generation, name, one["top1"], one["top5"], one["ece"], _note(one))
         for name in names
         for model, row in zip(models, rows, strict=True)
+        for one in [row["sets"][name]]
     ]
+
+
+def _note(one: Mapping[str, Any]) -> str:
+    """What the figures on a set are of, and what stands beside them."""
+    if "clean" in one:
+        top1 = percent(one["clean"]["top1"])
+        return f"of {counted(one['classes'], 'class')}; test images of these: {top1}"
+    if "skipped" in one:
+        return f"{counted(one['skipped'], 'image')} without a right class left out"
+    if "reference" not in one:
+        return ""
+    of = "AlexNet" if one["reference"] == "alexnet" else "the teacher"
+    if missing := one["missing"]:
+        return f"no mCE: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} missing"
+    if one["mce"] is None:
+        return f"no mCE: there is a corruption on which {of} makes no mistake"
+    return f"mCE {one['mce']:.1f} ({of} 100)"
 
 
 def pictures(models: Sequence[Model], rows: Evaluations, names: Sequence[str]) -> list[Picture]:

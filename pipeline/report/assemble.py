@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
-from pipeline.plan.stage import EVALUATION, JOB, PAGE, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
+from pipeline.plan.stage import EVALUATION, JOB, PAGE, ROBUSTNESS, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
 from pipeline.printable import counted
 from pipeline.report import accuracy, audit, fonts, generation, mistakes, page, plots, robustness, verdict
 from pipeline.report.page import Page, Picture, Section
@@ -120,6 +120,10 @@ def _progress(log: Journal, before: int, total: int, number: int) -> None:
 
 def _summary(context: Context, found: Tested) -> dict[str, Any]:
     models = found.models
+    corrupted = {}
+    if "robustness" in context.needs:
+        path = storage.join(context.needs["robustness"].folder, ROBUSTNESS)
+        corrupted = {"robustness": storage.redact(path)}
     return {
         "job": context.job.name,
         "stages": [{key: getattr(model, key) for key in STAGE_KEYS} for model in models],
@@ -127,6 +131,7 @@ def _summary(context: Context, found: Tested) -> dict[str, Any]:
         "gain_points": round(100 * (models[-1].top1 - models[0].top1), 6),
         "seconds": {stage.name: stage.info["seconds"] for stage in context.needs.values()},
         "report": storage.redact(storage.join(context.folder, PAGE)),
+        **corrupted,
     }
 
 

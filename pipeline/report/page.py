@@ -147,6 +147,8 @@ class OnSet:
     top1: float
     top5: float
     ece: float
+    note: str
+    """What else is known of it, by the entry of the set."""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ def index_sources(context: Context, sources: Sequence[str], log: Journal) -> Ind
         context.cache,
         context.max_image_bytes,
         context.corpora.corrections,
+        context.corpora.meanings(sources),
     )
     small = sum(shard.size for _, (_, shard) in units) <= SMALL_BYTES
     for number, outcome in enumerate(context.map(worker, units, context.job.workers.label, small=small), 1):

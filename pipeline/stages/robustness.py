@@ -51,19 +51,17 @@ def run(context: Context) -> Result:
         for place in range(len(trained))
     ]
     reference = models[0] if settings.reference == "teacher" else errors.alexnet(names)
-    rows = [_row(stage, model, reference) for stage, model in zip(trained, models, strict=True)]
+    rows = [{"stage": stage, **errors.summary(model, reference)} for stage, model in zip(trained, models, strict=True)]
     found = {"images": images, "severities": settings.severities, "reference": settings.reference, "models": rows}
     storage.write_json(storage.join(context.folder, ROBUSTNESS), found)
     storage.write_bytes(storage.join(context.folder, TABLE), _table(rows, settings.severities))
-    line = ", ".join(f"{row['stage']} {_shown(row['mce'])}" for row in rows)
     metrics = {
         f"{row['stage']}/{name}": float(row[name])
         for row in rows
         for name in ("mean_error", "mce", "relative_mce")
         if row[name] is not None
     }
-    line = f"mCE against {settings.reference}: {line}, {images:,} images"
-    return Result({"line": line}, metrics=metrics, artifacts=[ROBUSTNESS, TABLE])
+    return Result({"line": _line(rows, settings.reference, images)}, metrics=metrics, artifacts=[ROBUSTNESS, TABLE])
 
 
 def _count(context: Context, folders: Sequence[str]) -> tuple[dict[str | None, Any], int]:
@@ -104,22 +102,6 @@ def _count(context: Context, folders: Sequence[str]) -> tuple[dict[str | None, A
     return {name: number / images for name, number in wrong.items()}, images
 
 
-def _row(stage: str, model: Any, reference: Any) -> dict[str, Any]:
-    from pipeline.corruption import errors
-
-    ce, relative = errors.ce(model, reference), errors.relative_ce(model, reference)
-    return {
-        "stage": stage,
-        "clean_error": 100 * model.clean,
-        "errors": {name: [100 * error for error in some] for name, some in model.corrupted.items()},
-        "mean_error": model.mean,
-        "ce": ce,
-        "mce": errors.mean(ce),
-        "relative_ce": relative,
-        "relative_mce": errors.mean(relative),
-    }
-
-
 def _table(rows: Sequence[Mapping[str, Any]], severities: Sequence[int]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -132,8 +114,13 @@ def _table(rows: Sequence[Mapping[str, Any]], severities: Sequence[int]) -> byte
     return out.getvalue().encode()
 
 
-def _shown(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.1f}"
+def _line(rows: Sequence[Mapping[str, Any]], reference: str, images: int) -> str:
+    wrong = ", ".join(f"{row['stage']} {row['mean_error']:.1f} %" for row in rows)
+    found = f"mean error on {images:,} corrupted images: {wrong}"
+    if reference == "teacher" and len(rows) == 1:  # whose mCE says nothing
+        return found
+    mce = ", ".join("not known" if row["mce"] is None else f"{row['mce']:.1f}" for row in rows)
+    return f"{found}; mCE against {'AlexNet' if reference == 'alexnet' else 'the teacher'}: {mce}"
 
 
 KIND = Kind(

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,38 @@ class Memory:
     batches: list[Decoded] | None = None
 
 
+@dataclass(frozen=True)
+class Marks:
+    """How answers are marked. `answers`: the classes that may be given, if not all; images of others are left out.
+    `right`: the classes that are right for each image, in the order of the index; images with none are left out.
+    None: all classes, and the label of the index alone."""
+
+    answers: tuple[int, ...] | None = None
+    right: Sequence[Sequence[int]] | None = None
+
+    def samples(self, samples: list[Labelled]) -> list[Labelled]:
+        """Those that take part, with what takes the place of their label: where it stands in `answers`, or the place of
+        the image in `right`."""
+        if self.answers is not None:
+            place = {number: at for at, number in enumerate(self.answers)}
+            return [replace(one, label=place[one.label]) for one in samples if one.label in place]
+        if self.right is not None:
+            pairs = enumerate(zip(samples, self.right, strict=True))
+            return [replace(one, label=at) for at, (one, right) in pairs if right]
+        return samples
+
+    def table(self, places: torch.Tensor, classes: int) -> torch.Tensor:
+        """Which classes are right, bool [b, classes], for the images at `places` [b] of `right`."""
+        assert self.right is not None
+        found = torch.zeros(len(places), classes, dtype=torch.bool)
+        for row, place in enumerate(places.tolist()):
+            found[row, list(self.right[place])] = True
+        return found
+
+
+BY_LABEL = Marks()
+
+
 def accuracy(
     model: nn.Module,
     validation: Sequence[TrainingShard],
@@ -82,19 +114,25 @@ def score(
     precision: torch.dtype = torch.float32,
     memory: Memory | None = None,
     classes: int = 0,
+    marks: Marks = BY_LABEL,
 ) -> Scores:
-    """What this worker counts of its share of the images; see `accuracy`."""
+    """What this worker counts of its share of the images; see `accuracy`. `marks` other than by label come without
+    `memory` and `classes`."""
     scores = Scores(classes, world.device)
     modes = [(module, module.training) for module in model.modules()]  # a fine-tune has some of both
     model.eval()
     with torch.inference_mode():
-        for pixels, labels, bad in _batches(validation, view, batch, world, memory or Memory()):
+        for pixels, labels, bad in _batches(validation, view, batch, world, memory or Memory(), marks):
             scores.add_bad(bad)
             if len(labels) == 0:
                 continue
             inputs = images.normalise(pixels.to(world.device, non_blocking=True), view, precision)
             with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
                 logits = model(inputs.contiguous(memory_format=torch.channels_last)).float()
+            if marks.answers is not None:
+                logits = logits[:, list(marks.answers)]
+            if marks.right is not None:
+                labels = marks.table(labels, logits.shape[1])
             scores.add(logits, labels.to(world.device, non_blocking=True))
     for module, training in modes:
         module.training = training
@@ -114,12 +152,12 @@ def read_index(validation: Sequence[TrainingShard]) -> list[Labelled]:
 
 
 def _batches(
-    validation: Sequence[TrainingShard], view: images.View, batch: int, world: World, memory: Memory
+    validation: Sequence[TrainingShard], view: images.View, batch: int, world: World, memory: Memory, marks: Marks
 ) -> Iterator[Decoded]:
     if memory.batches is not None:
         yield from memory.batches
         return
-    samples = read_index(validation)
+    samples = marks.samples(read_index(validation))
     samples = samples[share(len(samples), world.rank, world.size)]
     keep = len(samples) * 3 * view.size**2 <= KEPT_BYTES
     kept: list[Decoded] = []

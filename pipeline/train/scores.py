@@ -27,13 +27,19 @@ class Scores:
         self._edges = torch.from_numpy(np.linspace(0, 1, BINS + 1)[1:-1]).to(device)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count the answers to images of known class: logits float32 [b, c], labels int64 [b]."""
+        """Count the answers to images of known class: logits float32 [b, c], labels int64 [b]; or, where several are
+        right for an image, bool [b, c], with the cross-entropy of their sum and no count by class."""
         # One after another without a look at any value: a GPU that is asked for one has to catch up first.
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        best = logits.topk(min(5, logits.shape[1])).indices
+        if labels.dtype == torch.bool:
+            hits = labels.gather(1, best)
+            losses = (logits.logsumexp(dim=1) - logits.masked_fill(~labels, -torch.inf).logsumexp(dim=1)).double()
+        else:
+            hits = best == labels[:, None]
+            losses = F.cross_entropy(logits, labels, reduction="none").double()
         right = hits[:, 0].double()
         ones = torch.ones_like(right)
         sure = logits.softmax(dim=1).amax(dim=1).double()
-        losses = F.cross_entropy(logits, labels, reduction="none").double()
         totals = torch.stack([ones, right, hits.any(dim=1).double(), losses])
         self._totals[:4] += totals.sum(dim=1)
         place = torch.bucketize(sure, self._edges)  # bins ((m-1)/M, m/M], as in data.calibration

@@ -21,7 +21,7 @@ from pipeline.cluster.world import World, join
 from pipeline.errors import DataError
 from pipeline.loading.training_rows import TrainingShard
 from pipeline.train import machine_load
-from pipeline.train.evaluate import score
+from pipeline.train.evaluate import Marks, score
 from pipeline.train.input_size import check_further_sizes
 
 ROUNDS = 5
@@ -30,31 +30,45 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """One model at one image size on the shards of one source. `raw`: the weights to test in place of the model's."""
+    """One model at one image size on the shards of one source. `raw`: the weights to test in place of the model's;
+    `answers`: the classes that may be given, those of the entry `restricted` of `evaluate.sets`."""
 
     stage: str
     folder: str
     size: int
     source: str = "test"
     raw: str | None = None
+    answers: tuple[int, ...] | None = None
+    restricted: str = ""
+
+    @property
+    def by_class(self) -> bool:
+        """Whether its answers are counted by class too."""
+        return self.source == "test" and self.answers is None
 
     def __str__(self) -> str:
         on = "" if self.source == "test" else f" on {self.source}"
+        on += f", of the classes of {self.restricted} alone" if self.source == "test" and self.restricted else ""
         return f"{self.stage}{', raw weights,' if self.raw else ''} at {self.size} pixels{on}"
 
 
-def counting_worker(batch: int) -> Callable[[tuple[Trial, TrainingShard]], list[float]]:
+Unit = tuple[Trial, TrainingShard, Sequence[Sequence[int]] | None]
+"""What to show to a model, and the classes that are right for each image where they are several."""
+
+
+def counting_worker(batch: int) -> Callable[[Unit], list[float]]:
     """The function that shows a shard to a model, and gives `Scores.sums`."""
     load = functools.lru_cache(maxsize=1)(_load)
 
-    def count(unit: tuple[Trial, TrainingShard]) -> list[float]:
-        trial, shard = unit
+    def count(unit: Unit) -> list[float]:
+        trial, shard, right = unit
         with join() as world:
             alone = World(0, 1, world.device)
             model, card = load(trial, alone.device)
             view = dataclasses.replace(card.view(), size=trial.size)
             images = max(1, int(batch * min(1.0, (card.size / trial.size) ** 2)))  # a larger size in no more memory
-            test = functools.partial(score, model, [shard], view, images, alone, classes=len(card.classes))
+            classes, marks = len(card.classes) if trial.by_class else 0, Marks(trial.answers, right)
+            test = functools.partial(score, model, [shard], view, images, alone, classes=classes, marks=marks)
             scores = if_it_fits(test, None, alone.device)
         if scores is None:
             raise DataError(f"evaluate.batch {batch} does not fit in memory; lower it")

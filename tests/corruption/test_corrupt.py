@@ -10,7 +10,7 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.config.checks import CORRUPTIONS as NAMES
+from pipeline.config.checks_evaluate import CORRUPTIONS as NAMES
 from pipeline.corruption import blur, digital, noise, weather
 from pipeline.corruption.corrupt import CORRUPTIONS, canvas, corrupt
 from pipeline.corruption.strengths import PHOTOS, SMALL_PICTURES

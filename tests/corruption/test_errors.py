@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.checks import CORRUPTIONS as NAMES
+from pipeline.config.checks_evaluate import CORRUPTIONS as NAMES
 from pipeline.corruption import errors
 from pipeline.corruption.errors import Errors
 
@@ -14,7 +14,11 @@ def test_alexnet_has_an_mce_of_100() -> None:
     assert set(errors.ALEXNET) == set(NAMES)
     found = errors.ce(one, one)
     assert found == pytest.approx(dict.fromkeys(NAMES, 100)) and errors.mean(found) == pytest.approx(100, abs=1e-9)
-    assert set(errors.relative_ce(one, one).values()) == {None}
+    relative = errors.relative_ce(one, one)
+    assert relative == pytest.approx(dict.fromkeys(NAMES, 100)) and errors.mean(relative) == pytest.approx(
+        100, abs=1e-9
+    )
+    assert errors.summary(one, one)["clean_error"] == pytest.approx(43.478)  # the paper's table has 43.5
 
 
 def test_definitions_by_hand() -> None:

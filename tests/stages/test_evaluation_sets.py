@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from pipeline import weights
+from pipeline.config.checks_evaluate import CORRUPTIONS
+from pipeline.corruption.errors import ALEXNET
+from pipeline.data import images
+from pipeline.data.shards import stream
+from pipeline.stages import further_sets
 from tests import small
 from tests.data import tars
 from tests.small import World
@@ -21,8 +30,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tars.shard(made.shards / "copies-000.tar", 3, labels=[0, 1, 2], start=200)
     tars.shard(made.shards / "other-000.tar", 4, labels=[0, 0, 1, 2], start=600)
     tars.shard(made.shards / "other-001.tar", 2, labels=[2, 1], start=700)
+    (made.shards / "few.json").write_text('{"600.png": ["cat"]}')
+    (made.shards / "empty.json").write_text('{"600.png": []}')
     assert made.run().status == 0
     return made
+
+
+def evaluated(world: World) -> dict[str, Any]:
+    """What the newest evaluation says of its sets, of the only model."""
+    [model] = json.loads((evaluations(world)[-1] / "evaluate.json").read_text())["models"]
+    found: dict[str, Any] = model["sets"]
+    return found
+
+
+def logits_of(world: World, shard: str) -> torch.Tensor:
+    """Of the teacher, an image a row."""
+    model, card = weights.load_model(str(world.folder("gen0-teacher")))
+    pictures = [images.load(data, card.view()) for _, data in stream(str(world.shards / shard))]
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(images.normalise(torch.from_numpy(np.stack(pictures)), card.view()))
+    return found
+
+
+def page_of(world: World) -> str:
+    return max(world.output.glob("report-*/index.html"), key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 def evaluations(world: World) -> list[Path]:
@@ -70,6 +101,84 @@ def test_a_shard_that_was_touched_is_tested_again(world: World) -> None:
     assert "✓ evaluate" in ran.out and ran.out.count("done before") == 2
 
 
+def test_some_classes_may_be_answered_and_test_images_of_them_stand_beside(world: World) -> None:
+    tars.shard(world.shards / "part-000.tar", 5, labels=[0, 2, 2, 0, 2], start=800)
+    ran = world.run("evaluate.sets={part: {shards: 'part-*.tar', classes: [owl, cat]}}")
+    assert ran.status == 0, ran.err
+    found = evaluated(world)["part"]
+    best = logits_of(world, "part-000.tar")[:, [0, 2]].argmax(1)
+    assert found["top1"] == pytest.approx((best == torch.tensor([0, 1, 1, 0, 1])).double().mean().item())
+    best = logits_of(world, "test-000.tar")[[0, 2]][:, [0, 2]].argmax(1)  # the image of the third class is left out
+    assert found["clean"]["top1"] == pytest.approx((best == torch.tensor([0, 1])).double().mean().item())
+    assert (found["classes"], found["top5"]) == (2, 1.0)
+    assert f"of 2 classes; test images of these: {100 * found['clean']['top1']:.2f} %" in page_of(world)
+
+
+def test_several_right_classes_and_images_without_any(world: World) -> None:
+    tars.shard(world.shards / "real-000.tar", 3, labels=[0, 1, 2], start=810)
+    real = {"810.png": ["cat", "owl"], "811": [], "812.png": ["cat", "dog", "owl"]}
+    (world.shards / "real.json").write_text(json.dumps(real))
+    sets = "evaluate.sets={real: {shards: 'real-*.tar', labels: real.json}}"
+    ran = world.run(sets)
+    assert ran.status == 0, ran.err
+    found = evaluated(world)["real"]
+    first = logits_of(world, "real-000.tar")[0].argmax().item() in (0, 2)
+    assert found["top1"] == pytest.approx((first + 1) / 2) and found["skipped"] == 1
+    assert "1 image without a right class left out" in page_of(world)
+    (world.shards / "real.json").write_text(json.dumps(real | {"811": ["dog"]}))  # other labels are another test
+    ran = world.run(sets)
+    assert "✓ evaluate" in ran.out and evaluated(world)["real"]["skipped"] == 0
+
+
+def test_a_set_with_a_class_list_of_its_own(world: World) -> None:
+    tars.shard(world.shards / "own" / "own-000.tar", 3, labels=[2, 0, 1], start=200)
+    (world.shards / "own" / "classes.json").write_text('["dog", "owl", "cat"]')  # the test images under other indexes
+    ran = world.run("evaluate.sets={own: own}")
+    assert ran.status == 0, ran.err
+    [model] = json.loads((evaluations(world)[-1] / "evaluate.json").read_text())["models"]
+    assert model["sets"]["own"] == {name: model[name] for name in ("top1", "top5", "loss", "ece")}
+
+
+def test_folders_of_corruption_and_severity(world: World) -> None:
+    for number, folder in enumerate([*(f"snow/{severity}" for severity in range(1, 6)), "fog/2", "spatter/1"]):
+        tars.shard(world.shards / "c" / folder / "x-000.tar", 2, labels=[0, 1], start=900 + 2 * number)
+    ran = world.run("evaluate.sets={c: {shards: 'c/*/*/*.tar', reference: teacher}}")
+    assert ran.status == 0, ran.err
+    assert "evaluate.sets.c has no shards of gaussian_noise, shot_noise," in ran.out and "fog/1, fog/3," in ran.out
+    found = evaluated(world)["c"]
+    assert found["mce"] is None and found["relative_mce"] is None and "snow" not in found["missing"]
+    truth = torch.tensor([0, 1])
+    wrong = {
+        name: 100 * (logits_of(world, f"c/{name}/x-000.tar").argmax(1) != truth).double().mean().item()
+        for name in ("snow/1", "snow/4", "fog/2", "spatter/1")
+    }
+    assert found["errors"]["snow"][0] == pytest.approx(wrong["snow/1"])
+    assert found["errors"]["snow"][3] == pytest.approx(wrong["snow/4"])
+    assert found["errors"]["fog"] == [None, pytest.approx(wrong["fog/2"]), None, None, None]
+    assert found["errors"]["spatter"][0] == pytest.approx(wrong["spatter/1"])
+    assert set(found["ce"]) == {"snow"} and found["ce"]["snow"] in (None, pytest.approx(100))
+    assert "no mCE: gaussian_noise" in page_of(world)
+
+
+def test_published_errors_of_alexnet_give_it_100() -> None:
+    """Through the shares of right answers that are counted on a whole set."""
+    names = {f"{name}/{severity}": 1 - ALEXNET[name] for name in CORRUPTIONS for severity in range(1, 6)}
+    half = {part: 1 - (1 - top1) / 2 for part, top1 in names.items()}
+    clean = {"gen0-teacher": 1 - 0.56522, "gen1-student": (1 - 0.56522) / 2}
+    tops = {"gen0-teacher": names, "gen1-student": half}
+    found = further_sets._corruption_errors("alexnet", tops, clean)
+    assert found["gen0-teacher"]["mce"] == pytest.approx(100, abs=1e-9)
+    assert found["gen0-teacher"]["relative_mce"] == pytest.approx(100, abs=1e-9)
+    assert found["gen1-student"]["mce"] == pytest.approx(50) == found["gen1-student"]["relative_mce"]
+    assert further_sets._corruption_errors("teacher", tops, clean)["gen1-student"]["mce"] == pytest.approx(50)
+    few = {"snow/1": 0.5, "snow/2": 0.25}  # no corruption is whole
+    [some] = further_sets._corruption_errors("alexnet", {"gen0-teacher": few}, clean).values()
+    assert some["errors"] == {"snow": [50, 75, None, None, None]}
+    assert (some["ce"], some["mce"], some["mean_error"]) == ({}, None, None)
+    del names["snow/3"]
+    assert further_sets._corruption_errors("alexnet", {"gen0-teacher": names}, clean)["gen0-teacher"]["mce"] is None
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -80,6 +189,21 @@ def test_a_shard_that_was_touched_is_tested_again(world: World) -> None:
         ("{other: ''}", "evaluate.sets.other is empty"),
         ("{unlabelled: 'unlabelled-*.tar'}", "has no label"),
         ("[other-*.tar]", "evaluate.sets"),
+        ("{a: {classes: [cat]}}", "evaluate.sets.a.shards is not set"),
+        ("{a: {shard: 'other-*.tar'}}", "unknown key 'evaluate.sets.a.shard'; did you mean 'shards'?"),
+        ("{a: {shards: 'other-*.tar', classes: [cat], labels: r.json}}", "a has both classes and labels; an entry"),
+        ("{a: {shards: 'other-*.tar', classes: 7}}", "classes is 7; it takes imagenet-a, imagenet-r, the path of"),
+        ("{a: {shards: 'other-*.tar', classes: []}}", "classes is []; it takes imagenet-a"),
+        ("{a: {shards: 'other-*.tar', classes: imagenet-r}}", "imagenet-r names 'n01443537', which is none of the"),
+        (
+            "{a: {shards: 'other-*.tar', classes: [cat, owl]}}",
+            "holds images of the class 'dog', which is none of the 2",
+        ),
+        ("{c: {shards: 'other-*.tar', reference: resnet}}", "reference is 'resnet'"),
+        ("{c: {shards: 'other-*.tar', reference: alexnet}}", "its shards lie in folders corruption/severity"),
+        ("{r: {shards: 'other-*.tar', labels: none.json}}", "none.json: there is no such file"),
+        ("{r: {shards: 'other-*.tar', labels: few.json}}", "labels says nothing of the image '601'"),
+        ("{r: {shards: 'other-*.tar', labels: empty.json}}", "has no class for any image"),
     ],
 )
 def test_mistakes_in_sets_are_one_sentence(world: World, setting: str, said: str) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import functools
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import weights
+from pipeline import graph, storage, weights
+from pipeline.cluster.contract import Resources
+from pipeline.config.load import load_job
 from pipeline.corruption.corrupt import canvas, corrupt
 from pipeline.data import images, label_files, shards
+from pipeline.plan.context import Context
+from pipeline.plan.corpora import Corpora
+from pipeline.stages import robustness
 from tests import small
 
 TWO = "evaluate.robustness.corruptions=[snow, gaussian_noise]"
@@ -81,6 +90,79 @@ def test_neither_batch_nor_shards_change_what_is_counted(worlds: small.Store, tm
         said.append(found(world)["models"][0]["errors"])
         assert found(world)["images"] == 4
     assert said[0] == said[1]
+
+
+class Workers:
+    """A cluster whose every `map` has so many workers, each of which takes part."""
+
+    def __init__(self, cluster: Any, workers: int, folder: Path) -> None:
+        self.cluster, self.workers, self.folder = cluster, workers, folder
+
+    def map(self, make_worker: Any, units: Any, *, resources: Resources, overlap: int = 1) -> Any:
+        self.folder.mkdir()
+        together = functools.partial(working_together, make_worker, self.folder, self.workers)
+        resources = dataclasses.replace(resources, workers=self.workers)
+        yield from self.cluster.map(together, units, resources=resources, overlap=overlap)
+        assert len(list(self.folder.iterdir())) == self.workers
+
+
+def working_together(make_worker: Any, folder: Path, workers: int) -> Any:
+    """A worker that begins its first unit once all workers have one."""
+    work, begun = make_worker(), folder / str(os.getpid())
+
+    def run(unit: Any) -> Any:
+        if not begun.exists():
+            begun.touch()
+            end = time.monotonic() + 120
+            while len(list(folder.iterdir())) < workers:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        return work(unit)
+
+    return run
+
+
+@pytest.mark.slow
+def test_neither_workers_nor_batch_change_a_figure(
+    tmp_path: Path, embedded_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three shards, with one worker and with three on Ray, with batches of 1, 2 and 64."""
+    from tests.data import tars
+
+    monkeypatch.setattr(robustness, "SMALL_BYTES", 0)
+    world = small.make(tmp_path)
+    for number in range(3):
+        tars.shard(world.shards / f"test-{number:03}.tar", 4, labels=[0, 1, 2, number], start=200 + 10 * number)
+    assert world.run().status == 0
+    token, said = storage.write_token(str(world.output)), []
+    for workers, batch in ((1, 64), (3, 64), (3, 1), (1, 2)):
+        job = load_job(str(world.job), [f"output={world.output}", "evaluate.robustness.corruptions=all"])
+        job.evaluate.batch = batch
+        [stage] = [stage for stage in graph.stages_of(job) if stage.name == "robustness"]
+        done = {look.stage.name: look.done for look in graph.look(job) if look.done}
+        folder = str(tmp_path / f"{workers}-{batch}")
+        context = Context(
+            job, stage, graph.stages_of(job), folder, "", {name: done[name] for name in stage.needs},
+            Corpora(job, done, write=False), Workers(embedded_ray, workers, tmp_path / f"pids-{workers}-{batch}"),
+            pytest.fail, token,
+        )  # fmt: skip
+        robustness.run(context)
+        said.append([(Path(folder) / name).read_bytes() for name in ("robustness.json", "robustness.csv")])
+    assert said[1:] == said[:1] * 3
+    assert json.loads(said[0][0])["images"] == 12
+
+
+def test_a_run_without_students_says_how_often_its_teacher_errs(worlds: small.Store, tmp_path: Path) -> None:
+    world = worlds.finished(tmp_path, generations=[])
+    ran = world.run(TWO)
+    assert ran.status == 0, ran.err
+    row = found(world)["models"][0]
+    assert f"mean error on 3 corrupted images: gen0-teacher {row['mean_error']:.1f} %" in ran.out
+    assert "mCE" not in ran.out
+    [page] = [text for path in world.output.glob("report-*/index.html") if "spoilt" in (text := path.read_text())]
+    assert f"{row['mean_error']:.1f} on average, against {row['clean_error']:.1f} as they are" in page
+    summary = json.loads(ran.out.splitlines()[-1])
+    assert summary["robustness"] == str(world.folder("robustness") / "robustness.json")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.cluster.world import World
 from pipeline.data import confidence_bins, images, shards
 from pipeline.errors import DataError
-from pipeline.train.evaluate import Memory, accuracy, read_index
+from pipeline.train.evaluate import Marks, Memory, accuracy, read_index, score
 from pipeline.train.scores import Scores
 from tests.train.tiny import CLASSES, VIEW, write_shard
 
@@ -110,6 +110,47 @@ def test_the_five_best_of_more_classes(validation):
 
 def test_no_images_are_no_division_by_zero():
     assert accuracy(Brightness(), [], VIEW, 4, World(0, 1, CPU))["count"] == 0
+
+
+def test_only_some_classes_may_be_answered(validation):
+    """As of a network that never had the others, on the images of these classes alone."""
+    kept = (3, 1)
+    found = score(Brightness(), validation, VIEW, 4, World(0, 1, CPU), marks=Marks(answers=kept)).figures()
+    samples = [sample for sample in read_index(validation) if sample.label in kept]
+    expected = Scores(0)
+    for sample in samples:
+        pixels = images.load(shards.read_at(sample.path, sample.offset, sample.size), VIEW)
+        logits = Brightness()(images.normalise(torch.from_numpy(pixels[None]), VIEW))[:, kept]
+        expected.add(logits, torch.tensor([kept.index(sample.label)]))
+    assert 0 < found["count"] == len(samples) < 17
+    assert found == pytest.approx(expected.figures(), rel=1e-5)
+
+
+def test_several_classes_are_right_for_an_image(validation):
+    samples = read_index(validation)
+    marks = Marks(right=[() if place % 5 == 0 else (sample.label,) for place, sample in enumerate(samples)])
+    single = score(Brightness(), validation, VIEW, 4, World(0, 1, CPU), marks=marks).figures()
+    assert single["count"] == 17 - 4 and single["top1"] > 0.9
+    marks = Marks(right=[() if not some else (*some, (some[0] + 1) % 4) for some in marks.right])
+    several = score(Brightness(), validation, VIEW, 4, World(0, 1, CPU), marks=marks).figures()
+    assert several["top1"] >= single["top1"] and several["loss"] < single["loss"]
+    every = Marks(right=[range(4)] * 17)
+    found = score(Brightness(), validation, VIEW, 4, World(0, 1, CPU), marks=every).figures()
+    assert found["top1"] == 1 and found["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_one_right_class_of_several_is_a_label():
+    logits, labels = answered(200, 5)
+    one, other = Scores(0), Scores(0)
+    one.add(logits, labels)
+    other.add(logits, nn.functional.one_hot(labels, 10).bool())
+    assert one.figures() == pytest.approx(other.figures(), rel=1e-6)
+    both = nn.functional.one_hot(labels, 10).bool()
+    both[:, 0] = True
+    third = Scores(0)
+    third.add(logits, both)
+    best = logits.argmax(1)
+    assert third.figures()["top1"] == pytest.approx(((best == labels) | (best == 0)).double().mean().item())
 
 
 def answered(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
