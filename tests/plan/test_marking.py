@@ -14,10 +14,11 @@ from PIL import Image
 
 from pipeline.config.checks_evaluate import CORRUPTIONS
 from pipeline.config.settings_evaluate import EvaluationSet
-from pipeline.data import index_files, prepare_files
+from pipeline.data import index_files
 from pipeline.data.shards import Shard, find_shards
 from pipeline.errors import DataError
 from pipeline.plan import marking
+from pipeline.prepare import folders
 
 CLASSES = ["cat", "dog", "owl"]
 SOURCE = "evaluate.sets.x"
@@ -38,7 +39,7 @@ def test_folders_that_are_numbers_keep_them_though_they_sort_as_text(tmp_path: P
         folder = tmp_path / "v2" / str(number)
         folder.mkdir(parents=True)
         Image.fromarray(np.full((4, 4, 3), 10 * number, np.uint8)).save(folder / f"{number}.png")
-    prepare_files.folder(str(tmp_path / "v2"), str(tmp_path / "shards"), split="v2")
+    folders.folder(str(tmp_path / "v2"), str(tmp_path / "shards"), split="v2")
     assert json.loads((tmp_path / "shards" / "classes.json").read_text())[:4] == ["0", "1", "10", "11"]
     names = [f"n{number:08d}" for number in range(12)]
     shards = find_shards(str(tmp_path / "shards" / "v2-*.tar"), SOURCE)
