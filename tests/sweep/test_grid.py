@@ -30,16 +30,22 @@ def drawn(rng: np.random.Generator, depth: int = 0) -> Any:
     if kind == 6:
         return {f"k{number}": drawn(rng, depth + 1) for number in range(rng.integers(0, 3))}
     letters = list("ab,'\"[]{}: #é-")
-    return [None, True, int(rng.integers(-9, 99)), float(rng.random()), "".join(rng.choice(letters, rng.integers(1, 9)))][
-        kind
-    ]
+    return [
+        None,
+        True,
+        int(rng.integers(-9, 99)),
+        float(rng.random()),
+        "".join(rng.choice(letters, rng.integers(1, 9))),
+    ][kind]
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_whatever_yaml_writes_in_one_line_is_one_value(seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = [drawn(rng) for _ in range(rng.integers(1, 5))]
-    texts = [yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True)[1:-2] for value in values]
+    texts = [
+        yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True)[1:-2] for value in values
+    ]
     found = grid.split(",".join(texts))
     assert found is not None and [job_file.parse(text) for text in found] == values
     assert ",".join(found) == ",".join(texts)
@@ -96,7 +102,10 @@ def test_every_combination_is_the_job_that_run_would_read(world: World) -> None:
         (["student.lr=0.1,0.2", "student.lr=0.3"], "student.lr is given twice"),
         (["student.lrr=0.1,0.2"], "student.lrr'; did you mean 'lr'?"),
         (["select.threshold=0.5,1.5"], "it must be between"),
-        (["student.model=lambda_resnet_tiny,foo"], "the sweep would fail with student.model=foo: gen1-student: there is"),
+        (
+            ["student.model=lambda_resnet_tiny,foo"],
+            "the sweep would fail with student.model=foo: gen1-student: there is",
+        ),
         (["data.labelled=labelled-*.tar,no-*.tar"], "the sweep would fail with data.labelled=no-*.tar"),
         (["output=here,there"], "a sweep has one output"),
     ],
