@@ -66,8 +66,8 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     """Every combination of a sweep that is not done; what was found. What runs lies in the sweep's folder, for `status`
     speaks of the job's. UserError: what stopped it, or which combinations failed."""
     out, jobs = console(), [one.job for one in sweep.combinations]
-    names = {stage.name: stage for job in jobs for stage in stages_of(job, untested=True)}
-    screen = Screen(out, sweep.folder, jobs[0].name, list(names))
+    names = [stage.name for job in jobs for stage in stages_of(job, untested=True)]
+    screen = Screen(out, sweep.folder, jobs[0].name, names)
     cluster, tracker = _cluster(jobs[0], lambda text: screen.say(text)), _tracker(jobs[0], screen.warn)
     try:
         found = sweeping.run(sweep, cluster, tracker, screen)

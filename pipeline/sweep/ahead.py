@@ -38,12 +38,12 @@ class Ahead:
 
 def plan(sweep: Sweep) -> list[Ahead]:
     """What each combination is going to do. UserError: what would stop one of them, which it names."""
-    made: set[str] = set()
+    made, right = set[str](), set[str]()
     found = []
     for one in sweep.combinations:
         looks = graph.look(one.job, untested=True)
         try:
-            _check(one.job, looks)
+            _check(one.job, looks, right)
         except UserError as error:
             raise type(error)(f"the sweep would fail with {one}: {error}") from error
         ahead: dict[str, list[str]] = {"done": [], "shared": [], "new": []}
@@ -68,8 +68,8 @@ def deciding(job: Job, stage: Stage) -> Any:
     return [*found, plain["finetune"]] if stage.kind == "finetune" else found
 
 
-def _check(job: Job, looks: Sequence[graph.Look]) -> None:
-    """What `plan` would say is wrong, where it is certain."""
+def _check(job: Job, looks: Sequence[graph.Look], right: set[str]) -> None:
+    """What `plan` would say is wrong, where it is certain; `right` gets the shards and models that were looked at."""
     from pipeline import preflight  # seconds of imports
 
     for look in looks:
@@ -77,7 +77,15 @@ def _check(job: Job, looks: Sequence[graph.Look]) -> None:
             raise look.problem
     done: dict[str, Done] = {look.stage.name: look.done for look in looks if look.done}
     corpora = Corpora(job, done, write=False)
-    corpora.check()
+    plain = to_plain(job)
+    shards = json.dumps(["shards", plain["prepare"], plain["data"], plain["evaluate"]["sets"]])
+    if shards not in right:
+        corpora.check()
+    students = [generation["student"] for generation in plain["generations"]]
+    models = json.dumps([shards, plain["teacher"], students, sorted(done)])
+    if models in right:
+        return
+    right |= {shards, models}
     classes = len(corpora.classes) if corpora.root else 2  # any number: `prepare` will write the list
     for text in preflight.mistakes(job, [look.stage for look in looks], classes, done):
         raise ConfigError(text)
@@ -85,10 +93,10 @@ def _check(job: Job, looks: Sequence[graph.Look]) -> None:
 
 def table(sweep: Sweep, ahead: Sequence[Ahead]) -> Group:
     """The plan for a person."""
-    rows = Table("combination", "stages that it adds", box=None, pad_edge=False, title_justify="left")
-    rows.title = f"{safe(sweep.combinations[0].job.name)}: {counted(len(ahead), 'combination')} in {safe(sweep.output)}"
+    title = f"{safe(sweep.combinations[0].job.name)}: {counted(len(ahead), 'combination')} in {safe(sweep.output)}"
+    rows = Table("combination", "stages that it adds", box=None, pad_edge=False)
     for one, its in zip(sweep.combinations, ahead, strict=True):
         rows.add_row(safe(str(one)), ", ".join(its.new) or "none")
     new, shared, done = (sum(len(getattr(one, name)) for one in ahead) for name in ("new", "shared", "done"))
     text = f"\n{counted(new, 'stage')} to run; {shared:,} shared with an earlier combination, {done:,} done before"
-    return Group(rows, f"{text}\nwhat is found goes to {safe(storage.join(sweep.folder, ''))}")
+    return Group(title, rows, f"{text}\nwhat is found goes to {safe(storage.join(sweep.folder, ''))}")

@@ -116,7 +116,7 @@ def _shown(one: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _job_file(best: Combination) -> str:
     text = job_file.dump(redacted(to_plain(best.job)))
-    return f"# {redacted(str(best))}: the best of a sweep by validation top-1.\n{text}"
+    return f"# {' '.join(redacted(str(best)).split())}: the best of a sweep by validation top-1.\n{text}"
 
 
 def next_command(sweep: Sweep) -> str:

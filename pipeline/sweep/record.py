@@ -35,6 +35,7 @@ def begin(sweep: Sweep) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError, OutputError):
         known = _read(sweep.folder)
         if [one["settings"] for one in known["combinations"]] == settings:
+            known["begun"] = sorted({*known["begun"], *folders_of(_progress(sweep.folder).get("stages", {}))})
             return known
     waiting: dict[str, Any] = {"state": "waiting", "top1": None, "stage": "", "folders": [], "ran": [], "error": ""}
     return {
@@ -42,6 +43,7 @@ def begin(sweep: Sweep) -> dict[str, Any]:
         "given": redacted([sweep.given, *sweep.fixed]),
         "swept": redacted({key: list(values) for key, values in sweep.swept.items()}),
         "combinations": [{"settings": one, **waiting} for one in settings],
+        "begun": [],  # folders that an earlier process left in the middle of a combination
     }
 
 
@@ -53,22 +55,26 @@ def _read(folder: str) -> dict[str, Any]:
     return storage.read_record(storage.join(folder, RECORD), "run the sweep again, which writes it anew")
 
 
+def _progress(folder: str) -> dict[str, Any]:
+    """What its last process wrote of the combination at which it was; {} where it wrote nothing."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return dict(storage.read_json(storage.join(folder, PROGRESS)))
+    return {}
+
+
 def all_in(output: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(folder, record, progress) of every sweep in an output. OutputError: a record is damaged."""
     for name in storage.listdir(output):
-        folder, progress = storage.join(output, name), {}
-        if not re.fullmatch(SWEEP, name) or not storage.exists(storage.join(folder, RECORD)):
-            continue
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            progress = dict(storage.read_json(storage.join(folder, PROGRESS)))
-        yield folder, _read(folder), progress
+        folder = storage.join(output, name)
+        if re.fullmatch(SWEEP, name) and storage.exists(storage.join(folder, RECORD)):
+            yield folder, _read(folder), _progress(folder)
 
 
 def folders(output: str) -> set[str]:
     """Names of the stage folders that sweeps in an output use, of the combination that was running too."""
     used: set[str] = set()
     for _, record, progress in all_in(output):
-        used.update(name for one in record["combinations"] for name in one["folders"])
+        used.update(record["begun"], *(one["folders"] for one in record["combinations"]))
         used.update(folders_of(progress.get("stages", {})))
     return used
 
