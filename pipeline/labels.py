@@ -32,7 +32,6 @@ from pipeline.plan.stage import JOB, SELECTION, Done, read_done, read_json_file
 if TYPE_CHECKING:
     import pandas
     import polars
-    from ray.data import Dataset
 
 SHARD = pa.field("shard", pa.string(), nullable=False)
 CHOSEN = (pa.field("copies", pa.int32()), pa.field("weight", pa.float32()))
@@ -188,8 +187,8 @@ class Labels:
         empty: Any = polars.from_arrow(self.schema.empty_table())
         return register_io_source(read, schema=empty.schema)
 
-    def to_ray(self) -> Dataset:
-        """A Ray Dataset, of a block a shard; each is read by a worker, which must see the run's folder."""
+    def to_ray(self) -> Any:
+        """A ray.data.Dataset, of a block a shard; each is read by a worker, which must see the run's folder."""
         from pipeline.cluster import ray_dataset
 
         return ray_dataset.of_blocks(self.block, self.units)
