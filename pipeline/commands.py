@@ -104,7 +104,7 @@ def report(args: argparse.Namespace) -> int:
 
     job = _load(args)
     for line in record.lines(job.output):
-        print(line)
+        print(shown(line))
     path, missing = unfinished.report(job)
     print(storage.redact(path))
     if missing:

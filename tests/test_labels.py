@@ -191,19 +191,3 @@ def test_another_shards_file_is_noticed(tmp_path: Path) -> None:
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run: it has no job\.yaml; name the output of one"):
         open_labels(str(tmp_path))
-
-
-@pytest.mark.slow
-def test_ray_says_the_same(labels: Labels) -> None:
-    import ray
-
-    ray.init(num_cpus=1, include_dashboard=False)
-    try:
-        where = (pc.field("confidence") > 0.5) & (pc.field("shard") != "u-0.tar")
-        columns = ["shard", "index", "label", "probs"]
-        found = labels.filter(where).select(*columns).to_ray().to_pandas().sort_values(["shard", "index"])
-        wanted = labels.filter(where).select(*columns).to_arrow().to_pandas()
-        assert found[["shard", "index", "label"]].values.tolist() == wanted[["shard", "index", "label"]].values.tolist()
-        assert [list(one) for one in found.probs] == [list(one) for one in wanted.probs]
-    finally:
-        ray.shutdown()
