@@ -3,8 +3,8 @@
     python -m benchmarks.labels [--rows 100000000] [--files 1000] [--folder /tmp/labels]
     python -m benchmarks.labels --rows 2000000 --files 20        # under a minute
 
-The files are those of benchmarks.select. One question, how many images of each class a confidence of 0.875 keeps and how
-sure the teacher is of them, goes to a tenth of the files and to all of them: through `batches()`, counted by numpy;
+The files are those of benchmarks.select. One question, how many images of each class a confidence of 0.875 keeps and
+how sure the teacher is of them, goes to a tenth of the files and to all of them: through `batches()`, counted by numpy;
 through `to_polars()`, streamed; and to DuckDB, which reads the files themselves. Each runs in a process of its own,
 whose peak resident set is compared with that before the question. Prints one JSON line. DuckDB comes with the `bench`
 extra, Polars with `dev`.

@@ -74,7 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
     def add_job(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = add(name, command, text)
-        sub.add_argument("job", metavar="JOB", help="a job file, or the name of a shipped job, such as noisy_student")
+        sub.add_argument(
+            "job",
+            metavar="JOB",
+            help="a job file, a shipped job such as noisy_student, or a run's folder (its last settings)",
+        )
         sub.add_argument(
             "settings",
             metavar="key=value",

@@ -172,6 +172,15 @@ def submit(args: argparse.Namespace) -> int:
     )
 
 
+def _last_run(job: Job) -> Job:
+    """What the output's job.yaml says, or the job itself where that is not there or cannot be read any more."""
+    from pipeline.config.load import load_job
+
+    with contextlib.suppress(UserError):
+        return load_job(job.output)
+    return job
+
+
 def clean(args: argparse.Namespace) -> int:
     from pipeline import graph, storage
     from pipeline.storage.lock import lock
@@ -183,15 +192,22 @@ def clean(args: argparse.Namespace) -> int:
         return 0
     with lock(job.output):
         sizes = graph.unreachable(job)
-        kept = {} if args.sweeps else {name: sizes.pop(name) for name in record.folders(job.output) & set(sizes)}
+        kept = sizes.keys() - graph.unreachable(_last_run(job)).keys()
+        if kept:  # forgotten settings must not cost a trained model
+            print(f"kept, for the last run here, with other settings, uses them: {', '.join(sorted(kept))}")
+        sizes = {name: size for name, size in sizes.items() if name not in kept}
+        swept = {} if args.sweeps else {name: sizes.pop(name) for name in record.folders(job.output) & sizes.keys()}
         for name, size in sizes.items():
             print(f"{size / 2**20:10.1f} MiB  {name}")
             if args.yes:
                 storage.remove(storage.join(job.output, name))
     total = f"{sum(sizes.values()) / 2**20:.1f} MiB in {counted(len(sizes), 'folder')} that this job does not use"
-    print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them" if sizes else "nothing to clean")
-    if kept:
-        held = f"{sum(kept.values()) / 2**20:.1f} MiB in {counted(len(kept), 'folder')}"
+    if not sizes:
+        print("nothing to clean")
+    else:
+        print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them")
+    if swept:
+        held = f"{sum(swept.values()) / 2**20:.1f} MiB in {counted(len(swept), 'folder')}"
         print(f"{held} of sweeps are kept; --sweeps cleans them too")
     return 0
 

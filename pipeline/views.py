@@ -263,6 +263,7 @@ def _latest(stage: Stage, values: Mapping[str, Any]) -> str:
             f"{values.get('images', 0):,.0f}{about} images, {values.get('images_per_second', 0):,.0f}/s now and "
             f"{values.get('images_per_second_average', 0):,.0f}/s on average, {counted(workers, 'worker')}"
         )
+    words = {name.replace("_", " "): value for name, value in values.items()}
     return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in words.items()
     )

@@ -246,6 +246,32 @@ def test_clean_deletes_only_with_yes(finished: World) -> None:
     assert "all is done" in finished.run("generations[0].student.lr=0.02").out
 
 
+def test_clean_keeps_what_the_last_run_made_with_settings_that_are_forgotten_now(finished: World) -> None:
+    assert finished.run("generations[0].student.lr=0.02").status == 0
+    before = files(finished.output)
+    first = (finished.job, f"output={finished.output}")  # all is done for these too, before the second run
+    forgotten = command("clean", *first, "--yes")
+    assert forgotten.status == 0
+    kept, *_, last = forgotten.out.splitlines()
+    assert kept.startswith("kept, for the last run here") and kept.count("gen1-student-") == 1
+    assert last == "nothing to clean"
+    assert files(finished.output).keys() == before.keys()
+    by_folder = command("clean", str(finished.output), "--yes")  # the folder remembers the last run's settings
+    assert by_folder.out.count("gen1-student-") == 1 and "deleted" in by_folder.out
+    assert "all is done" in finished.run("generations[0].student.lr=0.02").out
+
+
+def test_a_runs_folder_stands_for_its_settings_where_it_lies_now(finished: World, tmp_path: Path) -> None:
+    assert finished.run("generations[0].student.lr=0.02").status == 0
+    moved = tmp_path / "moved: here, [1]"
+    finished.output.rename(moved)
+    assert command("plan", str(moved)).out.count("done") >= len(small.STAGES)
+    assert "all is done" in command("run", str(moved)).out
+    assert not finished.output.exists()
+    assert command("plan", str(moved), "seed=3").out.count("will run") > 3
+    assert command("plan", str(tmp_path)).status == 2  # a folder that is no run's
+
+
 # ---- prepare -----------------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,23 @@ def test_damage_never_makes_another_result(worlds: small.Store, tmp_path: Path, 
     attack(worlds, tmp_path, seed)
 
 
+@pytest.mark.parametrize("stage", ["gen1-label", "gen1-select"])
+def test_rows_of_two_shards_that_changed_places_are_found_by_whoever_reads_them(
+    worlds: small.Store, tmp_path: Path, stage: str
+) -> None:
+    world = worlds.finished(tmp_path)
+    first, second = sorted(world.folder(stage).rglob("*.parquet"))
+    held = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(held)
+    for path in (first, second):
+        with pytest.raises(DataError, match=f"{path.name} is the file of another shard"):
+            parquet_files.read_table(str(path))
+    shutil.rmtree(world.folder("report"))
+    ran = world.run()
+    assert ran.status == 2 and "is the file of another shard" in ran.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hundred", range(10))
 def test_a_thousand_kinds_of_damage(worlds: small.Store, tmp_path: Path, hundred: int) -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+SHARED = ("student", "label", "select")  # job-level settings of every generation
 OF_ALL = r"^generations\[\d+\]\."
 OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
 OF_WHOLE_NETWORKS = (
@@ -32,6 +33,7 @@ def check_effect(job: Job, in_file: Collection[str], on_line: Collection[str], p
     """ConfigError for a setting without effect that is not at its default and is said by the job file itself
     (`in_file`, dotted names) or by the command line (`on_line`); a warning for one that a base brings. Where the
     command line switches something off (`finetune.resolution=null`), the job file may go on speaking of it."""
+    _check_shared(job, in_file, on_line, path)
     idle = {
         f"{where}.{name}": (getattr(settings, name), f"{where}.{switch}", why)
         for where, settings, switch, names, why in _idle(job)
@@ -52,6 +54,19 @@ def check_effect(job: Job, in_file: Collection[str], on_line: Collection[str], p
             raise ConfigError(f"{path}: {found}; drop it")
         if shared not in said:
             log.warning("%s: %s (a base of the job sets it)", path, found)
+
+
+def _check_shared(job: Job, in_file: Collection[str], on_line: Collection[str], path: str) -> None:
+    """ConfigError for a setting of all generations on the command line of a job that has none; a warning for those of
+    the file, where `generations: []` may be said for a while."""
+    if job.generations or job.measure.models:
+        return
+    for said in (on_line, in_file if "generations" in in_file else ()):
+        vain = sorted(name for name in said if name.split(".")[0] in SHARED)
+        if vain and said is on_line:
+            raise ConfigError(f"{path}: {vain[0]} has no effect: `generations` is empty; drop it, or name a generation")
+        if vain:
+            log.warning("%s: %s: no effect, for `generations` is empty", path, ", ".join(vain))
 
 
 def _idle(job: Job) -> Iterator[Idle]:

@@ -7,6 +7,7 @@ comes last.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import adopted, checks, durations, job_file, pretrained
+from pipeline.config import adopted, checks, durations, job_file, pretrained, shipped
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
@@ -27,6 +28,7 @@ from pipeline.config.settings_train import Finetune, Teacher, Train
 from pipeline.errors import ConfigError
 
 RAY_CACHE = "runtime_resources/working_dir_files"
+RUN_JOB = "job.yaml"
 # What every job.yaml of a run has at its top, since 0.1.0.
 SPELLED_OUT = {"name", "output", "seed", "cluster", "workers", "prepare", "data", "teacher", "generations", "min_gain"}
 SPELLED_OUT |= {"finetune", "evaluate", "measure", "tracking"}
@@ -34,7 +36,11 @@ SHARED: dict[str, type] = {"student": Train, "label": Label, "select": Select}  
 
 
 def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
-    """Read a job file, merge its bases and `key=value` overrides, check everything; ConfigError says what is wrong."""
+    """Read a job file, merge its bases and `key=value` overrides, check everything; ConfigError says what is wrong.
+
+    A run's folder stands for the settings of its last run, in the place where it lies now."""
+    if shipped.named(Path(path)) is None and (Path(path) / RUN_JOB).is_file():
+        path, overrides = os.path.join(path, RUN_JOB), [f"output={json.dumps(os.path.abspath(path))}", *overrides]
     try:
         return _load(path, overrides)
     except ConfigError as error:

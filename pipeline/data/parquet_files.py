@@ -1,7 +1,8 @@
 """Writes and reads Parquet files in one step, with metadata of our own, and checks that bytes are what they were.
 
 Beside its metadata (JSON under one key) a file has the number of its rows and a CRC-32 of the values of every column
-and of that metadata. What is read is checked against them; files of 0.1.0 have none and are taken as they are.
+and of that metadata. What is read is checked against them; files of 0.1.0 have none and are taken as they are. A file
+that says of which shard it is has the shard's name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,12 @@ def _open(
         wrong = _differing(table if rows else None, found, columns)
         if wrong:
             raise DataError(f"{shown} is damaged: {wrong} are not those that were written; delete it and run again")
+    shard = _metadata(path, found).get("shard") if METADATA_KEY in found else None
+    if shard is not None and not str(PurePath(path).with_suffix("")).endswith(f"/{str(shard).removesuffix('.tar')}"):
+        raise DataError(
+            f"{shown} is the file of another shard, '{shard}': two files changed places; bring them back, or delete "
+            "both and run again"
+        )
     return table, found
 
 
@@ -164,8 +172,8 @@ def _metadata(path: str, of_file: Mapping[bytes, bytes]) -> dict[str, Any]:
             "metadata); delete it and run again"
         )
     try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+        found: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
         raise DataError(
             f"{storage.redact(path)} is damaged: its metadata is no JSON; delete it and run again"
         ) from error

@@ -199,7 +199,8 @@ def _figures(facts: Facts) -> Iterator[str]:
 
 def _calibration(facts: Facts, temperature: float | None) -> str:
     if temperature is None:
-        return "Not calibrated: no validation images were looked at, so a confidence of 90 % need not mean 90 % right."
+        why = "`evaluate` has not run on it" if facts.stage and not facts.row else "no validation images were looked at"
+        return f"Not calibrated: {why}, so a confidence of 90 % need not mean 90 % right."
     said = f"Its logits are divided by {temperature:g}, the temperature found on the validation images"
     validation = facts.row.get("validation")
     if not validation:
@@ -227,7 +228,8 @@ def _use(model: Model, files: list[str]) -> Iterator[str]:
 
 def _limits(model: Model, facts: Facts) -> Iterator[str]:
     yield f"It knows its {len(model.card.classes):,} classes and nothing else: whatever is shown gets one of them."
-    yield "Its figures hold for images like those it was tested on, and for no others."
+    if facts.row or (facts.stage and facts.stage.info.get("validation")):
+        yield "Its figures hold for images like those it was tested on, and for no others."
     if facts.row.get("validation"):
         yield "Models and temperature were chosen by the validation images: the test figure is the fairer one."
     per_class = facts.row.get("per_class")

@@ -304,6 +304,19 @@ def test_a_setting_without_effect_is_refused(tmp_path: Path, setting: str, why: 
         load_job(str(path), [setting])
 
 
+def test_settings_of_students_that_there_are_none_of_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(IDLE)
+    assert load_job(str(path), ["generations=[]"]).generations == []  # the file may go on speaking of students
+    assert not caplog.text
+    for name in ("student.lr=0.1", "select.threshold=0.5", "label={flip: true}"):
+        with pytest.raises(ConfigError, match=r"(student|select|label)\.\w+ has no effect: `generations` is empty"):
+            load_job(str(path), ["generations=[]", name])
+    path.write_text(yaml.safe_dump({**yaml.safe_load(IDLE), "generations": []}))
+    load_job(str(path))
+    assert "student.labels, student.model: no effect, for `generations` is empty" in caplog.text
+
+
 def test_a_setting_that_has_an_effect_somewhere_is_taken(tmp_path: Path) -> None:
     """What is said of all students is for those that it is for; defaults may be spelled out anywhere."""
     path = tmp_path / "idle.yaml"

@@ -105,19 +105,21 @@ def test_a_shard_without_any_good_image_and_an_empty_one_have_files_too(tmp_path
         "image_hash": [7],
     }
     for columns in (bad, {name: [] for name in bad}):
-        path = str(tmp_path / f"{len(columns['index'])}.parquet")
+        path = str(tmp_path / f"a{len(columns['index'])}.parquet")
         label_files.write_labels(
-            path, label_files.make_table(columns, np.zeros(0, np.int64), nothing), {"shard": "a.tar"}
+            path,
+            label_files.make_table(columns, np.zeros(0, np.int64), nothing),
+            {"shard": f"a{len(columns['index'])}.tar"},
         )
         assert parquet_files.read_table(path)["label"].to_pylist() == [None] * len(columns["index"])
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     metadata = {"shard": "a.tar", "counts": {"ok": 3}}
-    for name in ("a", "b"):
+    for name in ("a.parquet", "b.parquet"):
         label_files.write_labels(str(tmp_path / name), small_table(), metadata)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert parquet_files.read_metadata(str(tmp_path / "a")) == {"format": label_files.FORMAT, **metadata}
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert parquet_files.read_metadata(str(tmp_path / "a.parquet")) == {"format": label_files.FORMAT, **metadata}
 
 
 def test_a_reader_is_refused_with_what_differs() -> None:

@@ -69,7 +69,7 @@ def test_flipped_bits_are_found_or_without_effect(tmp_path: Path) -> None:
     found = 0
     for number in range(60):
         table, path = random_table(draw), tmp_path / f"{number}.parquet"
-        parquet_files.write_table(str(path), table, {"shard": "a"})
+        parquet_files.write_table(str(path), table, {"stage": "a"})
         assert parquet_files.read_table(str(path)).equals(table)
         whole = path.read_bytes()
         for _ in range(10):
@@ -84,18 +84,23 @@ def test_flipped_bits_are_found_or_without_effect(tmp_path: Path) -> None:
                 found += 1
             else:
                 assert read.to_pydict() == (table if wanted is None else table.select(wanted)).to_pydict()
-                assert metadata == {"shard": "a"}
+                assert metadata == {"stage": "a"}
     assert found > 300
 
 
 def test_a_file_that_says_it_belongs_elsewhere_is_named(tmp_path: Path) -> None:
-    path = str(tmp_path / "b.parquet")
+    path = str(tmp_path / "a.parquet")
     parquet_files.write_table(path, TABLE, {"stage": "gen1", "shard": "a"})
     assert parquet_files.read_expected(path, None, {"stage": "gen1", "shard": "a"}).equals(TABLE)
-    with pytest.raises(DataError, match=r"b\.parquet is another file .*: shard is 'a' instead of 'b'; bring the right"):
+    with pytest.raises(DataError, match=r"a\.parquet is another file .*: shard is 'a' instead of 'b'; bring the right"):
         parquet_files.read_expected(path, None, {"stage": "gen1", "shard": "b"})
     pq.write_table(TABLE, path)  # as 0.1.0 wrote index files
     assert parquet_files.read_expected(path, ["index"], {"shard": "b"}).num_rows == 2
+    moved = str(tmp_path / "c.parquet")
+    parquet_files.write_table(moved, TABLE, {"stage": "gen1", "shard": "folder/c.tar"})
+    for read in (parquet_files.read_table, parquet_files.read_metadata):
+        with pytest.raises(DataError, match=r"c\.parquet is the file of another shard, 'folder/c\.tar'"):
+            read(moved)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 not really", b"x" * 1000])

@@ -131,7 +131,7 @@ def test_a_model_of_which_nothing_is_known_says_so(
         "Not calibrated",
     ):
         assert words in text
-    assert "model-index" not in text
+    assert "model-index" not in text and "figures hold" not in text
     # A card that somebody has finished stays; one of another model is not written over.
     (alone / "export" / "README.md").write_text(text.replace("license: unknown", "license: mit"))
     assert export(str(alone)) == 0

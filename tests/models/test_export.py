@@ -1,7 +1,8 @@
-"""Members leave torch: one graph for every batch size, checked with onnxruntime; three here, all in test-slow."""
+"""Members leave torch: one graph for every batch size, checked with onnxruntime; three here, up to 152 in test-slow."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,9 @@ def test_a_folded_member_exports_too(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [name for name in list_models() if not re.search("_(200|270|350|420)", name)])
 def test_every_member_exports_to_onnx_with_a_dynamic_batch(name, tmp_path):
+    """The deeper ones repeat the same blocks, for minutes."""
     check(*used(name, 64), tmp_path / "model.onnx")
 
 
