@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from models import list_models as list_models
     from pipeline.cli import main as main
     from pipeline.errors import UserError as UserError
+    from pipeline.labels import Labels
     from pipeline.predict.predictor import Predictor
 
-__all__ = ["LambdaLayer", "UserError", "create_model", "list_models", "load", "plan", "run"]
+__all__ = ["LambdaLayer", "UserError", "create_model", "labels", "list_models", "load", "plan", "run"]
 
 ELSEWHERE = {
     "LambdaLayer": "models",
@@ -94,6 +95,20 @@ def plan(job: str | Path, *overrides: str) -> list[dict[str, str]]:
     from pipeline.views import plan_rows
 
     return plan_rows(load_job(str(job), overrides))
+
+
+def labels(run: str | Path, generation: int | None = None) -> Labels:
+    """What a run says of its unlabelled images, a row a sample: label, selection and manifest joined, lazily.
+
+    `run` is the output of a run, `generation` counts from 1 (None: the last one whose labels are done). The result has
+    `select(*columns)`, `filter(expression of pyarrow.compute)`, and `to_arrow()`, `to_pandas()`, `to_polars()` (a lazy
+    frame), `to_ray()` (a Ray Dataset), `to_reader()` and `batches()`, which hold one shard's rows at a time.
+    docs/label_files.md has its columns. UserError: there are none, or a file is damaged.
+    """
+    claim()
+    from pipeline.labels import open_labels
+
+    return open_labels(str(run).rstrip("/"), generation)
 
 
 class _Served:

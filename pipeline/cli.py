@@ -106,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
         "--folds", type=int, help="doubt labels too: train the teacher's recipe so many times, each on the other folds"
     )
     review_.add_argument("--images", type=int, default=200, help="that are shown, at most (default: 200)")
+    sweep_ = add_job("sweep", commands.sweep, "train a job with several values of its settings, and rank them")
+    sweep_.add_argument("--plan", action="store_true", help="show what each combination would run, and end")
     submit_ = add_job("submit", commands.submit, "submit a job to a Ray cluster and follow its log")
     submit_.add_argument(
         "--address", help="of the cluster's dashboard, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)"
@@ -115,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     )
     submit_.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     clean_ = add_job("clean", commands.clean, "list the stage folders that a job no longer uses")
+    clean_.add_argument("--sweeps", action="store_true", help="also those that only sweeps use")
     clean_.add_argument("--yes", action="store_true", help="delete them")
     ui_ = add_job("ui", commands.ui, "open MLflow on a job's run")
     ui_.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")

@@ -101,8 +101,12 @@ def status(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     from pipeline import storage, unfinished
+    from pipeline.sweep import record
 
-    path, missing = unfinished.report(_load(args))
+    job = _load(args)
+    for line in record.lines(job.output):
+        print(shown(line))
+    path, missing = unfinished.report(job)
     print(storage.redact(path))
     if missing:
         print(f"not finished: {', '.join(missing)}")
@@ -130,6 +134,36 @@ def review(args: argparse.Namespace) -> int:
     return 0
 
 
+def sweep(args: argparse.Namespace) -> int:
+    keep_memory()
+    from pipeline.cluster import torchrun
+
+    if torchrun.follows():
+        if not args.plan:
+            torchrun.follow()
+        return 0
+    from pipeline.progress import console
+    from pipeline.sweep import ahead, grid
+
+    wanted = grid.read(args.job, args.settings)
+    console().print(ahead.table(wanted, ahead.plan(wanted)))
+    if args.plan:
+        return 0
+    from pipeline import launch
+
+    signal.signal(signal.SIGTERM, _stop)
+    found = launch.run_sweep(wanted)
+    if not sys.stdout.isatty():  # for programs
+        print(json.dumps(found), flush=True)
+    failed = [str(one) for one, its in zip(wanted.combinations, found["combinations"], strict=True) if its["error"]]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {counted(len(wanted.combinations), 'combination')} failed, {failed[0]} first; "
+            f"{found['report']} says why, and the same command tries again what failed"
+        )
+    return 0
+
+
 def submit(args: argparse.Namespace) -> int:
     from pipeline.cluster.submit import submit as submit_job
 
@@ -151,6 +185,7 @@ def _last_run(job: Job) -> Job:
 def clean(args: argparse.Namespace) -> int:
     from pipeline import graph, storage
     from pipeline.storage.lock import lock
+    from pipeline.sweep import record
 
     job = _load(args)
     if not storage.exists(job.output):
@@ -162,6 +197,7 @@ def clean(args: argparse.Namespace) -> int:
         if kept:  # forgotten settings must not cost a trained model
             print(f"kept, for the last run here, with other settings, uses them: {', '.join(sorted(kept))}")
         sizes = {name: size for name, size in sizes.items() if name not in kept}
+        swept = {} if args.sweeps else {name: sizes.pop(name) for name in record.folders(job.output) & sizes.keys()}
         for name, size in sizes.items():
             print(f"{size / 2**20:10.1f} MiB  {name}")
             if args.yes:
@@ -171,6 +207,9 @@ def clean(args: argparse.Namespace) -> int:
         print("nothing to clean")
     else:
         print(f"deleted {total}" if args.yes else f"{total}; add --yes to delete them")
+    if swept:
+        held = f"{sum(swept.values()) / 2**20:.1f} MiB in {counted(len(swept), 'folder')}"
+        print(f"{held} of sweeps are kept; --sweeps cleans them too")
     return 0
 
 

@@ -5,6 +5,7 @@
     index? ─ gen0-teacher ─ gen1-audit? ─ gen1-label ─ report      (a job that only labels)
     measure      (all that a job with `measure.models` has)
     prepare? ─ index ─ fold1of2 ─ fold2of2      (for `review` with two folds)
+    prepare? ─ index ─ gen0-teacher ─ … ─ gen2-finetune?      (for `sweep`: what trains models, and no test)
 
 A stage's fingerprint hashes its kind, its format and what its kind calls its identity: settings, the frozen corpora,
 the class list, the sha256 of the weights it uses, the fingerprints of the folders it reads. It is known once its inputs
@@ -54,9 +55,10 @@ def stage_folders() -> str:
     return f"({'|'.join(kind.stages for kind in KINDS.values())})-[0-9a-f]{{8}}"
 
 
-def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0) -> list[Stage]:
+def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0, untested: bool = False) -> list[Stage]:
     """The stages of a job in the order in which they run, without generations after an early stop that `done` tells of;
-    the last one leaves summary.json. `folds`: the stages that `review` runs instead, for its doubtful labels."""
+    the last one leaves summary.json. `folds`: the stages that `review` runs instead, for its doubtful labels;
+    `untested`: those up to the last model, which is all that `sweep` runs."""
     line = Line(job)
 
     def add(kind: str, name: str | None = None, generation: int = 0) -> None:
@@ -90,6 +92,8 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0) 
         add("train", f"gen{number}-student", number)
     if job.finetune.resolution:
         add("finetune", f"gen{last}-finetune", last)
+    if untested:
+        return line.stages
     add("evaluate")
     if job.evaluate.robustness.corruptions:
         add("robustness")
@@ -97,10 +101,10 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0) 
     return line.stages
 
 
-def in_order(job: Job, done: Mapping[str, Done], folds: int = 0) -> Iterator[Stage]:
+def in_order(job: Job, done: Mapping[str, Done], folds: int = 0, untested: bool = False) -> Iterator[Stage]:
     """The stages, one after the other; which one is next is decided by what is in `done` by then."""
     place = 0
-    while place < len(stages := stages_of(job, done, folds)):
+    while place < len(stages := stages_of(job, done, folds, untested)):
         yield stages[place]
         place += 1
 
@@ -119,20 +123,22 @@ class Look:
     """A folder with the same inputs that was begun, but not finished, under an earlier format of the stage."""
 
 
-def walk(job: Job, done: MutableMapping[str, Done], corpora: Corpora, folds: int = 0) -> Iterator[Look]:
+def walk(
+    job: Job, done: MutableMapping[str, Done], corpora: Corpora, folds: int = 0, untested: bool = False
+) -> Iterator[Look]:
     """Every stage when its turn has come. `done` gets those that are finished; whoever finishes one meanwhile adds
     it."""
-    for stage in in_order(job, done, folds):
+    for stage in in_order(job, done, folds, untested):
         found = _look(job, stage, done, corpora)
         if found.done:
             done[stage.name] = found.done
         yield found
 
 
-def look(job: Job, folds: int = 0) -> list[Look]:
+def look(job: Job, folds: int = 0, untested: bool = False) -> list[Look]:
     """How every stage stands, without starting or writing anything."""
     done: dict[str, Done] = {}
-    return list(walk(job, done, Corpora(job, done, write=False), folds))
+    return list(walk(job, done, Corpora(job, done, write=False), folds, untested))
 
 
 def inputs_of(job: Job, stage: Stage, done: Mapping[str, Done], corpora: Corpora) -> dict[str, Any]:

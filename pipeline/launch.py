@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
 from pipeline.plan.stage import REVIEW
 from pipeline.progress import Screen, console, results_table, safe
+from pipeline.sweep import command as sweeping
+from pipeline.sweep.grid import Sweep
 from pipeline.tracking import ui as mlflow_ui
 from pipeline.tracking.contract import NullTracker, Tracker
 
@@ -58,6 +60,32 @@ def run_folds(job: Job, folds: int) -> None:
     finally:
         tracker.close()
         cluster.close()
+
+
+def run_sweep(sweep: Sweep) -> dict[str, Any]:
+    """Every combination of a sweep that is not done; what was found. What runs lies in the sweep's folder, for `status`
+    speaks of the job's. UserError: what stopped it, or which combinations failed."""
+    out, jobs = console(), [one.job for one in sweep.combinations]
+    names = [stage.name for job in jobs for stage in stages_of(job, untested=True)]
+    screen = Screen(out, sweep.folder, jobs[0].name, names)
+    cluster, tracker = _cluster(jobs[0], lambda text: screen.say(text)), _tracker(jobs[0], screen.warn)
+    try:
+        found = sweeping.run(sweep, cluster, tracker, screen)
+    finally:
+        tracker.close()
+        cluster.close()
+    out.print()
+    out.print(sweeping.table(sweep, found))
+    for sentence in found["verdict"]:
+        out.print(safe(sentence), soft_wrap=True)
+    out.print(f"\nreport   {safe(found['report'])}", soft_wrap=True)
+    if found["ranking"]:
+        out.print(f"best     {safe(sweeping.next_command(sweep))}", soft_wrap=True)
+    if jobs[0].tracking.enabled:
+        out.print(f"MLflow   {mlflow_ui.command(jobs[0].output, jobs[0].tracking.uri)}", soft_wrap=True)
+    if screen.nothing_ran:
+        out.print("all is done; nothing had to run")
+    return found
 
 
 def _cluster(job: Job, say: Callable[[str], None]) -> Cluster:

@@ -21,6 +21,7 @@ from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
 from pipeline.printable import counted
 from pipeline.progress import SILENT_SECONDS, safe
+from pipeline.sweep import record
 
 RIGHT = ("shards", "GiB", "done", "rate", "left", "time", "disk")
 FREE = ("what", "latest", "pattern")  # columns that may wrap
@@ -199,7 +200,7 @@ def status_table(job: Job) -> Group:
         progress = storage.read_json(storage.join(job.output, PROGRESS))
         age, state, stages = time.time() - progress["time"], str(progress["state"]), dict(progress["stages"])
     except FileNotFoundError:
-        return Group(f"{job.name} has not run in {storage.redact(job.output)}")
+        return Group(f"{job.name} has not run in {storage.redact(job.output)}", *_sweeps(job))
     except (ValueError, TypeError, KeyError):
         path = storage.redact(storage.join(job.output, PROGRESS))
         raise OutputError(f"{path} is damaged; delete it, a run writes it anew") from None
@@ -230,7 +231,12 @@ def status_table(job: Job) -> Group:
     stop = early_stop.find(job, done)
     if stop:
         table.add_row(stop.what, "not run", "", "", "", safe(str(stop)))
-    return Group(table)
+    return Group(table, *_sweeps(job))
+
+
+def _sweeps(job: Job) -> list[str]:
+    """The sweeps in the job's output, below its own stages."""
+    return [safe(line) for line in record.lines(job.output)]
 
 
 def _details(latest: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

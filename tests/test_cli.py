@@ -32,8 +32,9 @@ SURFACE = {
     "status": JOB,
     "report": JOB,
     "review": [*JOB, "--folds", "--images"],
+    "sweep": [*JOB, "--plan"],
     "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
-    "clean": [*JOB, "--yes"],
+    "clean": [*JOB, "--sweeps", "--yes"],
     "ui": [*JOB, "--port"],
     "export": ["MODEL", "--out", "--int8", "--max-drop"],
     "predict": [

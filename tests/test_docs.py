@@ -74,7 +74,7 @@ def test_files_that_the_docs_name_are_there(page: Path) -> None:
 
 def test_commands_that_the_docs_show_are_ones() -> None:
     """Those with … for arguments are not looked at."""
-    verbs = "run|plan|status|review|submit|clean|ui|export|prepare"
+    verbs = "run|plan|status|review|sweep|submit|clean|ui|export|prepare"
     shown = [
         (page.name, match[1].strip())
         for page in [*PAGES, *JOBS]

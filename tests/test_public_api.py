@@ -22,6 +22,7 @@ SURFACE = {
     "LambdaLayer": None,
     "UserError": None,
     "create_model": None,
+    "labels": "(run: 'str | Path', generation: 'int | None' = None) -> 'Labels'",
     "list_models": None,
     "load": "(model: 'str | Path', *more: 'str | Path', raw: 'bool' = False, device: 'str' = 'auto') -> 'Predictor'",
     "plan": "(job: 'str | Path', *overrides: 'str') -> 'list[dict[str, str]]'",

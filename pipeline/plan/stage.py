@@ -19,6 +19,7 @@
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
     ├── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
     ├── fold1of2-1a2b3c4d/ …         as the teacher's, and <part>/<shard>.parquet   (`review --folds 2`)
+    ├── sweep-1a2b3c4d/              sweep.json  best.yaml  index.html  progress.json  mlflow.json   (no stage; `sweep`)
     └── review/                      index.html  label_studio.{json,xml}  progress.json   (no stage; written anew)
 
 Every stage folder also has metrics.jsonl (the journal), mlflow.json and, written last, done.json: without it the stage
@@ -49,6 +50,7 @@ ROBUSTNESS = "robustness.json"
 SUMMARY, PAGE, SPEED_ACCURACY = "summary.json", "index.html", "speed_accuracy"
 PROGRESS, JOB = "progress.json", "job.yaml"
 REVIEW = "review"
+SWEEP = "sweep-[0-9a-f]{8}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.config.load import load_job
 from pipeline.config.settings import Job
 from pipeline.errors import DataError, OutputError, WeightsError
 from pipeline.plan import best
-from pipeline.plan.stage import CARD, DONE, EVALUATION, JOB, WEIGHTS, Done, read_done
+from pipeline.plan.stage import CARD, DONE, EVALUATION, JOB, SWEEP, WEIGHTS, Done, read_done
 from pipeline.predict.predictor import Model, Predictor
 
 REGISTERED = "models:/"
@@ -71,6 +71,12 @@ def _no_model(name: str) -> WeightsError:
         f"name a stage's folder or an export (with {WEIGHTS} and {CARD}), a .onnx file of one, the output of a run, or "
         f"{REGISTERED}NAME@champion"
     )
+    inside = [] if storage.is_url(name) else storage.listdir(name)
+    if sweeps := [one for one in inside if re.fullmatch(SWEEP, one)]:
+        best_job = storage.redact(storage.join(name, sweeps[-1], "best.yaml"))
+        return WeightsError(
+            f"{shown} holds a sweep and no run yet: `noisy-lambda run {best_job}` makes one of its best"
+        )
     if storage.name(name) in (WEIGHTS, CARD):
         return WeightsError(f"{shown} is a part of a model; name the folder, which holds {WEIGHTS} and {CARD}")
     if not storage.is_url(name) and Path(name).is_file():

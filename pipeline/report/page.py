@@ -183,7 +183,7 @@ class Page:
 
 def render(page: Page) -> bytes:
     """The page as UTF-8."""
-    return _environment().get_template(TEMPLATE).render(page=page).encode()
+    return environment().get_template(TEMPLATE).render(page=page).encode()
 
 
 def shown(value: object) -> object:
@@ -217,8 +217,9 @@ def in_pairs(pictures: Sequence[Picture]) -> Iterator[tuple[bool, Iterator[Pictu
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """For the templates of this folder."""
+    made = Environment(
         loader=PackageLoader("pipeline", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -228,6 +229,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     functions = (percent, whole, short, colour, in_pairs, address, signed)
-    environment.filters |= {function.__name__: function for function in functions}
-    environment.globals["counted"] = counted
-    return environment
+    made.filters |= {function.__name__: function for function in functions}
+    made.globals["counted"] = counted
+    return made

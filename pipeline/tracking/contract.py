@@ -38,7 +38,10 @@ class StageRecord:
 class Tracker(Protocol):
     """None of these raises or blocks for long, whatever the tracking server does."""
 
-    def start_job(self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+    def start_job(
+        self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str], title: str = ""
+    ) -> None:
+        """`output`: the folder that keeps the run's id; `title`: what a person sees of it, "" for the name."""
 
     def start_stage(self, stage: StageRecord) -> None: ...
 
@@ -74,7 +77,9 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing: `tracking.enabled: false`."""
 
-    def start_job(self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def start_job(
+        self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str], title: str = ""
+    ) -> None:
         pass
 
     def start_stage(self, stage: StageRecord) -> None:

@@ -57,8 +57,10 @@ class MlflowTracker:
 
     # What the runner calls: nothing here reads, writes or waits, but for close.
 
-    def start_job(self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        self.parent = Run(name, output, None, params, tags)
+    def start_job(
+        self, name: str, output: str, params: Mapping[str, Any], tags: Mapping[str, str], title: str = ""
+    ) -> None:
+        self.parent = Run(name, output, None, params, tags, title=title)
         self.thread.start()
 
     def start_stage(self, stage: StageRecord) -> None:

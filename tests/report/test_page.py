@@ -113,7 +113,7 @@ def test_the_page_asks_for_nothing_and_starts_as_html() -> None:
 
 def test_the_template_cannot_forget_to_escape() -> None:
     """Nothing in it switches escaping off, and a misspelt name is an error instead of a gap."""
-    environment = page._environment()
+    environment = page.environment()
     assert environment.loader is not None
     template, _, _ = environment.loader.get_source(environment, page.TEMPLATE)
     assert not re.search(r"\bsafe\b|Markup|autoescape", template)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import noisy_lambda
 from tests import small, tiny
 from tests.data import tars
 from tests.small import World
@@ -21,9 +23,14 @@ BLOCK = re.compile(r"```(sql|python)\n(.*?)```", re.DOTALL)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A finished run with a bad image."""
-    world = small.make(tmp_path_factory.mktemp("public"))
-    members = {"good.png": tars.picture(1), "no.jpg": b"<html>", "own.png": tars.picture(2)}
+    """A finished run of two generations with a bad image and one that is there twice."""
+    world = small.make(tmp_path_factory.mktemp("public"), generations=[{"student": {}}, {"student": {}}])
+    members = {
+        "good.png": tars.picture(1),
+        "no.jpg": b"<html>",
+        "own.png": tars.picture(2),
+        "twin.png": tars.picture(2),
+    }
     tars.make(world.shards / "unlabelled-002.tar", members)
     ran = world.run("data.max_bad_fraction=1", "select.per_class=5")
     assert ran.status == 0, ran
@@ -125,3 +132,68 @@ def test_the_page_names_every_column(world: World) -> None:
                 assert f"| `{field.name}` | {words} |" in text
     audit = json.loads((world.folder("gen1-audit") / "audit.json").read_text())
     assert not [name for name in audit if f"`{name}`" not in text]
+
+
+# ---- as one table ------------------------------------------------------------------------------------------
+
+
+def answers(world: World) -> dict[str, Any]:
+    """The five questions of the page, a row at a time."""
+    before = {(row["file"], row["index"]): row["label"] for row in rows(world, "gen1-label")}
+    every = rows(world, "gen2-label")
+    known = [row for row in every if row["label"] is not None]
+    both = [(row["label"], before[row["file"], row["index"]]) for row in known]
+    both = [(mine, theirs) for mine, theirs in both if theirs is not None]
+    sure: dict[int, list[float]] = {}
+    for row in known:
+        sure.setdefault(row["label"], []).append(row["confidence"])
+    hashes = Counter(row["image_hash"] for row in every if row["image_hash"] is not None)
+    return {
+        "worst": {label: pytest.approx(sum(found) / len(found), rel=1e-5) for label, found in sure.items()},
+        "agreement": pytest.approx(sum(mine == theirs for mine, theirs in both) / len(both)),
+        "close": sum(row["probs"][0] - row["probs"][1] < 0.1 for row in known),
+        "kept": Counter(row["label"] for row in known if row["confidence"] >= 0.34),
+        "twice": {number: count for number, count in hashes.items() if count > 1},
+    }
+
+
+@pytest.mark.parametrize("library", ["duckdb", "polars", "pandas"])
+def test_five_questions(world: World, library: str) -> None:
+    pytest.importorskip(library)
+    word = {"duckdb": "import duckdb", "polars": "from polars import", "pandas": ".to_pandas()"}[library]
+    names: dict[str, Any] = {}
+    code = example(world, word).replace(">= 0.5", ">= 0.34")  # two steps of training make nothing surer
+    exec(code, names)  # noqa: S102
+    asked = {name: names[name] for name in ("worst", "agreement", "close", "kept", "twice")}
+    for name in ("worst", "kept", "twice"):
+        found = asked[name]
+        pairs = found if library == "duckdb" else found.rows() if library == "polars" else found.items()
+        asked[name] = dict(pairs)
+    wanted = answers(world)
+    assert asked == wanted and len(wanted["twice"]) == 1 and wanted["close"] and wanted["kept"]
+
+
+def test_the_example_of_arrow(world: World) -> None:
+    names: dict[str, Any] = {}
+    exec(example(world, "from pyarrow.compute import field"), names)  # noqa: S102
+    expected = [row["key"] for row in rows(world, "gen2-label") if (row["confidence"] or 0) > 0.9]
+    assert names["sure"].column_names == ["shard", "key", "label"] and names["sure"]["key"].to_pylist() == expected
+
+
+def test_labels_of_a_run(world: World, tmp_path: Path) -> None:
+    for generation in (1, 2):
+        found = noisy_lambda.labels(world.output, generation)
+        assert found.classes == tuple(small.CLASSES) and found.folder == str(world.folder(f"gen{generation}-label"))
+        kept = {(row["file"], row["index"]): row["copies"] for row in rows(world, f"gen{generation}-select")}
+        for row in found.select("shard", "index", "copies", "weight").to_arrow().to_pylist():
+            assert row["copies"] == kept.get((row["shard"].replace(".tar", ".parquet"), row["index"]), 0)
+            assert row["weight"] == (1.0 if row["copies"] else 0.0)
+    assert noisy_lambda.labels(str(world.output)).folder == str(world.folder("gen2-label"))
+    with pytest.raises(noisy_lambda.UserError, match=r"has no finished labels of generation 3; it has those of 1, 2"):
+        noisy_lambda.labels(world.output, 3)
+    elsewhere = small.copy(world, tmp_path)
+    shutil.rmtree(elsewhere.shards)
+    assert noisy_lambda.labels(elsewhere.output).to_arrow().num_rows == len(rows(world, "gen2-label"))
+    next(elsewhere.folder("gen2-label").glob("*.parquet")).write_bytes(b"no")
+    with pytest.raises(noisy_lambda.UserError, match="is not a readable Parquet file"):
+        noisy_lambda.labels(elsewhere.output).to_arrow()
