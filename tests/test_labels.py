@@ -180,7 +180,7 @@ def test_another_shards_file_is_noticed(tmp_path: Path) -> None:
     labels = write(tmp_path, 2, 10)
     one, other = (tmp_path / "label" / f"u-{number}.parquet" for number in (0, 1))
     one.write_bytes(other.read_bytes())
-    with pytest.raises(DataError, match=r"does not fit this run: the shard is 'u-1\.tar' instead of 'u-0\.tar'"):
+    with pytest.raises(DataError, match=r"u-0\.parquet is the file of another shard, 'u-1\.tar'"):
         labels.to_arrow()
     fine = write(tmp_path / "fine", 1, 10)
     strange = Labels(fine.folder, fine.shards, (), fine.selection, expected=(("teacher", "another"),))
