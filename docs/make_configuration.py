@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import settings, settings_train
+from pipeline.config import settings, settings_detection, settings_train
 from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
@@ -44,6 +44,9 @@ def page() -> str:
         ("select", settings.Select),
         ("finetune", settings_train.Finetune),
         ("evaluate", settings.Evaluate),
+        ("detection", settings_detection.Detection),
+        ("data, inside detection", settings_detection.DetectionData),
+        ("an entry of detection.detectors", settings_detection.Detector),
         ("measure", settings.Measure),
         ("an entry of measure.models", settings.Measured),
         ("tracking", settings.Tracking),

@@ -179,11 +179,18 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
     table.add_argument("--image", default="path", help="column of image paths (default: path)")
     table.add_argument("--label", default="label", help="column of class names (default: label)")
     table.add_argument("--label-is", choices=("name", "index"), default="name", help="what it holds (default: name)")
-    for kind in (digits, folder, table):
+    scenes = kinds.add_parser("scenes", help="digits on canvases, to learn detection from: train, val, test")
+    scenes.add_argument("--seed", type=int, default=0, help="draws the training scenes (default: 0)")
+    coco = kinds.add_parser("coco", help="images with boxes and masks, as a COCO annotation file lists them")
+    coco.add_argument("source", metavar="ANNOTATIONS", help="the .json file of instances")
+    coco.add_argument("--images", metavar="DIR", required=True, help="the folder in which its file names lie")
+    for kind in (digits, folder, table, scenes, coco):
         kind.add_argument("--out", required=True, help="folder for the shards")
     for kind in (folder, table):
         kind.add_argument("--split", default="labelled", help="first part of the shard names (default: labelled)")
         kind.add_argument("--unlabelled", action="store_true", help="write no labels")
+    coco.add_argument("--split", default="train", help="first part of the shard names: train, val or test")
+    for kind in (folder, table, coco):
         kind.add_argument("--seed", type=int, default=0, help="draws the order of the images (default: 0)")
         kind.add_argument("--max-bad", type=float, default=0.1, help="share of bad pictures allowed (default: 0.1)")
         kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")

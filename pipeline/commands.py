@@ -209,17 +209,29 @@ def prepare(args: argparse.Namespace) -> int:
 
             made = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)
             counts = made["images"]
+        elif args.what == "scenes":
+            from pipeline.detection.digit_scenes import digit_scenes
+
+            counts = digit_scenes(args.out, seed=args.seed, progress=progress)["images"]
         else:
             counts = _prepare_files(args, progress)
-    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
+    dropped = counts.pop("dropped", {})
+    one = {
+        "objects": "object",
+        "shards": "shard",
+        "images": "image",
+        "classes": "class",
+    }  # the others are no nouns: labelled, bad
     said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
     print(f"{said} in {redact(args.out)}")
+    if dropped:
+        print(f"annotations dropped: {', '.join(f'{number:,} {reason}' for reason, number in dropped.items())}")
     if counts.get("bad") or counts.get("skipped"):
         print(f"what is bad or skipped is listed in {redact(args.out)}/bad_files.txt")
     return 0
 
 
-def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
+def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, Any]:
     from pipeline.data import prepare_files as shards_of
     from pipeline.data.split_off import shares_in
 
@@ -232,6 +244,10 @@ def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None
         "max_bad": args.max_bad,
         "progress": progress,
     }
+    if args.what == "coco":
+        from pipeline.detection.prepare_coco import coco
+
+        return coco(args.source, args.out, image_folder=args.images, **options)
     if args.what == "folder":
         options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
         return shards_of.folder(args.source, args.out, **options)

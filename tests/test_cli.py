@@ -42,6 +42,8 @@ SURFACE = {
     ],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", "--split-off", *FILES],
+    "prepare scenes": ["--seed", "--out"],
+    "prepare coco": ["ANNOTATIONS", "--images", *(name for name in FILES if name != "--unlabelled")],
     "prepare table": ["FILE", "--image", "--label", "--label-is", *FILES],
 }
 

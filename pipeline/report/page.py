@@ -150,6 +150,17 @@ class OnSet:
 
 
 @dataclass(frozen=True)
+class Detected:
+    """What a detector reached, by names of pipeline.detection.figures; a row of its own table."""
+
+    name: str
+    model: str
+    body_parameters: int | None
+    box: Mapping[str, float | None]
+    mask: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class State:
     """How a stage of an unfinished run stands."""
 
@@ -176,6 +187,7 @@ class Page:
     verdict: Sequence[str] = ()
     warnings: Sequence[str] = ()
     mistakes: Mistakes | None = None
+    detectors: Sequence[Detected] = ()
     unfinished: Sequence[State] = ()  # of a run that goes on: how its stages stand
 
 
