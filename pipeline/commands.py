@@ -173,7 +173,7 @@ def export(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     from pipeline.predict import command, corpus
 
-    if corpus.wanted(args.input, args.out):
+    if corpus.wanted(args.input, args.out) and not any(map(command.is_detector, args.models)):
         return _predict_corpus(args)
     if args.cluster:
         raise UserError("--cluster is for shards that go into a folder (--out FOLDER)")

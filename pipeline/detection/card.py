@@ -60,6 +60,11 @@ def read_card(folder: str) -> DetectorCard:
         raise WeightsError(f"{storage.redact(path)} is not a detector's card: {error}") from error
 
 
+def is_detector(name: str) -> bool:
+    """Whether a name is that of a folder with a detector."""
+    return storage.exists(storage.join(name.rstrip("/"), CARD))
+
+
 def load_detector(folder: str) -> tuple[nn.Module, DetectorCard]:
     """The trained detector of a folder, in eval mode on the CPU, and its card. WeightsError."""
     from pipeline import weights

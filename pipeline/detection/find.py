@@ -35,7 +35,7 @@ def find_in(
     found: list[list[Found]] = []
     with ThreadPoolExecutor(READERS) as readers:
         for part in _batched(units, batch):
-            pictures = list(readers.map(lambda unit: read(*unit, card), part))
+            pictures = list(readers.map(lambda unit: read(unit, card), part))
             found += find(detector, card, pictures, device)
     return found
 
@@ -54,8 +54,9 @@ def find(
     return [list(_found(answer, card)) for answer in answers]
 
 
-def read(shard: TrainingShard, rows: SceneRows, row: int, card: DetectorCard) -> Image.Image:
+def read(unit: Unit, card: DetectorCard) -> Image.Image:
     """The image of a row. DataError: it is no longer what was indexed."""
+    shard, rows, row = unit
     try:
         return picture(prefetch.read_image(shard, rows.places, row), rows.scene(row, card.classes))
     except (FileNotFoundError, PermissionError, images.BadImage) as error:

@@ -36,7 +36,7 @@ def build_detector(card: DetectorCard) -> GeneralizedRCNN:
     """The network with new weights, in training mode, with torchvision's numbers where the card says nothing.
     ConfigError: an unknown body, or one that the canvas does not suit."""
     body = build_body(card.model, card.overrides)
-    strides = list(body.strides)
+    strides: list[int] = list(body.strides)  # type: ignore[arg-type]
     if card.canvas % (last := max(strides)):
         raise ConfigError(
             f"canvas is {card.canvas}, which the stride {last} of the last map of '{card.model}' does not divide; "
@@ -72,8 +72,9 @@ def build_body(name: str, overrides: Mapping[str, Any]) -> nn.Module:
     import timm
 
     try:
-        body = timm.create_model(name.removeprefix("timm/"), features_only=True, **overrides)
-        wanted = [place for place, stride in enumerate(body.feature_info.reduction()) if stride >= 4]
+        body: Any = timm.create_model(name.removeprefix("timm/"), features_only=True, **overrides)
+        strides = body.feature_info.reduction()
+        wanted = [place for place, stride in enumerate(strides) if stride >= 4]
         body = timm.create_model(name.removeprefix("timm/"), features_only=True, out_indices=wanted, **overrides)
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -81,7 +82,8 @@ def build_body(name: str, overrides: Mapping[str, Any]) -> nn.Module:
             f"model '{name}' gives no feature maps ({reason}); name another one of timm's, or one of `python -m models`"
         ) from error
     body.channels, body.strides = body.feature_info.channels(), body.feature_info.reduction()
-    return body
+    found: nn.Module = body
+    return found
 
 
 class WithPyramid(nn.Module):

@@ -23,7 +23,7 @@ from pipeline.data.picture_files import suffix_of
 from pipeline.data.prepare_files import SPLIT, Limits
 from pipeline.data.samples import IMAGE_SUFFIXES, MAX_TEXT
 from pipeline.data.shard_writer import BAD_NAME, Item, agree_on_classes, holding_classes, split_shards, write_split
-from pipeline.detection import annotations
+from pipeline.detection import coco_file
 from pipeline.detection.scene import Scene, to_text
 from pipeline.errors import ConfigError, DataError
 from pipeline.printable import counted
@@ -44,7 +44,7 @@ def coco(path: str, out: str, *, image_folder: str, split: str = "train", **limi
     limit = Limits(**limits)
     if not SPLIT.fullmatch(split):
         raise ConfigError(f"'{split}' cannot name a split; use letters, digits and underscores")
-    found = annotations.read(path)
+    found = coco_file.read(path)
     names = _classes(out, found)
     ids_of = [found.category_ids[found.names.index(name)] for name in names]
     bad: list[tuple[str, str]] = []
@@ -60,7 +60,7 @@ def coco(path: str, out: str, *, image_folder: str, split: str = "train", **limi
         except images.BadImage as error:
             bad.append((str(file), str(error)))
             continue
-        scene = annotations.scene_of(entry, upright, found, ids_of)
+        scene = coco_file.scene_of(entry, upright, found, ids_of)
         text = to_text(scene)
         if len(text) > MAX_TEXT:
             bad.append((str(file), f"too_large: its objects take {len(text):,} bytes, more than {MAX_TEXT:,}"))
@@ -105,7 +105,7 @@ def coco(path: str, out: str, *, image_folder: str, split: str = "train", **limi
     }
 
 
-def _classes(out: str, found: annotations.Annotations) -> list[str]:
+def _classes(out: str, found: coco_file.Annotations) -> list[str]:
     """The class list of `out`, or that of the file where it has none yet. DataError: they differ."""
     known = agree_on_classes(out, list(found.names))
     if missing := sorted(set(known) - set(found.names)):

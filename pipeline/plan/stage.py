@@ -15,7 +15,7 @@
     ├── gen2-…                       … and so on, generation after generation
     ├── gen2-finetune-1a2b3c4d/      as the teacher's
     ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet …
-    ├── detect-index-1a2b3c4d/       <source>/<shard>.parquet  shards.json   (detect-prepare-…: the shards, as prepare's)
+    ├── detect-index-1a2b3c4d/       <source>/<shard>.parquet  shards.json   (and detect-prepare-…)
     ├── detector-NAME-1a2b3c4d/      checkpoints/  model.safetensors  detector.yaml  result.json
     ├── detect-evaluate-1a2b3c4d/    detection.json  NAME/detections.json
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …

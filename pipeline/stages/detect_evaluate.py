@@ -84,7 +84,8 @@ def run(context: Context) -> Result:
                 raise DataError(f"cannot test {outcome.name.partition('/')[0]}: {outcome.error}")
             answers[outcome.name] = outcome.value
             log.log(number, len(units))
-    rows, metrics = [], {}
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
     for name in names:
         found = [answer for place in range(len(shards)) for answer in answers[f"{name}/{place}"]]
         short, made = name.removeprefix("detector-"), context.needs[name].info

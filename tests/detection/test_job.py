@@ -8,10 +8,13 @@ import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline.config.load import load_job
+from pipeline.data.shard_writer import write_split
 from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
+from pipeline.plan.corpora import tested_scenes_of
 from tests.detection import world
 from tests.small import command
 
@@ -21,10 +24,10 @@ def detectors(*names, **changes):
     return [{**plain, "name": name} for name in names]
 
 
-def write(folder, data, *given, **changes):
+def write(folder, scenes, *given, **changes):
     job = {
         "name": "found", "cluster": "inline", "workers": {"threads": 1}, "tracking": {"enabled": False},
-        "detection": {"data": {"root": str(data)}, "detectors": list(given)}, **changes,
+        "detection": {"data": {"root": str(scenes)}, "detectors": list(given)}, **changes,
     }  # fmt: skip
     path = folder / "found.yaml"
     path.write_text(yaml.safe_dump(job))
@@ -66,7 +69,6 @@ def test_what_is_found_has_the_ids_that_the_images_came_with(ran):
     assert all(one["image_id"].startswith("image 10") and one["category_id"] in (7, 3) for one in found)
     assert all(set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in found)
     record = json.loads((stage / "detection.json").read_text())
-    record = record.get("content", record)
     assert (record["source"], record["images"]) == ("validation", 4)
     assert [row["name"] for row in record["detectors"]] == ["one", "two"]
     assert record["detectors"][0]["box"]["ap_large"] is None  # no object is as large
@@ -90,17 +92,14 @@ def test_a_change_of_one_detector_leaves_the_other(ran, tmp_path):
 
 def test_a_test_split_is_what_is_tested_on(ran):
     job, _, _ = ran
-    loaded = load_job(str(job), ["detection.data.test=test-*.tar"])
-    from pipeline.plan.corpora import tested_scenes_of
-
-    assert tested_scenes_of(loaded) == "detection.test"
+    assert tested_scenes_of(load_job(str(job), ["detection.data.test=test-*.tar"])) == "detection.test"
 
 
 def test_an_object_of_an_unknown_class_and_a_source_that_is_both(ran, tmp_path):
     job, _, _ = ran
     data = tmp_path / "data"
     world.write(data, train=2, validation=2)
-    (data / "classes.json").write_text('["red", "green"]')
+    (data / "classes.json").write_text('["purple", "green"]')
     found = command("run", job, f"output={tmp_path / 'out'}", f"detection.data.root={data}")
     assert found.status == 2 and "which classes.json does not list" in found.err
     both = command("run", job, f"output={tmp_path / 'both'}", "detection.data.validation=train-*.tar")
@@ -109,8 +108,6 @@ def test_an_object_of_an_unknown_class_and_a_source_that_is_both(ran, tmp_path):
 
 
 def test_scenes_without_any_object(ran, tmp_path):
-    from pipeline.data.shard_writer import write_split
-
     job, _, _ = ran
     data = tmp_path / "data"
     world.write(data, train=2, validation=2)
@@ -169,3 +166,22 @@ def test_the_canvas_is_refused_before_anything_is_trained(ran, tmp_path):
     job, _, _ = ran
     found = command("run", job, f"output={tmp_path / 'out'}", "detection.detectors.0.canvas=36")
     assert found.status == 2 and "canvas is 36, which the stride 8" in found.err
+
+
+def test_predict_draws_what_a_detector_finds_and_writes_it_as_coco_does(ran, tmp_path):
+    _, output, _ = ran
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        Image.fromarray(world.scene(number)[0]).save(photos / f"{number}.png")
+    (photos / "none.jpg").write_bytes(b"no picture")
+    trained = folder_of(output, "detector-one")
+    found = command("predict", trained, photos, "--out", tmp_path / "found")
+    assert found.status == 0 and "in 2 images, 1 bad" in found.out and "not_an_image" in found.err, found
+    record = json.loads((tmp_path / "found/detections.json").read_text())
+    assert [one["name"] for one in record["categories"]] == world.CLASSES
+    assert [(one["width"], one["height"]) for one in record["images"]] == [(world.WIDTH, world.HEIGHT)] * 2
+    assert all(one["category_id"] in (1, 2) and one["area"] >= 0 for one in record["annotations"])
+    assert Image.open(tmp_path / "found/000001.png").size == (world.WIDTH, world.HEIGHT)
+    assert command("predict", trained, photos / "0.png").status == 0
+    assert command("predict", trained, trained, photos).status == 2

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import shards
-from pipeline.detection import annotations, masks, scene
+from pipeline.detection import coco_file, masks, scene
 from pipeline.detection.prepare_coco import coco
 from pipeline.errors import DataError
 from tests.small import command
@@ -47,8 +47,8 @@ def write(
 
 def things(folder: Path, found: dict[str, Any]) -> tuple[list[scene.Thing], dict[str, int]]:
     """What is kept of the one image, and what is dropped."""
-    read = annotations.read(write(folder, found))
-    made = annotations.scene_of(read.images[0], True, read, read.category_ids)
+    read = coco_file.read(write(folder, found))
+    made = coco_file.scene_of(read.images[0], True, read, read.category_ids)
     assert scene.parse(scene.to_text(made), "here", read.names) == made
     return list(made.things), made.dropped
 
@@ -119,7 +119,7 @@ def test_a_mask_of_another_size_is_an_error_that_names_it(tmp_path):
 )
 def test_files_that_are_none(tmp_path, found, said):
     with pytest.raises(DataError, match=said):
-        annotations.read(write(tmp_path, found))
+        coco_file.read(write(tmp_path, found))
 
 
 def test_images_with_names_for_ids_and_annotations_of_no_image(tmp_path):
