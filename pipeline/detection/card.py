@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import storage
 from pipeline.errors import WeightsError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 CARD = "detector.yaml"
 
@@ -63,16 +60,3 @@ def read_card(folder: str) -> DetectorCard:
 def is_detector(name: str) -> bool:
     """Whether a name is that of a folder with a detector."""
     return storage.exists(storage.join(name.rstrip("/"), CARD))
-
-
-def load_detector(folder: str) -> tuple[nn.Module, DetectorCard]:
-    """The trained detector of a folder, in eval mode on the CPU, and its card. WeightsError."""
-    from pipeline import weights
-    from pipeline.detection.network import build_detector
-    from pipeline.plan.stage import WEIGHTS
-
-    card = read_card(folder)
-    detector = build_detector(card)
-    path = storage.join(folder, WEIGHTS)
-    weights.load_state(detector, weights.read_state(path), path)
-    return detector.eval(), card

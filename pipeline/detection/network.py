@@ -23,8 +23,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from pipeline.detection.card import DetectorCard
+from pipeline import storage, weights
+from pipeline.detection.card import DetectorCard, read_card
 from pipeline.errors import ConfigError
+from pipeline.plan.stage import WEIGHTS
 
 SHAPES = (0.5, 1.0, 2.0)  # of anchors, height ÷ width
 POOLED, POOLED_MASK = 7, 14  # cells that a region is read at
@@ -58,6 +60,15 @@ def build_detector(card: DetectorCard) -> GeneralizedRCNN:
         MaskRCNNPredictor(width, width, classes),
     )  # fmt: skip
     return GeneralizedRCNN(WithPyramid(body, width), proposals, regions, FixedCanvas(card.canvas, card.mean, card.std))
+
+
+def load_detector(folder: str) -> tuple[GeneralizedRCNN, DetectorCard]:
+    """The trained detector of a folder, in eval mode on the CPU, and its card. WeightsError."""
+    card = read_card(folder)
+    detector = build_detector(card)
+    path = storage.join(folder, WEIGHTS)
+    weights.load_state(detector, weights.read_state(path), path)
+    return detector.eval(), card
 
 
 def build_body(name: str, overrides: Mapping[str, Any]) -> nn.Module:

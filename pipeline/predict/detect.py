@@ -16,9 +16,10 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data import images
 from pipeline.detection import masks
-from pipeline.detection.card import DetectorCard, load_detector
+from pipeline.detection.card import DetectorCard
 from pipeline.detection.figures import Found
 from pipeline.detection.find import find
+from pipeline.detection.network import load_detector
 from pipeline.errors import ConfigError, DataError
 from pipeline.predict import inputs
 from pipeline.predict.inputs import Wanted

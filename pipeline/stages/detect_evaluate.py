@@ -113,8 +113,8 @@ def run(context: Context) -> Result:
 def make_finder(batch: int) -> Callable[[Trial], list[list[Found]]]:
     """A worker: what a detector finds in each image of an indexed shard, in the order of its rows."""
     from pipeline.cluster.world import join
-    from pipeline.detection.card import load_detector
     from pipeline.detection.find import find_in
+    from pipeline.detection.network import load_detector
     from pipeline.detection.rows import load_rows
 
     load = functools.lru_cache(maxsize=1)(load_detector)

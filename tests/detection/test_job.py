@@ -14,7 +14,7 @@ from pipeline.config.load import load_job
 from pipeline.data.shard_writer import write_split
 from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
-from pipeline.plan.corpora import tested_scenes_of
+from pipeline.plan import corpora
 from tests.detection import world
 from tests.small import command
 
@@ -92,7 +92,7 @@ def test_a_change_of_one_detector_leaves_the_other(ran, tmp_path):
 
 def test_a_test_split_is_what_is_tested_on(ran):
     job, _, _ = ran
-    assert tested_scenes_of(load_job(str(job), ["detection.data.test=test-*.tar"])) == "detection.test"
+    assert corpora.tested_scenes_of(load_job(str(job), ["detection.data.test=test-*.tar"])) == "detection.test"
 
 
 def test_an_object_of_an_unknown_class_and_a_source_that_is_both(ran, tmp_path):
