@@ -54,8 +54,11 @@ def coco(path: str, out: str, *, image_folder: str, split: str = "train", **limi
     order = np.random.RandomState(limit.seed).permutation(len(found.images))
     for number, place in enumerate(order):
         entry = found.images[place]
-        file = Path(image_folder, entry["file_name"])
+        name = Path(entry["file_name"])
+        file = Path(image_folder, name)
         try:
+            if ".." in name.parts or name.is_absolute():
+                raise images.BadImage("unreadable", "its name leads out of the folder of images")
             upright = _upright(file, entry["width"], entry["height"])
         except images.BadImage as error:
             bad.append((str(file), str(error)))

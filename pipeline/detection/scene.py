@@ -122,10 +122,3 @@ def boxes_of(things: Collection[Thing]) -> np.ndarray:
     found = np.array([thing.box for thing in things], np.float32).reshape(-1, 4)
     found[:, 2:] += found[:, :2]
     return found
-
-
-def masks_of(things: Collection[Thing], scene: Scene) -> np.ndarray:
-    """uint8 [n, height, width]."""
-    if not things:
-        return np.zeros((0, scene.height, scene.width), np.uint8)
-    return np.stack([masks.decode(thing.mask, scene.height, scene.width) for thing in things])

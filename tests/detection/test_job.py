@@ -185,3 +185,17 @@ def test_predict_draws_what_a_detector_finds_and_writes_it_as_coco_does(ran, tmp
     assert Image.open(tmp_path / "found/000001.png").size == (world.WIDTH, world.HEIGHT)
     assert command("predict", trained, photos / "0.png").status == 0
     assert command("predict", trained, trained, photos).status == 2
+
+
+@pytest.mark.slow
+def test_an_export_is_weights_card_and_pyramid(ran, tmp_path):
+    pytest.importorskip("onnxruntime")
+    _, output, _ = ran
+    found = command("export", folder_of(output, "detector-one"), "--out", tmp_path / "out")
+    assert found.status == 0 and "differ from torch's by at most" in found.out, found
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "detector.yaml", "pyramid.onnx", "README.md"}
+    again = command("predict", tmp_path / "out", ran[1].parent / "data/val-000.tar")
+    assert again.status == 0, again
+    refused = command("export", folder_of(output, "detector-one"), "--out", tmp_path / "other", "--int8")
+    assert refused.status == 2 and "--int8 is of classifiers" in refused.err

@@ -156,6 +156,11 @@ def test_images_that_are_missing_or_of_another_size_are_named_in_one_sentence(tm
     ran = command("prepare", "coco", path, "--images", tmp_path / "images", "--out", tmp_path / "out", "--processes", 1)
     assert ran.status == 2 and "1 of 2 images" in ran.err and "--max-bad" in ran.err
     assert "gone.png" in (tmp_path / "out/bad_files.txt").read_text()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "secret.png")
+    found["images"][1]["file_name"] = "../secret.png"
+    with pytest.raises(DataError, match="1 of 2 images"):
+        coco(write(tmp_path, found), str(tmp_path / "outside"), image_folder=str(tmp_path / "images"), workers=1)
+    assert "leads out of the folder" in (tmp_path / "outside/bad_files.txt").read_text()
     write(tmp_path, dataset(annotation()), (WIDTH + 1, HEIGHT))
     with pytest.raises(DataError, match=r"21x16 pixels, its annotations are for 20x16"):
         coco(path, str(tmp_path / "other"), image_folder=str(tmp_path / "images"), workers=1)
