@@ -113,7 +113,7 @@ def page_of(context: Context, found: Tested, sections: Sequence[Section]) -> Pag
         verdict=found.verdict,
         warnings=found.warnings,
         detectors=detection.table(tested) if tested else (),
-        notes=detection.dropped(context) if tested else (),
+        annotations=detection.dropped(context) if tested else (),
         mistakes=mistakes.section(context, found.models[taken], found.rows[taken]),
     )
 

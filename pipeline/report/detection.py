@@ -52,7 +52,7 @@ def assemble(context: Context) -> Result:
         content = Page(
             context.job.name, found["images"], [], shown, [], stages,
             command=f"noisy-lambda run {storage.redact(storage.join(context.job.output, JOB))}",
-            verdict=sentences, detectors=table(found), notes=dropped(context),
+            verdict=sentences, detectors=table(found), annotations=dropped(context),
         )  # fmt: skip
         for one in shown:
             storage.write_bytes(storage.join(context.folder, one.name), one.png)
@@ -107,7 +107,7 @@ def dropped(context: Context) -> list[str]:
         one = counts[source]
         reasons = {**one["dropped"], **{f"image: {reason}": number for reason, number in one["bad"].items()}}
         said = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "none"
-        also = f"; {counted(one['crowds'], 'crowd')}, which are neither taught nor scored" if one["crowds"] else ""
+        also = f"; neither taught nor scored: {counted(one['crowds'], 'crowd')}" if one["crowds"] else ""
         name = source.rpartition(".")[2]
         notes.append(
             f"{name}: {one['images']:,} images, {one['objects']:,} objects; annotations dropped: {said}{also}."
@@ -131,8 +131,8 @@ def pictures(context: Context) -> list[Picture]:
             "ap_by_class.png", _by_class(best, names), "AP by class",
             f"Box AP of {best['name']} by class{', the first ' + str(BARS) if len(names) > BARS else ''}.",
         ),
-        Picture("found_worst.png", worst, "Images with most mistakes", f"The images with most mistakes. {about}"),
-        Picture("found_random.png", drawn, "Images drawn at random", f"Images drawn at random. {about}"),
+        Picture("found_worst.png", worst, "Images with most mistakes", f"The images with most mistakes. {about}", True),
+        Picture("found_random.png", drawn, "Images drawn at random", f"Images drawn at random. {about}", True),
     ]  # fmt: skip
 
 

@@ -24,12 +24,13 @@ LONGEST = 600  # characters of a text; names are shortened where they are put in
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG for the page. `alt` and `caption` are plain text."""
+    """A PNG for the page. `alt` and `caption` are plain text; a `photo` keeps its colours where the page is dark."""
 
     name: str
     png: bytes
     alt: str
     caption: str
+    photo: bool = False
 
     @property
     def width(self) -> int:
@@ -188,6 +189,7 @@ class Page:
     warnings: Sequence[str] = ()
     mistakes: Mistakes | None = None
     detectors: Sequence[Detected] = ()
+    annotations: Sequence[str] = ()  # sentences: what of them is not used, and why
     unfinished: Sequence[State] = ()  # of a run that goes on: how its stages stand
 
 

@@ -34,7 +34,9 @@ def pictures(context: Context, models: Sequence[Model]) -> list[Picture]:
     return [
         Picture("corruption_error.png", _heat_map(models, found), "Corruption error by way and model", caption),
         Picture("error_by_severity.png", _by_severity(models, found), "Error over severity", severity),
-        Picture("corruptions.png", _strip(context, list(found["models"][0]["errors"])), "Corrupted images", shown),
+        Picture(
+            "corruptions.png", _strip(context, list(found["models"][0]["errors"])), "Corrupted images", shown, True
+        ),
     ]
 
 
