@@ -9,12 +9,14 @@ import shutil
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipeline.config.load import load_job
 from pipeline.data.shard_writer import write_split
 from pipeline.errors import ConfigError
 from pipeline.graph import stages_of
 from pipeline.plan import corpora
+from tests import small
 from tests.detection import world
 from tests.small import command
 
@@ -199,3 +201,23 @@ def test_an_export_is_weights_card_and_pyramid(ran, tmp_path):
     assert again.status == 0, again
     refused = command("export", folder_of(output, "detector-one"), "--out", tmp_path / "other", "--int8")
     assert refused.status == 2 and "--int8 is of classifiers" in refused.err
+
+
+@pytest.mark.slow
+def test_one_job_goes_from_teacher_to_student_to_detector(tmp_path):
+    world.write(tmp_path / "scenes", train=4, validation=3)
+    body = {"model": "lambda_resnet_tiny", "overrides": {"depths": [1, 1, 1], "widths": [8, 8, 16]}}
+    [one] = detectors("one", **body, init="gen1-student")
+    classifier = small.make(tmp_path, detection={"data": {"root": str(tmp_path / "scenes")}, "detectors": [one]})
+    ran = classifier.run()
+    assert (ran.status, ran.err) == (0, ""), ran
+    student, detector = (folder_of(classifier.output, name) for name in ("gen1-student", "detector-one"))
+    theirs, first = load_file(student / "model.safetensors"), load_file(detector / "model.safetensors")
+    shared = [name for name in theirs if f"backbone.body.{name}" in first and theirs[name].is_floating_point()]
+    assert len(shared) > 20
+    # Two steps have moved them, but not far.
+    moved = [(first[f"backbone.body.{name}"] - theirs[name]).abs().mean().item() for name in shared]
+    assert max(moved) < 0.2
+    page = (folder_of(classifier.output, "report") / "index.html").read_text()
+    assert "Noisy Student training" in page and "<h2>Detectors</h2>" in page and "Images with most mistakes" in page
+    assert not [line for line in classifier.call("plan").out.splitlines() if "will run" in line]
