@@ -7,5 +7,5 @@ COPY models models
 COPY pipeline pipeline
 COPY conf conf
 COPY jobs jobs
-RUN pip install --no-cache-dir --editable '.[s3,export]' --constraint constraints.txt
+RUN pip install --no-cache-dir --editable '.[s3,detect,export]' --constraint constraints.txt
 ENV RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import settings, settings_evaluate, settings_train
+from pipeline.config import settings, settings_detection, settings_evaluate, settings_train
 from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
@@ -46,6 +46,9 @@ def page() -> str:
         ("evaluate", settings_evaluate.Evaluate),
         ("an entry of evaluate.sets", settings_evaluate.EvaluationSet),
         ("robustness, inside evaluate", settings_evaluate.Robustness),
+        ("detection", settings_detection.Detection),
+        ("data, inside detection", settings_detection.DetectionData),
+        ("an entry of detection.detectors", settings_detection.Detector),
         ("measure", settings.Measure),
         ("an entry of measure.models", settings.Measured),
         ("tracking", settings.Tracking),

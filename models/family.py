@@ -149,7 +149,10 @@ def _checked(base: Architecture, key: str, value: Any) -> Any:
     if isinstance(default, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{key} is a mapping from stages to their lambda blocks, not {value!r}")
-        return {stage: blocks if isinstance(blocks, str) else tuple(blocks) for stage, blocks in value.items()}
+        return {
+            int(stage) if str(stage).isdecimal() else stage: blocks if isinstance(blocks, str) else tuple(blocks)
+            for stage, blocks in value.items()  # whose keys are text in a job file
+        }
     if isinstance(default, float):
         if type(value) not in (int, float):
             raise ValueError(f"{key} is a number, not {value!r}")

@@ -1,7 +1,7 @@
 """The command line: `noisy-lambda COMMAND …`; `python -m noisy_lambda` and, in the repository, `python -m pipeline` are
 the same.
 
-The functions of the commands are in pipeline.commands. Exit status: 0 done, 1
+The functions of the commands are in pipeline.commands and prepare_commands. Exit status: 0 done, 1
 failed (a bug, with its traceback; or a failed submitted job), 2 a user's mistake (one sentence), 3 a submitted job was
 stopped, 130 interrupted (Ctrl-C), 141 nobody reads what is printed (`| head`), 143 ended by SIGTERM.
 """
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline import commands
+from pipeline import commands, prepare_commands
 from pipeline.errors import RemoteError, UserError
 from pipeline.printable import shown
 
@@ -131,8 +131,8 @@ def parser() -> argparse.ArgumentParser:
     export_.add_argument("--int8", action="store_true", help="write an ONNX of 8-bit integers too (model.int8.onnx)")
     export_.add_argument("--max-drop", type=float, help="points of validation top-1 that it may cost (default: 0.5)")
     _add_predict(add("predict", commands.predict, "say what images show, by a trained model"))
-    _add_prepare(add("prepare", commands.prepare, "write images as WebDataset shards"))
-    _add_reshard(add("reshard", commands.reshard, "shuffle the samples of all shards over new ones"))
+    _add_prepare(add("prepare", prepare_commands.prepare, "write images as WebDataset shards"))
+    _add_reshard(add("reshard", prepare_commands.reshard, "shuffle the samples of all shards over new ones"))
     return top
 
 
@@ -195,11 +195,18 @@ def _add_prepare(sub: argparse.ArgumentParser) -> None:
         "--where", metavar="CONDITION", action="append", default=[], help="of rows, such as 'width>=64'; may come again"
     )
     _add_cluster(table)
-    for kind in (digits, folder, table):
+    scenes = kinds.add_parser("scenes", help="digits on canvases, to learn detection from: train, val, test")
+    scenes.add_argument("--seed", type=int, default=0, help="draws the training scenes (default: 0)")
+    coco = kinds.add_parser("coco", help="images with boxes and masks, as a COCO annotation file lists them")
+    coco.add_argument("source", metavar="ANNOTATIONS", help="the .json file of instances")
+    coco.add_argument("--images", metavar="DIR", required=True, help="the folder in which its file names lie")
+    for kind in (digits, folder, table, scenes, coco):
         kind.add_argument("--out", required=True, help="folder for the shards")
     for kind in (folder, table):
         kind.add_argument("--split", default="labelled", help="first part of the shard names (default: labelled)")
         kind.add_argument("--unlabelled", action="store_true", help="write no labels")
+    coco.add_argument("--split", default="train", help="first part of the shard names: train, val or test")
+    for kind in (folder, table, coco):
         kind.add_argument("--seed", type=int, default=0, help="draws the order of the images (default: 0)")
         kind.add_argument("--max-bad", type=float, default=0.1, help="share of bad pictures allowed (default: 0.1)")
         kind.add_argument("--shard-images", type=int, default=10_000, help="most images in a shard (default: 10000)")

@@ -1,5 +1,7 @@
 """Does what the commands of the command line do: a function a command, from its arguments to its exit status.
 
+Those that write shards are in pipeline.prepare_commands.
+
 Heavy modules are imported by the command that needs them, so that `--help` answers at once.
 """
 
@@ -11,15 +13,13 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.malloc import keep_memory
-from pipeline.printable import counted, redact, shown
+from pipeline.printable import counted, shown
 
 if TYPE_CHECKING:
-    from pipeline.cluster.contract import Cluster
     from pipeline.config.settings import Job
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.plan.stage import DONE
 
     job = _load(args)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, end_by_signal)
     try:
         summary = launch.run(job, refreeze=args.refreeze)
     except BaseException:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(number: int, frame: Any) -> None:
+def end_by_signal(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
@@ -128,7 +128,7 @@ def review(args: argparse.Namespace) -> int:
     if args.folds:
         from pipeline import launch
 
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, end_by_signal)
         launch.run_folds(job, args.folds)
     command.review(job, folds=args.folds, images=args.images)
     return 0
@@ -151,7 +151,7 @@ def sweep(args: argparse.Namespace) -> int:
         return 0
     from pipeline import launch
 
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, end_by_signal)
     found = launch.run_sweep(wanted)
     if not sys.stdout.isatty():  # for programs
         print(json.dumps(found), flush=True)
@@ -229,7 +229,7 @@ def export(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     from pipeline.predict import command, corpus
 
-    if corpus.wanted(args.input, args.out):
+    if corpus.wanted(args.input, args.out) and not any(map(command.is_detector, args.models)):
         return _predict_corpus(args)
     if args.cluster:
         raise UserError("--cluster is for shards that go into a folder (--out FOLDER)")
@@ -249,87 +249,8 @@ def _predict_corpus(args: argparse.Namespace) -> int:
     job = corpus.compose(
         args.models, args.input, args.out, raw=args.raw, batch=args.batch, device=args.device, cluster=args.cluster
     )
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, end_by_signal)
     summary = launch.run(job)
     if not summary["labels"]["images"]:
         raise UserError(f"none of the images could be read; {summary['report']} says why")
     return 0
-
-
-def prepare(args: argparse.Namespace) -> int:
-    from pipeline.progress import bar, console
-
-    with bar(console(), "writing shards") as progress:
-        if args.what == "digits":
-            from pipeline.prepare.digits import digits
-
-            made = digits(args.out, seed=args.seed, labels_per_class=args.labels_per_class, progress=progress)
-            counts = made["images"]
-        else:
-            counts = _prepare_files(args, progress)
-    _say_counts(counts, args.out)
-    return 0
-
-
-def _say_counts(counts: dict[str, int], out: str) -> None:
-    one = {"shards": "shard", "images": "image", "classes": "class"}  # the others are no nouns: labelled, bad
-    said = ", ".join(counted(number, one.get(name, name), name) for name, number in counts.items() if number)
-    print(f"{said} in {redact(out)}")
-    if counts.get("bad") or counts.get("skipped"):
-        print(f"what is bad or skipped is listed in {redact(out)}/bad_files.txt")
-
-
-def _prepare_files(args: argparse.Namespace, progress: Callable[[int, int], None]) -> dict[str, int]:
-    from pipeline.prepare.folders import folder
-    from pipeline.prepare.split_off import shares_in
-    from pipeline.prepare.tables import table
-
-    options: dict[str, Any] = {
-        "split": args.split,
-        "shard_bytes": args.shard_bytes,
-        "shard_samples": args.shard_images,
-        "seed": args.seed,
-        "workers": args.processes,
-        "max_bad": args.max_bad,
-        "progress": progress,
-    }
-    if args.what == "folder":
-        options |= {"labelled": not args.unlabelled, "split_off": shares_in(args.split_off or "")}
-        return folder(args.source, args.out, **options)
-    label = None if args.unlabelled else args.label
-    options |= {"image": args.image, "label": label, "label_is": args.label_is, "where": args.where}
-    if args.cluster is None:
-        return table(args.source, args.out, **options)
-    from pipeline.prepare import cluster_tables
-
-    with _cluster(args.cluster) as cluster:
-        return cluster_tables.table(args.source, args.out, cluster, **options)
-
-
-def reshard(args: argparse.Namespace) -> int:
-    from pipeline.prepare.reshard import reshard as shuffle
-    from pipeline.progress import bar, console
-
-    with bar(console(), "spreading, then writing shards") as progress, _cluster(args.cluster) as cluster:
-        counts = shuffle(
-            args.source, args.out, cluster, shards=args.shards, seed=args.seed, split=args.split, labels=args.labels,
-            progress=progress,
-        )  # fmt: skip
-    _say_counts(counts, args.out)
-    if args.labels:
-        print(f"labels of these shards in {redact(args.labels)}; name the new shards in the job, and run it")
-    return 0
-
-
-@contextlib.contextmanager
-def _cluster(where: str | None) -> Iterator[Cluster]:
-    """Where the units of a command run: on Ray, or for None in this process."""
-    from pipeline.cluster.inline import Inline
-    from pipeline.cluster.on_ray import OnRay
-
-    signal.signal(signal.SIGTERM, _stop)
-    cluster = Inline() if where is None else OnRay(where)
-    try:
-        yield cluster
-    finally:
-        cluster.close()

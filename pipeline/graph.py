@@ -3,6 +3,7 @@
     prepare? ─ index ─ gen0-teacher ─ gen1-audit ─ gen1-label ─ gen1-select ─ gen1-student ─ gen2-audit ─ …
       … ─ gen2-student ─ gen2-finetune? ─ evaluate ─ robustness? ─ report
     index? ─ gen0-teacher ─ gen1-audit? ─ gen1-label ─ report      (a job that only labels)
+    … detect-prepare? ─ detect-index ─ detector-NAME ─ … ─ detect-evaluate ─ report   (with `detection`)
     measure      (all that a job with `measure.models` has)
     prepare? ─ index ─ fold1of2 ─ fold2of2      (for `review` with two folds)
     prepare? ─ index ─ gen0-teacher ─ … ─ gen2-finetune?      (for `sweep`: what trains models, and no test)
@@ -30,6 +31,10 @@ from pipeline.plan.stage import DONE, Done, Stage, fingerprint, folder_of, read_
 from pipeline.stages import (
     adopt,
     audit,
+    detect_evaluate,
+    detect_index,
+    detect_prepare,
+    detector,
     evaluate,
     finetune,
     fold,
@@ -45,7 +50,7 @@ from pipeline.stages import (
 
 STAGES = (
     prepare, index, train, adopt, audit, label, select, finetune,
-    evaluate, robustness, report, measure, fold,
+    evaluate, robustness, detect_prepare, detect_index, detector, detect_evaluate, report, measure, fold,
 )  # fmt: skip
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in STAGES}
 
@@ -67,6 +72,21 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0, 
 
     if job.measure.models:
         add("measure")
+        return line.stages
+
+    def add_detection() -> None:
+        if not job.detection.detectors:
+            return
+        if job.detection.data.dataset:
+            add("detect-prepare")
+        add("detect-index")
+        for settings in job.detection.detectors:
+            add("detector", f"detector-{settings.name}")
+        add("detect-evaluate")
+
+    if job.detects_only:
+        add_detection()
+        add("report")
         return line.stages
     if job.prepare.dataset:
         add("prepare")
@@ -97,6 +117,7 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0, 
     add("evaluate")
     if job.evaluate.robustness.corruptions:
         add("robustness")
+    add_detection()
     add("report")
     return line.stages
 

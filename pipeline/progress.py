@@ -203,6 +203,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         return _measured_table(summary["rows"])
     if "labels" in summary:
         return _labels_table(summary)
+    if "detectors" in summary:
+        return _detectors_table(summary)
     columns = ("stage", "model", "top-1", "top-5", "parameters", "images/s", "its rounds", "over teacher")
     table = _results("test split", *columns)
     for row in summary["stages"]:
@@ -247,6 +249,16 @@ def _labels_table(summary: Mapping[str, Any]) -> Table:
         f"{labels['shards'] - len(labels['failed']):,}",
         "".join(percent(one["accuracy"]) for one in summary["audits"]),
     )
+    return table
+
+
+def _detectors_table(summary: Mapping[str, Any]) -> Table:
+    columns = ("model", "body", "body parameters", "box AP", "AP50", "mask AP", "AP50")
+    table = _results(f"{summary['source']} images", *columns)
+    for row in summary["detectors"]:
+        figures = (row[name] for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50"))
+        shown = ("" if value is None else percent(value) for value in figures)
+        table.add_row(safe(row["name"]), safe(row["model"]), f"{row['body_parameters']:,}", *shown)
     return table
 
 

@@ -21,6 +21,7 @@ from pipeline.plan.inputs import training_of
 from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
 from pipeline.printable import counted
 from pipeline.progress import SILENT_SECONDS, safe
+from pipeline.stages.detector import detector_of
 from pipeline.sweep import record
 
 RIGHT = ("shards", "GiB", "done", "rate", "left", "time", "disk")
@@ -46,7 +47,7 @@ def plan_rows(job: Job, found: Sequence[graph.Look] | None = None) -> list[dict[
 
 def _labelled(job: Job, done: Mapping[str, Done]) -> int | None:
     """Labelled images, where they are counted already."""
-    if job.measure.models:
+    if not job.classifies:
         return None
     return outlook.labelled_images(job, done)
 
@@ -65,7 +66,7 @@ def plan_table(job: Job, *, measure: bool = False) -> tuple[Group, list[str]]:
     table = _table(f"{job.name} in {storage.redact(job.output)}", "stage", "state", "time", "disk", "folder", "what")
     takes: dict[str, tuple[str, str]] = {}
     total, lengths = "", list[str]()
-    if not job.measure.models:
+    if job.classifies:
         stages = [look.stage for look in found]
         takes, total = outlook.takes(job, stages, done, _class_count(job, done), measure and not problems)
         lengths = outlook.lengths(job, stages, done)
@@ -76,9 +77,10 @@ def plan_table(job: Job, *, measure: bool = False) -> tuple[Group, list[str]]:
     missing = _missing_gpus(job)
     if job.measure.models:
         return Group(table, *missing), problems
-    prepared = job.data.root is not None or bool(found[0].done)
+    data = job.detection.data if job.detects_only else job.data
+    prepared = data.root is not None or bool(found[0].done)
     shards, lacking = _shards_table(job, done) if prepared else ("shards: written by the first stage", [])
-    wrong, small = _notes_on_models(job, done)
+    wrong, small = _notes_on_models(job, done) if job.classifies else ([], [])
     small = [*small, *lengths]
     notes = [f"\n{total}"] if total else []
     notes += [f"\n[red]✗[/red] {safe(text)}" for text in wrong]
@@ -167,6 +169,11 @@ def _what(job: Job, stage: Stage, labelled: int | None) -> str:
         tuned = job.finetune
         length = _length(tuned.duration, tuned.batch, labelled)
         return f"{stage.needs[-1]} at {tuned.resolution} pixels, head and last norm, {length}, batch {tuned.batch}"
+    if stage.kind == "detector":
+        one = detector_of(job, stage)
+        rate = one.lr * one.batch / one.lr_images if one.lr_images else one.lr
+        canvas = f"{one.canvas} x {one.canvas} pixels"
+        return f"{one.model}, {canvas}, {one.duration}, batch {one.batch:,}, learning rate {rate:.3g}"
     if stage.kind != "train":
         return ""
     train = training_of(job, stage)
@@ -225,7 +232,7 @@ def status_table(job: Job) -> Group:
             if finished
             else safe(facts.get("error") or _latest(stage, facts.get("latest", {}))),
         )
-        if stage.kind in ("label", "index"):
+        if stage.kind in ("label", "index", "detect-index"):
             for number, text in _details(facts.get("latest", {}), finished.info if finished else {}):
                 table.add_row("", "", number, "", "", safe(text))
     stop = early_stop.find(job, done)

@@ -43,6 +43,8 @@ SURFACE = {
     ],
     "prepare digits": ["--seed", "--labels-per-class", "--out"],
     "prepare folder": ["DIR", "--split-off", *FILES],
+    "prepare scenes": ["--seed", "--out"],
+    "prepare coco": ["ANNOTATIONS", "--images", *(name for name in FILES if name != "--unlabelled")],
     "prepare table": ["PATTERN", "--image", "--label", "--label-is", "--where", "--cluster", *FILES],
     "reshard": ["SOURCE", "--out", "--shards", "--seed", "--split", "--labels", "--cluster"],
 }

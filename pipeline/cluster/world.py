@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
 from pipeline.errors import ConfigError
 
+Value = TypeVar("Value")
 PATIENCE = timedelta(minutes=30)
 """With the other workers: rank 0 may be busy with a slow store. NCCL's own is 10 minutes."""
 
@@ -37,6 +39,14 @@ class World:
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every worker's value, by rank. Every worker calls it."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     def any(self, value: bool) -> bool:
         """Whether it is true of a worker. Every worker calls it."""

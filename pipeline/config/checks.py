@@ -27,6 +27,13 @@ def spell_out_measured(raw: Mapping[str, Any], path: str) -> None:
             entries[number] = {"model": model, "size": int(size)}
 
 
+def detects_only(raw: Mapping[str, Any]) -> bool:
+    """Whether a job as its file has it names detectors, and no teacher."""
+    teacher, found = raw.get("teacher") or {}, raw.get("detection") or {}
+    trains = isinstance(teacher, Mapping) and (teacher.get("model") or teacher.get("checkpoint"))
+    return bool(isinstance(found, Mapping) and found.get("detectors")) and not trains and not raw.get("generations")
+
+
 def check_trains_nothing(raw: Mapping[str, Any], path: str) -> None:
     teacher = raw.get("teacher")
     also = "teacher.model" if isinstance(teacher, Mapping) and teacher.get("model") else "generations"
@@ -103,7 +110,7 @@ def check_job(job: Job, path: str) -> None:
     check_generations(job, path)
     if job.labels_only:
         check_labels_only(job, path)
-    elif not job.measure.models:
+    elif job.classifies:
         check_sources(job, path)
     for check in (
         check_names, check_prepare, check_checkpoint, check_workers, check_sets, check_robustness, check_finetune,

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.config.settings import Job
+from pipeline.config.settings_detection import Detector
 from pipeline.config.settings_train import Finetune, Train
 from pipeline.errors import ConfigError
 
@@ -75,6 +76,16 @@ def _idle(job: Job) -> Iterator[Idle]:
         if not job.teacher.checkpoint:
             yield from _idle_in_training("teacher", job.teacher)
         yield "teacher", job.teacher, "", OF_STUDENTS, "a teacher has no pseudo-labels"
+    for number, detector in enumerate(job.detection.detectors):
+        yield from _idle_in_optimizer(f"detection.detectors[{number}]", detector)
+    if not job.detection.detectors:
+        names = [item.name for item in dataclasses.fields(job.detection.data)]
+        yield "detection.data", job.detection.data, "", names, "detection.detectors names none"
+    if job.detects_only:
+        why = "a job of detectors alone trains and tests no classifier"
+        names = ["labelled", "unlabelled", "validation", "test", "audit_only", "classes"]
+        yield "data", job.data, "", names, why
+        yield "evaluate", job.evaluate, "", _others(job.evaluate), why
     if job.labels_only:
         why = "a job that only labels reads unlabelled shards, and those of data.validation and data.audit_only"
         yield "data", job.data, "", [name for name in ("labelled", "test") if getattr(job.data, name)], why
@@ -117,7 +128,7 @@ def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
         yield where, settings, "rollbacks", ["rollback_factor"], "with rollbacks 0 no run goes back"
 
 
-def _idle_in_optimizer(where: str, settings: Train | Finetune) -> Iterator[Idle]:
+def _idle_in_optimizer(where: str, settings: Train | Finetune | Detector) -> Iterator[Idle]:
     if settings.optimizer != "sgd":
         yield where, settings, "optimizer", ["momentum"], f"only sgd has it, and the optimizer is {settings.optimizer}"
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import adopted, checks, checks_evaluate, durations, job_file, pretrained, shipped
+from pipeline.config import adopted, checks, checks_evaluate, detection, durations, job_file, pretrained, shipped
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
 from pipeline.config.settings import Generation, Job, Label, Select
+from pipeline.config.settings_detection import Detector
 from pipeline.config.settings_train import Finetune, Teacher, Train
 from pipeline.errors import ConfigError
 
@@ -69,9 +70,12 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     shared = {name: raw.pop(name, None) or {} for name in SHARED}
     generations = raw.get("generations") or []
     measuring = bool((raw.get("measure") or {}).get("models"))
+    detecting = checks.detects_only(raw)
     if measuring:
         checks.check_trains_nothing(raw, path)
         raw["teacher"] = {"model": ""}  # which every other job must name
+    elif detecting:
+        raw["teacher"] = {"model": ""}
     else:
         checks.spell_out_labelling(raw, shared, path)
     raw["generations"] = [
@@ -87,15 +91,16 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     assert isinstance(job, Job)
     _check_values(job, "", path)
     checks.check_job(job, path)
-    timed: list[tuple[str, Train | Finetune]] = [
+    timed: list[tuple[str, Train | Finetune | Detector]] = [
         ("teacher", job.teacher),
         ("finetune", job.finetune),
         *((f"generations[{i}].student", g.student) for i, g in enumerate(job.generations)),
+        *((f"detection.detectors[{i}]", detector) for i, detector in enumerate(job.detection.detectors)),
     ]
     for where, settings in timed:
         for key in ("duration", "warmup", "evaluate_every", "checkpoint_every"):
             durations.parse(getattr(settings, key), f"{path}: {where}.{key}")
-    if job.prepare.dataset is None and job.data.root is None and not measuring:
+    if job.prepare.dataset is None and job.data.root is None and job.classifies:
         raise ConfigError(
             f"{path}: data.root is not set and there is no `prepare.dataset`; set data.root to the folder or URL "
             "that holds the shards and classes.json"
@@ -107,11 +112,13 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         )
     for number, generation in enumerate(job.generations):
         checks.check_training(generation.student, f"generations[{number}].student", path)
-    if not measuring:
+    if job.classifies:
         checks.check_training(job.teacher, "teacher", path)
+    detection.check(job, path)
     check_effect(job, _said_in(path), _said_by(overrides), path)
-    if job.data.root and not storage.is_url(job.data.root):
-        job.data.root = os.path.expanduser(job.data.root)
+    for data in (job.data, job.detection.data):
+        if data.root and not storage.is_url(data.root):
+            data.root = os.path.expanduser(data.root)
     job.output = resolve_output(job.output)
     return job
 

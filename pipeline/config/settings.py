@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.fields import REQUIRED, execution, identity
+from pipeline.config.settings_detection import Detection
 from pipeline.config.settings_evaluate import Evaluate
 from pipeline.config.settings_train import Finetune, Teacher, Train
 
@@ -229,6 +230,9 @@ class Job:
         "the last student (or the teacher, where there is none) at a higher resolution: head and last norm only",
     )
     evaluate: Evaluate = identity(Evaluate, "the test of teacher and students")
+    detection: Detection = identity(
+        Detection, "detectors on bodies of ours, of timm or of this job's own models; a job may have nothing else"
+    )
     measure: Measure = identity(Measure, "speed, memory and accuracy of models side by side, in place of training")
     tracking: Tracking = execution(Tracking, "MLflow")
 
@@ -236,6 +240,16 @@ class Job:
     def labels_only(self) -> bool:
         """`teacher.checkpoint` labels the unlabelled shards, and that is all."""
         return bool(self.generations) and not self.generations[0].student.model
+
+    @property
+    def detects_only(self) -> bool:
+        """It trains detectors, and no classifier."""
+        return bool(self.detection.detectors) and not (self.teacher.model or self.teacher.checkpoint)
+
+    @property
+    def classifies(self) -> bool:
+        """It trains classifiers, or labels with them."""
+        return not (self.measure.models or self.detects_only)
 
 
 def to_plain(job: Job) -> dict[str, Any]:

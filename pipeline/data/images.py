@@ -63,9 +63,14 @@ class BadImage(Exception):
 
 
 def decode(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int | None = None, at_least: int | None = None
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int | None = None,
+    at_least: int | None = None,
+    upright: bool = True,
 ) -> Image.Image:
-    """The (first) picture in `data` as RGB, upright. Raises BadImage, never anything else.
+    """The (first) picture in `data` as RGB, `upright` by EXIF. Raises BadImage, never anything else.
 
     What is transparent shows white, as on a page. 16 bits are scaled to 8; colour profiles are ignored, as by
     torchvision and timm. `at_least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its shorter side keeps
@@ -78,7 +83,7 @@ def decode(
         if max_bytes is not None and memory_of(image) > max_bytes:
             size = f"{image.width}x{image.height} pixels would take {memory_of(image) / 1e9:.2f} GB"
             raise BadImage("too_large", f"{size}, data.max_image_gb allows {max_bytes / 1e9:.2f}")
-        return finish(image)
+        return finish(image, upright)
 
 
 def memory_of(image: Image.Image) -> int:
@@ -118,10 +123,10 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
     return image
 
 
-def finish(image: Image.Image) -> Image.Image:
-    """Its pixels as RGB, upright; inside `telling`."""
+def finish(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Its pixels as RGB, `upright` or as they lie in the file; inside `telling`."""
     image.load()
-    return _to_rgb(_upright(image))
+    return _to_rgb(_upright(image) if upright else image)
 
 
 def _ends_early(data: bytes) -> bool:

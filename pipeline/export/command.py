@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 from pipeline import storage, weights
+from pipeline.detection.card import is_detector
 from pipeline.errors import ConfigError, OutputError
-from pipeline.export import model_card, onnx_file, quantised, timm_config
+from pipeline.export import detector, model_card, onnx_file, quantised, timm_config
 from pipeline.plan import best
 from pipeline.plan.stage import CARD, DONE, WEIGHTS
 from pipeline.predict import choose, onnx_network
@@ -29,6 +30,10 @@ def export(named: str, out: str | None = None, *, int8: bool = False, max_drop: 
     integers too, which may cost `max_drop` percentage points of validation top-1."""
     if max_drop is not None and not (int8 and 0 <= max_drop <= 100):
         raise ConfigError(f"--max-drop is {max_drop:g}; it takes 0 to 100 percentage points, and goes with --int8")
+    if is_detector(named):
+        if int8:
+            raise ConfigError("--int8 is of classifiers; leave it out for a detector")
+        return detector.export(named, out)
     allowed = (MAX_DROP if max_drop is None else max_drop) if int8 else None
     model = choose.find(named, lambda text: print(f"model: {shown(text)}", file=sys.stderr))
     if isinstance(model.module, onnx_network.OnnxNetwork):

@@ -22,15 +22,11 @@ INPUT = "images: float32 [batch, 3, size, size], RGB from 0 to 1, minus mean, di
 def write(model: torch.nn.Module, card: Card, path: str) -> float:
     """Write the local file `path`; the largest difference to torch's logits on random images, relative to the largest
     logit. WeightsError: ONNX and torch disagree."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "ONNX export needs packages that are not installed; run `pip install 'noisy-lambda[export]'`"
-        ) from error
+    needs_packages()
+    import onnx
+
     example = torch.randn(2, 3, card.size, card.size)  # a batch of one would be taken for a constant
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model.eval().cpu(),
             (example,),
@@ -42,7 +38,7 @@ def write(model: torch.nn.Module, card: Card, path: str) -> float:
         )
     assert program is not None
     made = program.model_proto
-    _without_traces(made.graph)
+    without_traces(made.graph)
     made.doc_string = INPUT
     for key, value in onnx_network.metadata_of(card).items():
         made.metadata_props.add(key=key, value=value)
@@ -50,8 +46,20 @@ def write(model: torch.nn.Module, card: Card, path: str) -> float:
     return _difference(model, card, path)
 
 
+def needs_packages() -> None:
+    """UserError: those that write ONNX are not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "ONNX export needs packages that are not installed; run `pip install 'noisy-lambda[export]'`"
+        ) from error
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what torch's exporter says of its own insides; all else is heard."""
 
     def ours(record: logging.LogRecord) -> bool:
@@ -67,7 +75,7 @@ def _quiet() -> Iterator[None]:
         folding.removeFilter(ours)
 
 
-def _without_traces(graph: object) -> None:
+def without_traces(graph: object) -> None:
     """Take out what the exporter notes of each node's code: a quarter of a small file, and paths of this machine."""
     parts = ("node", "value_info", "input", "output", "initializer")
     for one in [graph, *(entry for part in parts for entry in getattr(graph, part))]:

@@ -7,25 +7,25 @@ that calls it keeps its random generators as they are, also with `workers=0`.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline import storage
 from pipeline.augment import randaugment
 from pipeline.augment.view import Augment, seeded_view, undisturbed, view_and_operations
 from pipeline.data import images
 from pipeline.data.jpeg import Jpeg, open_image
-from pipeline.errors import ConfigError, DataError, RemoteError, UserError
-from pipeline.loading import prefetch, sample_order, worker_process
+from pipeline.errors import DataError, RemoteError
+from pipeline.loading import prefetch, sample_order
+from pipeline.loading.ahead import ahead
 from pipeline.loading.packed_batch import Kind, Packed, allocate
 from pipeline.loading.targets import SoftTargets
 from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
@@ -218,54 +218,17 @@ def batches(
         prefetch.Feed(ordered, source.shards, source.per_step, sample_order.share(source.per_step, rank, world))
         for ordered, source in zip(data.orders, sources, strict=True)
     ]
-    filling = prefetch.Fill(feeds, stop_step)
-    ahead = DataLoader(
-        _Reporting(data, filling),
-        batch_size=None,
-        sampler=range(start_step, stop_step),
-        num_workers=workers,
-        collate_fn=_same,
-        worker_init_fn=partial(worker_process.begin, nice, os.getpid()),
-        generator=torch.Generator(),  # or the loader would draw its workers' seed from torch's global one
-        pin_memory=pin_memory,
-        multiprocessing_context=start_method if workers else None,
-    )
-    return _raising(ahead, filling)
+    packs = ahead(
+        data.pack, prefetch.Fill(feeds, stop_step), start_step, stop_step,
+        workers=workers, pin_memory=pin_memory, nice=nice, start_method=start_method,
+    )  # fmt: skip
+    return _unpacking(packs)
 
 
-class _Reporting(Dataset):
-    """Gives what has a sentence for the user as an item: raised in a worker, it would come back as a traceback."""
-
-    def __init__(self, data: TrainingData, filling: prefetch.Fill) -> None:
-        self.data, self.filling = data, filling
-
-    def __getitem__(self, step: int) -> Packed | UserError | RemoteError:
-        try:
-            self.filling.at(step)
-            return self.data.pack(step)
-        except (UserError, RemoteError) as error:
-            return error
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
-def _raising(ahead: DataLoader, filling: prefetch.Fill) -> Iterator[dict[str, Any]]:
-    try:
-        for item in worker_process.started(ahead):  # no name for it: an exception would keep the processes
-            if isinstance(item, UserError | RemoteError):
-                raise item
-            yield unpacked(item)
-    except RuntimeError as error:
-        if "shared memory" not in str(error):
-            raise
-        raise ConfigError(
-            "a loading process found no room in shared memory (/dev/shm) for its batch; lower `workers.loader` or "
-            "`batch`, or give the container more (docker run --shm-size)"
-        ) from error
-    finally:
-        filling.close()
+def _unpacking(packs: Iterator[Packed]) -> Iterator[dict[str, Any]]:
+    with contextlib.closing(cast(Generator, packs)):
+        for packed in packs:
+            yield unpacked(packed)
 
 
 def unpacked(packed: Packed) -> dict[str, Any]:

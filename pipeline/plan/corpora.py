@@ -22,9 +22,12 @@ APART = {
     "audit_only": (
         ("unlabelled", "labelled", "validation", "test"), "what is audited must be used for nothing else"
     ),
+    "detection.validation": (("detection.train",), TESTED[1]),
+    "detection.test": (("detection.train",), TESTED[1]),
 }  # fmt: skip
 """The sources with which a source may not share a shard, and why; `evaluate.sets` are as the test shards are."""
 SET = "evaluate.sets."
+SCENES = "detection."
 
 
 def set_source(name: str) -> str:
@@ -34,7 +37,22 @@ def set_source(name: str) -> str:
 
 def setting_of(source: str) -> str:
     """The setting that holds a source's pattern."""
+    if source.startswith(SCENES):
+        return f"detection.data.{source.removeprefix(SCENES)}"
     return source if source.startswith(SET) else f"data.{source}"
+
+
+def detection_sources_of(job: Job) -> tuple[str, ...]:
+    """The sources of scenes, those that are trained on first."""
+    if not job.detection.detectors:
+        return ()
+    names = ("train", "validation", *(("test",) if job.detection.data.test else ()))
+    return tuple(f"{SCENES}{name}" for name in names)
+
+
+def tested_scenes_of(job: Job) -> str:
+    """The source that detectors are tested on in the end."""
+    return detection_sources_of(job)[-1]
 
 
 def indexed_of(job: Job) -> tuple[str, ...]:
@@ -56,11 +74,11 @@ def audited_of(job: Job) -> tuple[str, ...]:
 
 def sources_of(job: Job) -> tuple[str, ...]:
     """All that some stage looks up; a job that measures has none."""
-    if job.measure.models:
-        return ()
+    if not job.classifies:
+        return detection_sources_of(job)
     labelled = () if job.labels_only else ("labelled",)
     unlabelled = ("unlabelled",) if job.generations else ()
-    return (*labelled, *unlabelled, *held_out_of(job), *map(set_source, job.evaluate.sets))
+    return (*labelled, *unlabelled, *held_out_of(job), *map(set_source, job.evaluate.sets), *detection_sources_of(job))
 
 
 class Corpora:
@@ -74,11 +92,18 @@ class Corpora:
         self._found: dict[str, corpus.Corpus] = {}
         self._seen: corpus.Records = {}
         self._markings: dict[str, marking.Marking] = {}
-        self._checked = False
+        self._checked: set[str] = set()
+
+    def root_of(self, source: str) -> str:
+        """Where the pattern of a source starts; "" while the data is still to be written."""
+        if not source.startswith(SCENES):
+            return self.root
+        prepared = self.done.get("detect-prepare")
+        return self.job.detection.data.root or (prepared.folder if prepared else "")
 
     @property
     def root(self) -> str:
-        """Where the patterns start."""
+        """Where the patterns start, but those of scenes."""
         if self.job.data.root:
             return self.job.data.root
         return self.done["prepare"].folder if "prepare" in self.done else ""
@@ -98,7 +123,7 @@ class Corpora:
                     f"set it to the pattern of the {source} shards"
                 )
             empty = self.job.data.max_bad_shards if source == "unlabelled" else 0
-            listing = shards.find_shards(pattern, source, self.root, max_empty=empty)
+            listing = shards.find_shards(pattern, source, self.root_of(source), max_empty=empty)
             where = self.where(source)
             self._check_apart(source, listing)
             frozen = corpus.freeze(
@@ -118,9 +143,10 @@ class Corpora:
 
     def check(self) -> None:
         """A mistake in a pattern shall not wait until the stage that needs it, behind hours of training. DataError."""
-        for source in sources_of(self.job) if self.root and not self._checked else ():
-            self.check_source(source)
-        self._checked = bool(self.root)
+        for source in sources_of(self.job):
+            if source not in self._checked and self.root_of(source):
+                self.check_source(source)
+                self._checked.add(source)
 
     def check_source(self, source: str) -> None:
         """DataError: the shards of a source are not there, or are none."""
@@ -146,13 +172,15 @@ class Corpora:
     def where(self, source: str) -> str:
         """The pattern of a source that has one, from the root on."""
         pattern = self.pattern(source) or ""
-        return pattern if storage.is_url(pattern) else storage.join(self.root, pattern)
+        return pattern if storage.is_url(pattern) else storage.join(self.root_of(source), pattern)
 
     def pattern(self, source: str) -> str | None:
         """What the job has for a source."""
         if source.startswith(SET):
             return self.job.evaluate.sets[source.removeprefix(SET)].shards
-        found: str | None = getattr(self.job.data, source)
+        of_scenes = source.startswith(SCENES)
+        data: object = self.job.detection.data if of_scenes else self.job.data
+        found: str | None = getattr(data, source.removeprefix(SCENES))
         return found
 
     def _check_apart(self, source: str, listing: list[shards.Shard]) -> None:
@@ -164,8 +192,8 @@ class Corpora:
             shared = [shard.name for shard in listing if shard.path in known]
             if shared:
                 raise DataError(
-                    f"{setting_of(source)} and data.{other} both match {counted(len(shared), 'shard')}, the first is "
-                    f"{shared[0]}; {why}: narrow one of the patterns"
+                    f"{setting_of(source)} and {setting_of(other)} both match {counted(len(shared), 'shard')}, the "
+                    f"first is {shared[0]}; {why}: narrow one of the patterns"
                 )
 
     @cached_property
@@ -190,6 +218,11 @@ class Corpora:
     def _classes_path(self) -> str:
         path = self.job.data.classes
         return path if storage.is_url(path) or path.startswith("/") else storage.join(self.root, path)
+
+    @cached_property
+    def detection_classes(self) -> list[str]:
+        """Class names of scenes, in index order."""
+        return read_classes(self.root_of(f"{SCENES}train"))
 
     @cached_property
     def classes(self) -> list[str]:

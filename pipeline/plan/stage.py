@@ -16,6 +16,9 @@
     ├── gen2-finetune-1a2b3c4d/      as the teacher's
     ├── evaluate-1a2b3c4d/           evaluate.json  evaluate.sets.<name>/<shard>.parquet …
     ├── robustness-1a2b3c4d/         robustness.json  robustness.csv
+    ├── detect-index-1a2b3c4d/       <source>/<shard>.parquet  shards.json   (and detect-prepare-…)
+    ├── detector-NAME-1a2b3c4d/      checkpoints/  model.safetensors  detector.yaml  result.json
+    ├── detect-evaluate-1a2b3c4d/    detection.json  NAME/detections.json
     ├── report-1a2b3c4d/             index.html  summary.json  speed_accuracy.csv  *.png …
     ├── measure-1a2b3c4d/            speed_accuracy.{csv,md,png}  summary.json   (all that such a job has)
     ├── fold1of2-1a2b3c4d/ …         as the teacher's, and <part>/<shard>.parquet   (`review --folds 2`)
@@ -47,6 +50,7 @@ FAILED = ".failed.json"
 SELECTION = "summary.json"
 EVALUATION = "evaluate.json"
 ROBUSTNESS = "robustness.json"
+DETECTION = "detection.json"
 SUMMARY, PAGE, SPEED_ACCURACY = "summary.json", "index.html", "speed_accuracy"
 PROGRESS, JOB = "progress.json", "job.yaml"
 REVIEW = "review"

@@ -82,7 +82,9 @@ def _datasets(stage: Stage, inputs: Mapping[str, Any], done: Mapping[str, Done],
         return []
     hashes = set(_hashes(inputs).values())
     made = [(name, done[name]) for name in stage.needs if name.rpartition("-")[2] in MADE]
-    indexed = done["index"].info["content"] if "index" in done else {}
+    indexed = {
+        k: v for name in ("index", "detect-index") if name in done for k, v in done[name].info["content"].items()
+    }
     found = []
     for source, corpus in corpora.found.items():
         known = [one[:DIGITS] for one in (indexed.get(source, ""), corpus.fingerprint)]
@@ -114,7 +116,7 @@ def results(job: Job, done: Mapping[str, Done], last: str) -> dict[str, Any]:
         found: dict[str, Any] = {"metrics": {}}
         if storage.exists(storage.join(done[last].folder, page)):
             found["note"] = read_file(done[last], page).decode()
-    elif job.labels_only:
+    elif job.labels_only or job.detects_only:
         names = [PAGE]
         note = "\n\n".join(read_json_file(done[last], SUMMARY).get("verdict", ()))
         found = {"metrics": dict(done[last].metrics), "note": note}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline import storage
+from pipeline.detection.card import is_detector
 from pipeline.errors import ConfigError, DataError
 from pipeline.predict import choose, inputs, table
 from pipeline.predict.inputs import Wanted
@@ -29,6 +30,12 @@ def predict(
     for option, path in (("--out", out), ("--contact-sheet", contact_sheet)):
         if path and storage.is_url(path):
             raise ConfigError(f"{option} {storage.redact(path)} is a URL; name a local file")
+    if any(map(is_detector, models)):
+        if len(models) > 1 or contact_sheet:
+            raise ConfigError("a detector answers alone and draws into --out FOLDER; drop the other models and options")
+        from pipeline.predict.detect import detect  # matplotlib takes a second
+
+        return detect(models[0], input, out, column=column, device=device)
     if out:
         table.check_name(out)
     damages: list[str] = []

@@ -44,6 +44,8 @@ class Item:
     data: bytes = b""
     name: str | None = None
     """The path as the manifest has it."""
+    text: bytes = b""
+    """Of a .json member beside the image."""
 
 
 @dataclass
@@ -198,6 +200,8 @@ def _build(items: list[Item], path: str, step: Callable[[int], None] | None) -> 
                 sample: dict[str, bytes | str] = {"__key__": item.key, item.suffix: data}
                 if item.label is not None:
                     sample["cls"] = str(item.label).encode()
+                if item.text:
+                    sample["json"] = item.text
                 writer.write(sample)
                 written.images += 1
                 written.rows.append((item.key, item.name, hashlib.sha256(data).hexdigest()))

@@ -12,9 +12,20 @@ from typing import Any
 from pipeline import storage
 from pipeline.plan import best, early_stop
 from pipeline.plan.context import Context
-from pipeline.plan.stage import EVALUATION, JOB, PAGE, ROBUSTNESS, SPEED_ACCURACY, SUMMARY, Done, Result, read_json_file
+from pipeline.plan.stage import (
+    DETECTION,
+    EVALUATION,
+    JOB,
+    PAGE,
+    ROBUSTNESS,
+    SPEED_ACCURACY,
+    SUMMARY,
+    Done,
+    Result,
+    read_json_file,
+)  # fmt: skip
 from pipeline.printable import counted
-from pipeline.report import accuracy, audit, fonts, generation, mistakes, page, plots, robustness, verdict
+from pipeline.report import accuracy, audit, detection, fonts, generation, mistakes, page, plots, robustness, verdict
 from pipeline.report.page import Page, Picture, Section
 from pipeline.report.plots import Curve, Model
 from pipeline.tracking import journal
@@ -97,6 +108,8 @@ def page_of(context: Context, found: Tested, sections: Sequence[Section]) -> Pag
     overview = _overview(found.models, found.images, context.needs)
     overview += accuracy.pictures(found.models, found.rows, found.drawn)
     overview += robustness.pictures(context, found.models)
+    overview += detection.pictures(context)
+    tested = read_json_file(context.needs["detect-evaluate"], DETECTION) if "detect-evaluate" in context.needs else None
     taken = [model.stage for model in found.models].index(found.best)
     return Page(
         context.job.name,
@@ -110,6 +123,8 @@ def page_of(context: Context, found: Tested, sections: Sequence[Section]) -> Pag
         sets=accuracy.on_sets(found.models, found.rows),
         verdict=found.verdict,
         warnings=found.warnings,
+        detectors=detection.table(tested) if tested else (),
+        annotations=detection.dropped(context) if tested else (),
         mistakes=mistakes.section(context, found.models[taken], found.rows[taken]),
     )
 

@@ -24,12 +24,13 @@ LONGEST = 600  # characters of a text; names are shortened where they are put in
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG for the page. `alt` and `caption` are plain text."""
+    """A PNG for the page. `alt` and `caption` are plain text; a `photo` keeps its colours where the page is dark."""
 
     name: str
     png: bytes
     alt: str
     caption: str
+    photo: bool = False
 
     @property
     def width(self) -> int:
@@ -152,6 +153,17 @@ class OnSet:
 
 
 @dataclass(frozen=True)
+class Detected:
+    """What a detector reached, by names of pipeline.detection.figures; a row of its own table."""
+
+    name: str
+    model: str
+    body_parameters: int | None
+    box: Mapping[str, float | None]
+    mask: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class State:
     """How a stage of an unfinished run stands."""
 
@@ -178,6 +190,8 @@ class Page:
     verdict: Sequence[str] = ()
     warnings: Sequence[str] = ()
     mistakes: Mistakes | None = None
+    detectors: Sequence[Detected] = ()
+    annotations: Sequence[str] = ()  # sentences: what of them is not used, and why
     unfinished: Sequence[State] = ()  # of a run that goes on: how its stages stand
 
 

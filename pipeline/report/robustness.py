@@ -34,7 +34,7 @@ def pictures(context: Context, models: Sequence[Model]) -> list[Picture]:
     return [
         Picture("corruption_error.png", *_heat_map(models, found, about)),
         Picture("error_by_severity.png", _by_severity(models, found), "Error over severity", severity),
-        Picture("corruptions.png", _strip(context, list(rows[0]["errors"])), "Corrupted images", shown),
+        Picture("corruptions.png", _strip(context, list(rows[0]["errors"])), "Corrupted images", shown, True),
     ]
 
 

@@ -19,6 +19,10 @@ def check(job: Job, folds: int | None, images: int) -> None:
     """ConfigError: what is asked for cannot be done."""
     if job.measure.models:
         raise ConfigError("a job with measure.models has no images to review; give one that trains")
+    if job.detects_only:
+        raise ConfigError(
+            "a job with detectors alone has no labelled images to review; give one that trains classifiers"
+        )
     if images < 1:
         raise ConfigError(f"--images is {images}; give at least 1")
     if folds is not None and folds < 2:

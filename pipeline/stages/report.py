@@ -7,6 +7,9 @@ report-1a2b3c4d/summary.json           {"job", "stages": [{"stage", "dir", "mode
                                         early stop "stop": {"after_generation", …}
                                         of a job that only labels {"job", "labels": {"dir", "model", "shards", "failed",
                                         "images", "bad", "mean_confidence"}, "audits", "seconds", "report", "verdict"}
+                                        of a job of detectors alone {"job", "detectors": [{"name", "stage", "model",
+                                        "parameters", "body_parameters", "box_ap", "mask_ap", …}], "source", "seconds",
+                                        "report", "verdict"}
 report-1a2b3c4d/index.html             self-contained: opens from anywhere
 report-1a2b3c4d/speed_accuracy.{csv,png}  accuracy_by_generation.png  learning_curves.png  accuracy_by_class.{csv,png}
 report-1a2b3c4d/gen1-confidence.png    gen1-classes.png  gen1-reliability.png  gen1-threshold.png  …
@@ -35,8 +38,10 @@ def identity(inputs: Inputs) -> dict[str, Any]:
 
 
 def run(context: Context) -> Result:
-    from pipeline.report import assemble, labels  # matplotlib takes a second
+    from pipeline.report import assemble, detection, labels  # matplotlib takes a second
 
+    if context.job.detects_only:
+        return detection.assemble(context)
     return labels.assemble(context) if context.job.labels_only else assemble.assemble(context)
 
 

@@ -50,6 +50,6 @@ def loading_processes(spec: TrainSpec, world: World) -> int:
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) // beside
     images = -(-spec.images_per_step // world.size)
-    batch = images * (3 * spec.augment.size**2 + 4 * spec.classes)
+    batch = images * spec.image_bytes
     room = shutil.disk_usage(SHARED_MEMORY).free // beside // (BATCHES * batch)
     return min(max(cores - 1, 1), MOST, room)

@@ -1,4 +1,4 @@
-"""Runs the training loop of teachers, students and fine-tunes: `run(spec)`.
+"""Runs the training loop of teachers, students, fine-tunes and detectors: `run(spec)`.
 
 It is called alike in one process, by torchrun's processes and by Ray Train's workers, checkpoints itself and
 goes on from what it finds in its folder, on any number of workers, as if nothing had happened: everything
@@ -23,25 +23,24 @@ import torch
 from pipeline import storage
 from pipeline.cluster.world import World, join
 from pipeline.errors import ConfigError, TrainingError, WeightsError
-from pipeline.loading.loader import batches
 from pipeline.tracking.journal import Journal
 from pipeline.train import checkpoint
+from pipeline.train.classification import CLASSIFICATION
 from pipeline.train.dist import average_buffers
 from pipeline.train.divergence import Diverged, advice, check_weights, checked_mean, does_not_fit, finite
-from pipeline.train.evaluate import Memory
-from pipeline.train.feeding import NICE, Waited, loading_processes
+from pipeline.train.feeding import Waited
 from pipeline.train.optim import learning_rate
 from pipeline.train.parallel import parts, state_of
 from pipeline.train.spec import TrainSpec
 from pipeline.train.start import Trainee, start
+from pipeline.train.task import Task
 from pipeline.train.termination import termination
 from pipeline.train.update import update
-from pipeline.train.validate import better, validate
 
 log = logging.getLogger(__name__)
 
 
-def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str, Any]:
+def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None, task: Task = CLASSIFICATION) -> dict[str, Any]:
     """Train, or go on training, until `spec.steps`; returns `step` and the validation of the weights that it ends with
     (see `accuracy`), with their `best_step` where `spec.settings.weights` is best, and the number of `rollbacks` if
     there were any.
@@ -56,7 +55,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
             return ended or checkpoint.read_result(spec.folder) or {}
         _check_shares(spec, world)
         torch.backends.cudnn.benchmark = True  # batches are of one size
-        result = _train(spec, world, stopping, leaving)
+        result = _train(spec, world, task, stopping, leaving)
         if world.device.type == "cuda":  # for the process that labels next
             gc.collect()
             torch.cuda.empty_cache()
@@ -66,7 +65,7 @@ def run(spec: TrainSpec, leaving: Callable[[], bool] | None = None) -> dict[str,
 
 
 def _train(
-    spec: TrainSpec, world: World, stopping: threading.Event, leaving: Callable[[], bool] | None
+    spec: TrainSpec, world: World, task: Task, stopping: threading.Event, leaving: Callable[[], bool] | None
 ) -> dict[str, Any]:
     """To the end, going back to the last checkpoint with a lower rate as often as `spec.settings.rollbacks` allows; to
     the one before it, if the run diverges from there again.
@@ -77,11 +76,11 @@ def _train(
     diverged: Diverged | None = None
     rollbacks, before = 0, math.inf
     while True:
-        trainee = start(spec, world, before)
+        trainee = start(spec, world, task.build, before)
         first = trainee.step
         rollbacks = trainee.state["rollbacks"] = max(rollbacks, trainee.state.get("rollbacks", 0))
         try:
-            return _run_steps(trainee, spec, world, stopping, leaving, diverged)
+            return _run_steps(trainee, spec, world, task, stopping, leaving, diverged)
         except torch.OutOfMemoryError as error:
             raise TrainingError(does_not_fit(spec, trainee.step, world)) from error
         except ValueError as error:
@@ -107,6 +106,7 @@ def _run_steps(
     trainee: Trainee,
     spec: TrainSpec,
     world: World,
+    task: Task,
     stopping: threading.Event,
     leaving: Callable[[], bool] | None,
     diverged: Diverged | None,
@@ -141,22 +141,16 @@ def _run_steps(
             trainee.saved = True
 
         # ---- steps -----------------------------------------------------------------------------------------
-        decoded = Memory()
         losses: list[torch.Tensor] = []  # since the last record, on the device: reading one waits for it
         clock, clock_step = time.perf_counter(), trainee.step
-        loader = batches(
-            spec.sources, augment=spec.augment, classes=spec.classes, soft=spec.soft, seed=spec.seed,
-            start_step=trainee.step, stop_step=spec.steps, rank=world.rank, world=world.size,
-            workers=loading_processes(spec, world),
-            pin_memory=world.device.type == "cuda", nice=NICE if world.device.type == "cpu" else 0,
-        )  # fmt: skip
+        loader = task.batches(spec, world, trainee.step)
         open_until_the_end.enter_context(contextlib.closing(cast(Generator, loader)))
         arriving = Waited(loader)
         for batch in arriving:
             rate = lowered * learning_rate(
                 trainee.step, peak=spec.lr, steps=spec.steps, warmup=spec.warmup, schedule=spec.schedule
             )
-            losses.append(update(trainee, batch, rate, spec, world))
+            losses.append(update(trainee, batch, rate, spec, world, task))
             step = trainee.step
 
             # Now and then: record, validate, save; and stop when told to.
@@ -181,13 +175,13 @@ def _run_steps(
                 leaving, saves = None, True
             if validates:
                 settle(rate)
-                found, shown = validate(trainee, spec, world, decoded)
-                if not math.isfinite(found["loss"]):
+                found, shown = task.validate(trainee, spec, world)
+                if not math.isfinite(found.get("loss", 0.0)):
                     raise Diverged(
                         f"the validation loss became {found['loss']} at step {step}, at learning rate {rate:.3g}", step
                     )
                 state["validation"] = found
-                if better(found, state["best"]["validation"] if "best" in state else None):
+                if task.better(found, state["best"]["validation"] if "best" in state else None):
                     state["best"] = {"step": step, "validation": found}
                     saves = True
                 if journal:

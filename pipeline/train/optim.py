@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "drops")
+DROPS = (0.9, 0.95, 0.975)  # shares of the steps after which the rate is divided by 10
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -60,11 +61,14 @@ def lay_out(optimizer: torch.optim.Optimizer) -> None:
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup: int, schedule: str) -> float:
-    """The rate of the update that follows `step` updates: linear over `warmup`, then a half cosine to 0."""
+    """The rate of the update that follows `step` updates: linear over `warmup`, then a half cosine to 0, or what else
+    `schedule` says."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
+    if schedule == "drops":
+        return peak / 10 ** sum(step >= share * steps for share in DROPS)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 

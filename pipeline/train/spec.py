@@ -87,6 +87,11 @@ class TrainSpec:
         return Augment(self.settings.resolution, view=self.view) if self.only else augment_of(self.settings)
 
     @property
+    def image_bytes(self) -> int:
+        """What an image and its targets take in a batch."""
+        return 3 * self.augment.size**2 + 4 * self.classes
+
+    @property
     def soft(self) -> SoftTargets:
         """Label smoothing, temperature, hard pseudo-labels."""
         found = self.settings

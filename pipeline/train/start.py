@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -13,14 +14,14 @@ from torch import nn
 from models.memory_format import channels_last
 from pipeline.cluster.world import World
 from pipeline.train import checkpoint
-from pipeline.train.backbone import load_backbone
 from pipeline.train.ema import Average
+from pipeline.train.evaluate import Memory
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
 from pipeline.train.parallel import load_state_of, split, wrap
 from pipeline.train.precision import choose_precision
 from pipeline.train.spec import TrainSpec
-from pipeline.weights import build_model, load_state, read_state
+from pipeline.weights import load_state, read_state
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,15 @@ class Trainee:
     `best`: its `step` and `validation`."""
     saved: bool = False
     """Whether it has saved a checkpoint since it was started."""
+    memory: Memory = field(default_factory=Memory)
+    """Decoded validation images, where the task keeps them."""
 
 
-def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
+def start(
+    spec: TrainSpec, world: World, build: Callable[[TrainSpec, bool], nn.Module], before: float = math.inf
+) -> Trainee:
     """The run as it stands: where the newest checkpoint in its folder (of a step `before` this one) left it, or at its
-    beginning.
+    beginning. `build`: see Task.
 
     Every worker calls it. WeightsError: weights or a checkpoint of another network.
     """
@@ -64,13 +69,10 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     # Where the weights come from; the order is important:
     # 1. the newest whole checkpoint in the folder: an interrupted run goes on
     # 2. spec.init: a student of its teacher, a fine-tune
-    # 3. spec.settings.pretrained: timm's published weights, or a file's; or new ones drawn from the seed
+    # 3. what the task begins with: pretrained weights, or new ones drawn from the seed
     resumed = _find_checkpoint(spec, world, before)
     torch.manual_seed(spec.seed)
-    fresh = not (resumed or spec.init)
-    model = build_model(spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained is True and fresh)
-    if fresh and isinstance(spec.settings.pretrained, str):
-        load_backbone(model, spec.settings.pretrained)
+    model = build(spec, not (resumed or spec.init))
     if resumed:
         load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is split up already
     elif spec.init:

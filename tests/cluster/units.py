@@ -143,9 +143,9 @@ def train_and_kill_driver(spec: Any) -> dict[str, Any]:
     """The real training loop; whoever is in the file `driver` is killed with -9 as above."""
     import torch.distributed as dist
 
-    from pipeline.train import loop
+    from pipeline.train import classification, loop
 
-    driver, given = Path(spec.folder) / "driver", loop.batches
+    driver, given = Path(spec.folder) / "driver", classification.batches
     saved = Path(spec.folder) / "checkpoints" / "step-000006" / "manifest.json"
 
     def killing(*args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
@@ -156,7 +156,7 @@ def train_and_kill_driver(spec: Any) -> dict[str, Any]:
                 time.sleep(3600)  # ended with the driver
             yield batch
 
-    loop.batches = killing
+    classification.batches = killing
     return loop.run(spec)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train import loop
+from pipeline.train import classification
 from tests.train.pair import Pair
 from tests.train.tiny import make_spec
 
@@ -31,4 +31,4 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def loader_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """`die_at` and its like replace it."""
-    monkeypatch.setattr(loop, "batches", loop.batches)
+    monkeypatch.setattr(classification, "batches", classification.batches)

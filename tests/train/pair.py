@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline.train import loop
+from pipeline.train import classification
 from tests import tiny
 
 
@@ -56,11 +56,11 @@ class Pair:
 def _serve(rank: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    batches = loop.batches
+    batches = classification.batches
     while True:
         function, args = pipe.recv()
         try:
             pipe.send((function(rank, *args), ""))
         except BaseException:
             pipe.send((None, traceback.format_exc()))
-        loop.batches = batches  # `die_at` replaces it
+        classification.batches = batches  # `die_at` replaces it

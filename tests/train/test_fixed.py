@@ -22,7 +22,7 @@ from pipeline.data.images import View
 from pipeline.errors import ConfigError
 from pipeline.loading.loader import batches
 from pipeline.loading.targets import SoftTargets
-from pipeline.train import loop
+from pipeline.train import classification
 from pipeline.train.freeze import ROLES, roles_of, train_only
 from pipeline.train.loop import run
 from pipeline.train.optim import NORMS
@@ -93,7 +93,7 @@ def test_a_fine_tune_goes_on_to_the_same_bits(data, before, tuned, tmp_path):
     spec = spec_of(data, tmp_path, before)
     with pytest.raises(InterruptedError):
         run(spec)
-    loop.batches = batches
+    classification.batches = batches
     run(spec)
     ours, theirs = final(tmp_path), final(tuned)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -17,7 +17,7 @@ from pipeline import storage, weights
 from pipeline.errors import ConfigError, TrainingError, WeightsError
 from pipeline.loading.loader import batches
 from pipeline.tracking import journal
-from pipeline.train import checkpoint, loop, start, update
+from pipeline.train import checkpoint, classification, loop, update
 from pipeline.train.loop import run
 from pipeline.train.precision import RECORD
 from tests.tiny import FORKS
@@ -124,7 +124,7 @@ def test_every_state_is_in_the_checkpoint(data, tmp_path, changes):
 
 
 def test_a_finished_run_returns_its_result_without_training(data, undisturbed, monkeypatch):
-    monkeypatch.setattr(start, "build_model", None)
+    monkeypatch.setattr(classification, "build_model", None)
     assert run(make_spec(data, undisturbed)) == checkpoint.read_result(str(undisturbed))
 
 
@@ -137,19 +137,19 @@ def test_noise_changes_with_the_seed_and_pseudo_labels_weigh(data, undisturbed, 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(data, tmp_path):
     spec = make_spec(data, tmp_path, checkpoint_every=5, **without_noise())
-    real = update.batch_loss
+    real = classification.batch_loss
     calls = []
 
     def poisoned(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 8 else 1.0)
 
-    update.batch_loss = poisoned
+    classification.batch_loss = poisoned
     try:
         with pytest.raises(TrainingError, match=r"nan at step 8,.*last good checkpoint is .*step-000005"):
             run(spec)
     finally:
-        update.batch_loss = real
+        classification.batch_loss = real
     assert checkpoint.latest(str(tmp_path)).step == 5
     assert run(spec)["step"] == 20
 
@@ -247,7 +247,7 @@ def test_a_compiled_network_trains_to_the_same_weights(data, tmp_path):
     die_at(4, "raise")
     with pytest.raises(InterruptedError):
         run(make_spec(data, tmp_path / "compiled", **changes, compile=True))
-    loop.batches = batches
+    classification.batches = batches
     run(make_spec(data, tmp_path / "compiled", **changes, compile=True))
     assert checkpoint.latest(str(tmp_path / "compiled")).step == 6
     assert difference(final(tmp_path / "eager"), final(tmp_path / "compiled")) < 1e-4
@@ -269,7 +269,7 @@ def test_a_machine_about_to_be_taken_away_saves_once(data, tmp_path):
 
 @pytest.mark.parametrize("step, saved", [(6, 7), (19, 20)])  # the last step has its validation still
 def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, monkeypatch, step, saved):
-    real, before = loop.batches, signal.getsignal(signal.SIGTERM)
+    real, before = classification.batches, signal.getsignal(signal.SIGTERM)
 
     def interrupted(*args, **kwargs):
         for batch in real(*args, **kwargs):
@@ -277,13 +277,13 @@ def test_sigterm_saves_where_the_run_is(data, undisturbed, tmp_path, monkeypatch
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(loop, "batches", interrupted)
+    monkeypatch.setattr(classification, "batches", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(make_spec(data, tmp_path))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert checkpoint.latest(str(tmp_path)).step == saved
-    monkeypatch.setattr(loop, "batches", real)
+    monkeypatch.setattr(classification, "batches", real)
     assert run(make_spec(data, tmp_path)) == checkpoint.read_result(str(undisturbed))
     assert difference(final(tmp_path), final(undisturbed)) == 0
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import weights
 from pipeline.loading.loader import TrainingData, batches
-from pipeline.train import checkpoint, loop
+from pipeline.train import checkpoint, classification
 from pipeline.train.loop import run
 from tests.train.tiny import difference, make_spec, record, recorded, samples_of, without_noise
 
@@ -27,10 +27,10 @@ SAVING = without_noise(steps=STEPS, checkpoint_every=3)
 def undisturbed(data, tmp_path_factory):
     """Folder of a run of one worker, and of the record of its batches."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    before = loop.batches
+    before = classification.batches
     record(folder / "record")
     run(make_spec(data, folder / "run", **SAVING))
-    loop.batches = before
+    classification.batches = before
     return folder
 
 

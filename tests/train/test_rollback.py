@@ -12,7 +12,7 @@ import torch
 from pipeline import storage, weights
 from pipeline.errors import TrainingError
 from pipeline.tracking import journal
-from pipeline.train import checkpoint, loop
+from pipeline.train import checkpoint, classification
 from pipeline.train.loop import run
 from tests.train.tiny import difference, make_spec, without_noise
 
@@ -33,12 +33,12 @@ def went_back(data, tmp_path_factory):
     """(folder of a run that went back, the steps at which it was started or started again)"""
     folder = tmp_path_factory.mktemp("went_back")
     starts = []
-    real = loop.batches
-    loop.batches = lambda *args, **kwargs: starts.append(kwargs["start_step"]) or real(*args, **kwargs)
+    real = classification.batches
+    classification.batches = lambda *args, **kwargs: starts.append(kwargs["start_step"]) or real(*args, **kwargs)
     try:
         run(explosive(data, folder, rollbacks=5))
     finally:
-        loop.batches = real
+        classification.batches = real
     return str(folder), starts
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_diverges_goes_back_with_a_lower_rate_and_further_back_if_tha
 @pytest.mark.parametrize("saved_since", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_killed_after_it_went_back_goes_on_to_the_same_bits(data, went_back, tmp_path, saved_since):
     folder, starts = went_back
-    real, begun = loop.batches, []
+    real, begun = classification.batches, []
 
     def dying(*args, **kwargs):
         begun.append(kwargs["start_step"])
@@ -87,10 +87,10 @@ def test_a_run_killed_after_it_went_back_goes_on_to_the_same_bits(data, went_bac
                 raise InterruptedError
             yield batch
 
-    loop.batches = dying
+    classification.batches = dying
     with pytest.raises(InterruptedError):
         run(explosive(data, tmp_path, rollbacks=5))
-    loop.batches = real
+    classification.batches = real
     assert begun == starts
     assert checkpoint.latest(str(tmp_path)).state["rollbacks"] == (len(starts) - 1 if saved_since else 0)
     assert run(explosive(data, tmp_path, rollbacks=5)) == checkpoint.read_result(folder)
@@ -122,7 +122,7 @@ def test_a_validation_that_is_not_finite_is_a_divergence(data, tmp_path):
 
 
 def test_sigterm_does_not_save_what_has_diverged(data, tmp_path):
-    real = loop.batches
+    real = classification.batches
 
     def interrupted(*args, **kwargs):
         for batch in real(*args, **kwargs):
@@ -131,7 +131,7 @@ def test_sigterm_does_not_save_what_has_diverged(data, tmp_path):
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    loop.batches = interrupted
+    classification.batches = interrupted
     with pytest.raises(SystemExit):
         run(make_spec(data, tmp_path, checkpoint_every=4))
     assert storage.listdir(f"{tmp_path}/checkpoints") == ["step-000004"]

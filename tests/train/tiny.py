@@ -26,7 +26,7 @@ from pipeline.config.settings_train import Train
 from pipeline.data import label_files
 from pipeline.data.images import View
 from pipeline.loading.loader import TrainingData, TrainingShard, TrainingSource, batches
-from pipeline.train import loop
+from pipeline.train import classification
 from pipeline.train.spec import TrainSpec
 
 CLASSES, SIZE = 4, 8
@@ -155,12 +155,12 @@ def die_at(step: int, how: str = "kill", once: Path | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
-    loop.batches = dying
+    classification.batches = dying
 
 
 def terminate_at(step: int) -> None:
     """From now on, the batch of `step` comes with a SIGTERM: to torchrun, which passes it on, or to this process."""
-    given = loop.batches
+    given = classification.batches
 
     def terminated(*args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         arrived, handler = threading.Event(), cast(Callable, signal.getsignal(signal.SIGTERM))
@@ -171,7 +171,7 @@ def terminate_at(step: int) -> None:
                 arrived.wait()
             yield batch
 
-    loop.batches = terminated
+    classification.batches = terminated
 
 
 Sample = tuple[str, int, int, int, int]
@@ -191,7 +191,7 @@ def samples_of(data: TrainingData, batch: dict[str, Any]) -> list[Sample]:
 
 def record(folder: Path) -> None:
     """From now on, training in this process notes in a file of `folder` what its batches hold; see `recorded`."""
-    given = loop.batches
+    given = classification.batches
 
     def noting(sources: Any, **rest: Any) -> Iterator[dict[str, Any]]:
         known = {name: rest[name] for name in ("augment", "classes", "soft", "seed", "rank", "world")}
@@ -202,7 +202,7 @@ def record(folder: Path) -> None:
                 file.write(json.dumps({"step": batch["step"], "samples": samples_of(data, batch)}) + "\n")
                 yield batch
 
-    loop.batches = noting
+    classification.batches = noting
 
 
 def recorded(folder: Path) -> dict[int, Counter[Sample]]:
