@@ -89,14 +89,23 @@ def check_generations(job: Job, path: str) -> None:
         )
 
 
+HOW_SURE = "each says how sure a label must be"
+
+
 def check_select(select: Select, where: str, path: str) -> None:
     weighted = select.weight == "confidence"
+    by_noise = select.max_noise is not None
     for one, other, both, why in (
+        ("max_noise", "threshold", by_noise and select.threshold is not None, HOW_SURE),
+        ("max_noise", "thresholds", by_noise and select.thresholds, HOW_SURE),
         ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
         ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
     ):
         if both:
-            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
+            null = f", or write {other}: null where a base sets it" if other == "threshold" else ""
+            raise ConfigError(
+                f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them{null}"
+            )
 
 
 def check_job(job: Job, path: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.config import adopted, checks, durations, job_file, pretrained
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
-from pipeline.config.settings import Generation, Job, Label, Select
+from pipeline.config.settings import THRESHOLD, Generation, Job, Label, Select
 from pipeline.config.settings_train import Finetune, Teacher, Train
 from pipeline.errors import ConfigError
 
@@ -103,6 +103,9 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
     if not measuring:
         checks.check_training(job.teacher, "teacher", path)
     check_effect(job, _said_in(path), _said_by(overrides), path)
+    for generation in job.generations:
+        if generation.select.threshold is None and generation.select.max_noise is None:
+            generation.select.threshold = THRESHOLD
     if job.data.root and not storage.is_url(job.data.root):
         job.data.root = os.path.expanduser(job.data.root)
     job.output = resolve_output(job.output)
