@@ -251,6 +251,18 @@ def check_training(settings: Train, where: str, path: str) -> None:
             raise ConfigError(
                 f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
             )
+    if unknown := [name for name in settings.test_views if name not in ("flip", "shift")]:
+        raise ConfigError(f"{path}: {where}.test_views names '{unknown[0]}'; allowed are flip and shift")
+    if settings.alternate_flip and settings.flip != 0.5:
+        raise ConfigError(
+            f"{path}: {where}.flip is {settings.flip}, but alternate_flip mirrors every image in half of its epochs; "
+            "leave flip at 0.5, or drop alternate_flip"
+        )
+    if settings.optimizer == "muon" and settings.parallel == "fsdp":
+        raise ConfigError(
+            f"{path}: {where}.optimizer is muon, whose updates need whole matrices, and parallel is fsdp, which splits "
+            "them; use ddp, or another optimizer"
+        )
     if not isinstance(settings.pretrained, bool) and not (isinstance(settings.pretrained, str) and settings.pretrained):
         raise ConfigError(
             f"{path}: {where}.pretrained is {settings.pretrained!r}; it takes true, false, a stage folder or a "

@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from models.first_layer import whiten
 from models.memory_format import channels_last
 from pipeline.cluster.world import World
 from pipeline.train import checkpoint
 from pipeline.train.backbone import load_backbone
 from pipeline.train.ema import Average
+from pipeline.train.first_images import first_images
 from pipeline.train.freeze import train_only
 from pipeline.train.optim import as_here, create_optimizer, lay_out
 from pipeline.train.parallel import load_state_of, split, wrap
@@ -71,6 +73,8 @@ def start(spec: TrainSpec, world: World, before: float = math.inf) -> Trainee:
     model = build_model(spec.settings.model, spec.classes, spec.overrides, spec.settings.pretrained is True and fresh)
     if fresh and isinstance(spec.settings.pretrained, str):
         load_backbone(model, spec.settings.pretrained)
+    elif fresh and not spec.settings.pretrained and spec.settings.first_layer == "whitening":
+        whiten(model, first_images(spec))
     if resumed:
         load_state(model, resumed.model, resumed.path)  # which says what does not fit; below it is split up already
     elif spec.init:
