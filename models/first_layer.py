@@ -30,9 +30,11 @@ def whiten(network: nn.Module, images: Tensor) -> None:
     ValueError: see `first_convolution`.
     """
     conv = first_convolution(network, images.shape[1])
-    scatter, patches = 0.0, 0
+    height, width = conv.kernel_size
+    numbers = images.shape[1] * height * width
+    scatter, patches = torch.zeros(numbers, numbers, dtype=torch.float64), 0
     for some in images.double().split(AT_ONCE):
-        found = F.unfold(some, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+        found = F.unfold(some, (height, width), stride=conv.stride).transpose(1, 2).flatten(0, 1)
         scatter, patches = scatter + found.mT @ found, patches + len(found)
     variances, directions = torch.linalg.eigh(scatter / patches)
     count = min(conv.out_channels // 2, len(variances))

@@ -1,4 +1,4 @@
-"""Whitening in a training run: drawn from the seed's own images, kept in checkpoints, and only where weights are new."""
+"""Whitening in a training run: of the first images of the order, kept with the weights, only where these are new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cluster.world import Workers
+from pipeline.cluster.world import World
 from pipeline.loading.loader import batches
 from pipeline.train import loop
 from pipeline.train.first_images import first_images
@@ -15,7 +15,7 @@ from pipeline.train.start import start
 from pipeline.weights import read_state
 from tests.train import tiny
 
-ALONE = Workers(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 SMALL = {"model": "lambda_resnet_tiny", "overrides": {"widths": [8, 8, 8], "stem_width": 8}, "steps": 2}
 FIRST = "stem.0.weight"
 
