@@ -51,7 +51,7 @@ def test_the_card_says_so_and_labels_are_means(world: small.World) -> None:
 @pytest.mark.slow
 def test_other_views_are_other_labels_of_the_same_weights(world: small.World) -> None:
     planned = world.call("plan", "teacher.test_views=[]").out
-    assert [line.split()[0] for line in planned.splitlines() if "will run" in line][0] == "gen0-teacher"
+    assert next(line.split()[0] for line in planned.splitlines() if "will run" in line) == "gen0-teacher"
 
 
 @pytest.mark.slow
