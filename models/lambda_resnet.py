@@ -130,7 +130,8 @@ class LambdaResNet(Backbone):
 
 def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage:
     """The blocks of c`stage` for an input of `channels`; its first block is number `first` of the network."""
-    width, blocks = a.widths[stage - 2], []
+    width = a.widths[stage - 2]
+    blocks: list[nn.Module] = []
     out = width * a.expansion
     owner: LambdaLayer | None = None
     for block in range(1, a.depths[stage - 2] + 1):

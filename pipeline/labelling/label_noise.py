@@ -46,7 +46,7 @@ class Estimates:
 
     def choose(self, most: float) -> list[int | None]:
         """Of each class, the place of the least threshold whose expected noise is at most `most`; None: no one's is."""
-        passes = self.noise + CAUTION * self.error <= most
+        passes = (self.noise + CAUTION * self.error <= most) & (self.kept.sum(axis=0) > 0)
         return [int(row.argmax()) if row.any() else None for row in passes]
 
     def look_up(self, thresholds: Sequence[float]) -> list[int | None]:
@@ -55,7 +55,8 @@ class Estimates:
 
     def describe(self, places: Sequence[int | None], *, chosen: bool) -> dict[str, Any]:
         """What these thresholds keep: per class `thresholds`, `kept` and expected `noise` with `low` and `high` (None
-        where nothing is kept), and `in_all` the same of all classes together, weighted by what is kept of each."""
+        where no threshold will do, or no audited image of any class reaches it), and `in_all` the same of all classes
+        together, weighted by what is kept of each."""
         classes = np.array([number for number, place in enumerate(places) if place is not None], np.int64)
         taken = (classes, np.array([place for place in places if place is not None], np.int64))
         kept, noise, weight = self.kept[taken], self.noise[taken], self.weight[taken]
@@ -65,8 +66,9 @@ class Estimates:
             "thresholds": _spread(self.at[taken[1]], classes, len(places)),
             "kept": [count or 0 for count in _spread(kept, classes, len(places))],
         }
+        known = self.kept.sum(axis=0)[taken[1]] > 0
         for name, values in (("noise", expected), ("low", low), ("high", high)):
-            found[name] = _spread(np.round(values, 6), classes, len(places))
+            found[name] = _spread(np.round(values, 6)[known], classes[known], len(places))
         return found | {"in_all": in_all(found, found["kept"])}
 
 
@@ -104,14 +106,14 @@ def interval(share: Floats, images: Floats) -> tuple[Floats, Floats]:
 
 def in_all(level: dict[str, Any], weights: Sequence[int]) -> dict[str, Any]:
     """`noise`, `low` and `high` of a set with so many images of each class, by what is known of each (a level of
-    `Estimates.describe`); None where there are none, or nothing is known of a class. The classes' errors are taken to
-    go one way, as they do where all thresholds passed partly by luck."""
-    weight = np.asarray(weights, np.float64)
-    there = np.flatnonzero(weight)
-    columns = {name: [level[name][number] for number in there] for name in ("noise", "low", "high")}
-    if not len(there) or None in columns["noise"]:
+    `Estimates.describe`); None where there are none, or nothing is known of any of them. The classes' errors are taken
+    to go one way, as they do where all thresholds passed partly by luck."""
+    known = [number for number, weight in enumerate(weights) if weight and level["noise"][number] is not None]
+    columns = {name: [level[name][number] for number in known] for name in ("noise", "low", "high")}
+    if not known:
         return dict.fromkeys(columns)
-    return {name: round(float(np.average(column, weights=weight[there])), 6) for name, column in columns.items()}
+    weight = [float(weights[number]) for number in known]
+    return {name: round(float(np.average(column, weights=weight)), 6) for name, column in columns.items()}
 
 
 def levels(found: Estimates) -> list[dict[str, Any]]:

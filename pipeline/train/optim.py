@@ -55,7 +55,7 @@ def create_optimizer(
     return create_optimizer_v2([g for g in groups if g["params"]], opt=name, lr=0.0, weight_decay=weight_decay, **extra)
 
 
-def _linear(model: nn.Module) -> Iterator[nn.Parameter]:
+def _linear(model: nn.Module) -> Iterator[Tensor]:
     """The weights of linear layers in the order of definition; the last one is the classifier's."""
     return (module.weight for module in model.modules() if isinstance(module, nn.Linear))
 

@@ -78,6 +78,13 @@ def test_few_images_prove_nothing() -> None:
     assert many.choose(0.05)[1] is not None
 
 
+def test_where_no_audited_image_is_so_sure_nothing_is_known() -> None:
+    found = label_noise.estimate(np.array([0, 1]), np.ones(2, bool), np.array([0.5, 0.6], np.float32), 2, [0.8])
+    level = found.describe(found.look_up([0.8, 0.8]), chosen=False)
+    assert level["kept"] == [0, 0] and level["noise"] == level["low"] == [None, None]
+    assert label_noise.in_all(level, [3, 4])["noise"] is None and found.choose(1.0) == [0, 0]
+
+
 def test_levels_at_given_thresholds_are_counts() -> None:
     said, right, sure = draw(np.random.default_rng(3), 500, np.ones(3))
     found = label_noise.estimate(said, right, sure, 3)
