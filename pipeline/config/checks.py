@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.settings import Job, Select
+from pipeline.config.settings import THRESHOLD, Job, Select
 from pipeline.config.settings_train import Train
 from pipeline.errors import ConfigError
 
@@ -62,7 +62,8 @@ def spell_out_labelling(raw: dict[str, Any], shared: dict[str, Any], path: str) 
 def check_labels_only(job: Job, path: str) -> None:
     """Who speaks of what only students have has forgotten one."""
     select = job.generations[0].select
-    said = [f"select.{name}" for name, value in vars(select).items() if value != getattr(Select(), name)]
+    usual = vars(Select(threshold=select.threshold if select.threshold == THRESHOLD else None))  # as job.yaml has it
+    said = [f"select.{name}" for name, value in vars(select).items() if value != usual[name]]
     said += ["min_gain"] if job.min_gain is not None else []
     said += ["finetune.resolution"] if job.finetune.resolution else []
     if said:
