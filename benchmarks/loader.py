@@ -182,7 +182,7 @@ def ray_view(case: Case) -> loader_peers.View:
 def stubbed(size: int) -> Iterator[None]:
     """Our loader, with one ready view in place of what becomes of an image's bytes."""
     view = np.zeros((size, size, 3), np.uint8).transpose(2, 0, 1)
-    with mock.patch.multiple(loader, read=lambda data, small: None, seeded_view=lambda image, augment, seed: view):
+    with mock.patch.multiple(loader, read=lambda data, small: None, seeded_view=lambda *drawn: view):
         yield
 
 

@@ -11,6 +11,7 @@ from models.blocks import SHORTCUTS, STEMS
 from models.lambda_layer import PAPER_SCOPE, PAPER_SCOPE_DEEP, check_arguments
 
 LambdaBlocks = str | tuple[int, ...]
+BLOCKS = ("bottleneck", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class Architecture:
     stem: str = "d"
     stem_width: int = 64
     shortcut: str = "pool"
+    block: str = "bottleneck"
+    """"bottleneck", or "plain": nothing but the 3×3 convolution or the lambda layer, on `widths` channels. The first
+    block of a plain stage changes the channels, which a lambda layer cannot."""
     expansion: int = 4
     k: int = 16
     """Query and key depth of the lambda layers."""
@@ -73,7 +77,9 @@ class Architecture:
         for name in ("stem_width", "expansion", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name, allowed in (("stem", STEMS), ("shortcut", SHORTCUTS), ("layer", ("lambda", *ATTENTION))):
+        for name, allowed in (
+            ("stem", STEMS), ("shortcut", SHORTCUTS), ("layer", ("lambda", *ATTENTION)), ("block", BLOCKS),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in ("dropout", "stochastic_depth"):
@@ -82,6 +88,19 @@ class Architecture:
         for stage in {*self.se, *self.lambdas} - {*stages}:
             raise ValueError(f"there is no stage c{stage}: the stages are c2 to c{stages[-1]}")
         self._check_layers()
+        if self.block == "plain":
+            self._check_plain()
+
+    def _check_plain(self) -> None:
+        if self.expansion != 1 or self.se:
+            raise ValueError("plain blocks neither expand nor squeeze: leave out se, and set expansion to 1")
+        for stage, width in enumerate(self.widths, 2):
+            channels = self.widths[stage - 3] if stage > 2 else self.stem_width
+            if self.is_lambda(stage, 1) and channels != width:
+                raise ValueError(
+                    f"block 1 of c{stage} takes {channels} channels to {width}, which a lambda layer cannot; leave it "
+                    f"out of lambdas: 'rest'"
+                )
 
     def _check_layers(self) -> None:
         """Checks the layers of the blocks that `lambdas` names."""

@@ -42,8 +42,13 @@ def half_stem(channels: int, out: int) -> nn.Sequential:
     return conv_bn(channels, out, 3, stride=2)
 
 
-STEMS = {"vanilla": vanilla_stem, "d": resnet_d_stem, "small": small_stem, "half": half_stem}
-STEM_STRIDES = {"vanilla": 4, "d": 4, "small": 1, "half": 2}
+def pair_stem(channels: int, out: int) -> nn.Sequential:
+    """Two 3×3 convolutions, the second of stride 2: the first sees every pixel, at half the channels."""
+    return nn.Sequential(conv_bn(channels, out // 2, 3), conv_bn(out // 2, out, 3, stride=2))
+
+
+STEMS = {"vanilla": vanilla_stem, "d": resnet_d_stem, "small": small_stem, "half": half_stem, "pair": pair_stem}
+STEM_STRIDES = {"vanilla": 4, "d": 4, "small": 1, "half": 2, "pair": 2}
 
 
 def conv_shortcut(channels: int, out: int, stride: int) -> nn.Module:
@@ -126,3 +131,21 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.drop(self.se(self.expand(self.mix(self.reduce(x)))))
         return torch.relu(self.shortcut(x) + branch)
+
+
+class Plain(nn.Module):
+    """relu(bn(mix(x))), and with the input added before the ReLU where the shapes agree: relu(x + drop(bn(mix(x)))).
+
+    `mix`, a 3×3 convolution or a lambda layer, maps `channels` to `out`; no 1×1 convolutions around it. The batch norm
+    of a block that adds its input starts at scale zero.
+    """
+
+    def __init__(self, channels: int, out: int, mix: nn.Module, *, stride: int = 1, drop: float = 0.0) -> None:
+        super().__init__()
+        self.adds = stride == 1 and channels == out
+        self.mix = nn.Sequential(mix, BatchNorm2d(out, gamma=0.0 if self.adds else 1.0))
+        self.drop = StochasticDepth(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.mix(x)
+        return torch.relu(x + self.drop(branch) if self.adds else branch)

@@ -49,18 +49,26 @@ TRAINED_AT: dict[int, tuple[int, ...]] = {
 HYBRIDS = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
 """Convolution or lambda in each of c2 to c5: the 90-epoch study on the vanilla ResNet-50."""
 
+PLAIN: dict[str, Any] = {
+    "depths": (1, 2, 2), "widths": (64, 128, 256), "stem": "pair", "block": "plain", "expansion": 1, "k": 16,
+}  # fmt: skip
+
 SMALL: dict[str, dict[str, Any]] = {
     "lambda_resnet_tiny": {"depths": (1, 1, 1), "widths": (16, 32, 64)},
     "lambda_resnet_small": {"depths": (1, 2, 2), "widths": (16, 32, 64)},
     "lambda_resnet_medium": {"depths": (1, 2, 2), "widths": (24, 48, 96)},
     "lambda_resnet_cifar_14": {"depths": (1, 1, 2), "widths": (64, 128, 256), "expansion": 1, "k": 16},
     "lambda_resnet_cifar_26": {"depths": (2, 2, 4), "widths": (64, 128, 256), "expansion": 1, "k": 16},
+    "lambda_resnet_cifar_plain": {**PLAIN, "lambdas": {3: "rest", 4: "rest"}},
+    "resnet_cifar_plain": {**PLAIN, "lambdas": {}},
 }
 """Three stages, for images of 8 to 64 pixels, which the stem halves.
 
 A lambda layer runs before its stride, so the first block of c3 would see the map of c2 and stays a convolution; the
-other blocks of c3 and all of c4 are lambda. The last two members are wide rather than deep and do not expand: a CPU
-computes a given number of products fastest in a few large convolutions of small maps.
+other blocks of c3 and all of c4 are lambda. The `cifar` members are wide rather than deep and do not expand: a CPU
+computes a given number of products fastest in a few large convolutions of small maps. The plain ones are nothing but
+3×3 convolutions, and lambda layers where maps are a quarter (8×8 of 32) or an eighth as wide as the image;
+the last is their convolutional twin.
 """
 
 

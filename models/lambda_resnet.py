@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture as Architecture
 from models.attention import ATTENTION, SelfAttention
-from models.blocks import SHORTCUTS, STEM_STRIDES, STEMS, Bottleneck, SqueezeExcite
+from models.blocks import SHORTCUTS, STEM_STRIDES, STEMS, Bottleneck, Plain, SqueezeExcite
 from models.lambda_layer import LambdaLayer
 from models.recompute import recomputed
 
@@ -120,7 +120,8 @@ class LambdaResNet(Backbone):
         statistics of all other norms belong to the frozen network, and would go on changing in training mode. So keep
         the network in eval mode, except for the module of "last_norm", because the resolution shifts its statistics.
         """
-        norm = f"stages.{len(self.stages) - 1}.{self.architecture.depths[-1] - 1}.expand.1"
+        inside = "mix.1" if self.architecture.block == "plain" else "expand.1"
+        norm = f"stages.{len(self.stages) - 1}.{self.architecture.depths[-1] - 1}.{inside}"
         return {
             role: [f"{module}.{name}" for name, _ in self.get_submodule(module).named_parameters()]
             for role, module in (("head", "classifier"), ("last_norm", norm))
@@ -129,7 +130,8 @@ class LambdaResNet(Backbone):
 
 def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage:
     """The blocks of c`stage` for an input of `channels`; its first block is number `first` of the network."""
-    width, blocks = a.widths[stage - 2], []
+    width = a.widths[stage - 2]
+    blocks: list[nn.Module] = []
     out = width * a.expansion
     owner: LambdaLayer | None = None
     for block in range(1, a.depths[stage - 2] + 1):
@@ -139,13 +141,16 @@ def build_stage(a: Architecture, stage: int, channels: int, first: int) -> Stage
         if is_lambda:
             mix = _lambda_or_attention(a, width, stride, owner)
         else:
-            mix = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+            mix = nn.Conv2d(channels if a.block == "plain" else width, width, 3, stride, 1, bias=False)
         if a.share_embeddings and owner is None and isinstance(mix, LambdaLayer):
             owner = mix
-        shortcut = SHORTCUTS[a.shortcut](channels, out, stride)
         drop = a.stochastic_depth * (first + block - 1) / sum(a.depths)
         se = stage in a.se and not is_lambda
-        blocks.append(Bottleneck(channels, width, out, mix, shortcut=shortcut, se=se, drop=drop))
+        if a.block == "plain":
+            blocks.append(Plain(channels, out, mix, stride=stride, drop=drop))
+        else:
+            shortcut = SHORTCUTS[a.shortcut](channels, out, stride)
+            blocks.append(Bottleneck(channels, width, out, mix, shortcut=shortcut, se=se, drop=drop))
         channels = out
     built = Stage(*blocks)
     built.checkpointing = a.checkpointing

@@ -110,6 +110,8 @@ def stages_of(job: Job, done: Mapping[str, Done] | None = None, folds: int = 0, 
         add("label", f"gen{number}-label", number)
         add("select", f"gen{number}-select", number)
         add("train", f"gen{number}-student", number)
+    if stop and stop.audited:
+        add("audit", f"gen{last + 1}-audit", last + 1)  # which found that out
     if job.finetune.resolution:
         add("finetune", f"gen{last}-finetune", last)
     if untested:

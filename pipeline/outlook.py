@@ -35,7 +35,7 @@ AT_ONCE = 64  # images in a measured step: more do not make a network faster by 
 FEW_STEPS = 200  # below this no network that we trained has learnt
 MANY_EPOCHS = 1000  # three times what the longest recipes that were trained or published take
 BYTES = 4  # of a number
-SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2}  # numbers that the optimizer keeps for each weight
+SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2, "muon": 1}  # numbers that the optimizer keeps for each weight
 
 Network = tuple[str, str, int]
 """(model, its overrides as text, pixels per side): what decides the speed, beside the machine."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from models.first_layer import first_convolution
 from pipeline import weights
 from pipeline.augment.noise import augment_of
 from pipeline.config.settings import Job
@@ -57,6 +58,8 @@ def check_starts(job: Job, stages: Iterable[Stage], classes: int) -> None:
                     raise ConfigError(weights.no_published_weights(settings.model))
                 if settings.freeze:
                     classifier_of(model, settings.model)
+                if settings.first_layer == "whitening":
+                    _check_first_layer(model, settings.model)
             except UserError as error:
                 raise ConfigError(f"{stage.name}: {error}") from error
             if settings.init == "teacher" and stage.generation and before is not None:
@@ -65,6 +68,13 @@ def check_starts(job: Job, stages: Iterable[Stage], classes: int) -> None:
                 except WeightsError as error:
                     raise ConfigError(f"{stage.name}: init is 'teacher', but {error}") from error
         before = model
+
+
+def _check_first_layer(model: nn.Module, name: str) -> None:
+    try:
+        first_convolution(model)
+    except ValueError as error:
+        raise ConfigError(f"first_layer is whitening, but {error} (model '{name}'); drop first_layer") from error
 
 
 def mistakes(job: Job, stages: Iterable[Stage], classes: int, done: Mapping[str, Done]) -> list[str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pipeline import graph, outlook, storage
@@ -18,7 +18,7 @@ from pipeline.labelling.label_progress import shares
 from pipeline.plan import early_stop
 from pipeline.plan.corpora import Corpora, audited_of, sources_of
 from pipeline.plan.inputs import training_of
-from pipeline.plan.stage import PROGRESS, Done, Stage, read_done
+from pipeline.plan.stage import AUDIT, PROGRESS, Done, Stage, read_done, read_json_file
 from pipeline.printable import counted
 from pipeline.progress import SILENT_SECONDS, safe
 from pipeline.stages.detector import detector_of
@@ -82,10 +82,28 @@ def plan_table(job: Job, *, measure: bool = False) -> tuple[Group, list[str]]:
     shards, lacking = _shards_table(job, done) if prepared else ("shards: written by the first stage", [])
     wrong, small = _notes_on_models(job, done) if job.classifies else ([], [])
     small = [*small, *lengths]
-    notes = [f"\n{total}"] if total else []
+    notes: list[Any] = [*_noise_levels(job, done)]
+    notes += [f"\n{total}"] if total else []
     notes += [f"\n[red]✗[/red] {safe(text)}" for text in wrong]
     notes += [f"\n! {safe(text)}" for text in (*small, *_sorted_shards(job, found), *missing)]
     return Group(shards, "", table, *notes), [*problems, *lacking, *wrong]
+
+
+def _noise_levels(job: Job, done: Mapping[str, Done]) -> Iterator[RenderableType]:
+    """What thresholds and noise levels would keep, of the last audit whose student is not trained yet."""
+    audits = [name for name in done if name.endswith("-audit")]
+    if not audits or audits[-1].replace("audit", "student") in done:
+        return
+    from pipeline.report import noise_levels
+
+    for grid in noise_levels.grids(read_json_file(done[audits[-1]], AUDIT), Corpora(job, done, write=False).classes):
+        table = Table(title=safe(grid.title), title_justify="left", box=None, pad_edge=False)
+        for number, column in enumerate(grid.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in grid.rows:
+            table.add_row(*(safe(text) for text in row))
+        yield ""
+        yield table
 
 
 def _class_count(job: Job, done: Mapping[str, Done]) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.over_views import answering, check_views
 from pipeline import storage
 from pipeline.data.images import View
 from pipeline.errors import ConfigError, OutputError, RemoteError, WeightsError
@@ -42,15 +43,27 @@ class Card:
     std: list[float]
     overrides: dict[str, Any] = field(default_factory=dict)
     temperature: float | None = None  # of an export: what makes the probabilities honest
+    test_views: list[str] = field(default_factory=list)  # over which answers are averaged (models.over_views)
 
     def view(self) -> View:
         return View(self.size, self.crop, self.interpolation, tuple(self.mean), tuple(self.std))
 
+    def looks(self) -> dict[str, Any]:
+        """All that decides what it sees of an image, as plain data."""
+        return dataclasses.asdict(self.view()) | ({"test_views": list(self.test_views)} if self.test_views else {})
 
-def card_of(architecture: str, overrides: Mapping[str, Any], classes: Sequence[str], view: View) -> Card:
+
+def card_of(
+    architecture: str,
+    overrides: Mapping[str, Any],
+    classes: Sequence[str],
+    view: View,
+    test_views: Sequence[str] = (),
+) -> Card:
     """What model.yaml will say of a model that looks at images like this."""
     mean, std = list(view.mean), list(view.std)
-    return Card(architecture, list(classes), view.size, view.crop, view.interpolation, mean, std, dict(overrides))
+    shown = view.size, view.crop, view.interpolation, mean, std
+    return Card(architecture, list(classes), *shown, dict(overrides), test_views=list(test_views))
 
 
 def build_model(
@@ -229,7 +242,9 @@ def write_card(folder: str, card: Card) -> None:
     import yaml
 
     said = {
-        name: value for name, value in dataclasses.asdict(card).items() if name != "temperature" or value is not None
+        name: value
+        for name, value in dataclasses.asdict(card).items()
+        if name not in ("temperature", "test_views") or value not in (None, [])
     }
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(folder, CARD), text.encode())
@@ -242,22 +257,25 @@ def read_card(folder: str) -> Card:
     try:
         data = storage.read_bytes(path)
         _check_recorded(path, data)
-        return Card(**yaml.safe_load(data))
+        card = Card(**yaml.safe_load(data))
+        check_views(card.test_views)
+        return card
     except FileNotFoundError as error:
         raise WeightsError(
             f"{storage.redact(folder)} has no {CARD}; name a folder that a training stage wrote"
         ) from error
-    except (TypeError, yaml.YAMLError) as error:
+    except (TypeError, ValueError, yaml.YAMLError) as error:
         raise WeightsError(f"{storage.redact(path)} is not a model card: {error}") from error
 
 
 def load_model(folder: str) -> tuple[nn.Module, Card]:
-    """The trained model of a stage folder, in eval mode on the CPU, and its card."""
+    """The trained model of a stage folder, in eval mode on the CPU, and its card; with `test_views` it answers over
+    them (models.over_views)."""
     card = read_card(folder)
     model = build_model(card.architecture, len(card.classes), card.overrides)
     path = storage.join(folder, WEIGHTS)
     load_state(model, read_state(path), path)
-    return model.eval(), card
+    return answering(model, card.test_views).eval(), card
 
 
 class Ensemble(nn.Module):

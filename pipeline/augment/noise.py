@@ -49,8 +49,15 @@ class Augment:
     """Range of the crop's area, as a fraction of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width / height."""
+    shift: float = 0.0
+    """Above 0, in place of the random resized crop: the whole image, shifted by up to this fraction of the side each
+    way, with its mirror image where it has nothing to show."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    alternate_flip: bool = False
+    """Who asks for the view says whether it is mirrored, and `flip` is not looked at."""
+    cutout: float = 0.0
+    """Side of the square that is hidden, as a fraction of the view's."""
     affine: Affine | None = None
     interpolation: str = "bicubic"
     """`bilinear`, `bicubic`, or `random` of the two."""
@@ -86,6 +93,10 @@ class Augment:
                 )
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is {self.flip}; it is a probability between 0 and 1")
+        if self.on_device and self.cutout:
+            raise ConfigError(
+                "cutout hides what the policy has made, but with augment_on: device the policy comes last; drop one"
+            )
         if self.on_device:
             randaugment.check_can_be_written(self.operations)
 
@@ -111,7 +122,10 @@ def augment_of(settings: settings_train.Train) -> Augment:
         ops=tuple(settings.augment_ops),
         scale=_pair(settings.crop_scale),
         ratio=_pair(settings.crop_ratio),
+        shift=settings.shift,
         flip=settings.flip,
+        alternate_flip=settings.alternate_flip,
+        cutout=settings.cutout,
         affine=None if moved == Affine() else moved,
         interpolation="bicubic" if settings.interpolation == "lanczos" else settings.interpolation,
         mean=mean,

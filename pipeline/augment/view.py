@@ -1,4 +1,4 @@
-"""Makes the training view of an image: random resized crop, flip, affine jitter, RandAugment.
+"""Makes the training view of an image: random resized crop or shift, flip, affine jitter, RandAugment, cutout.
 
 A view is a pure function of (image, Augment, 64-bit seed), so that no generator state is ever checkpointed.
 RandAugment draws from the global generators of `random` and numpy (pipeline.augment.randaugment); `undisturbed()` gives
@@ -32,34 +32,39 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numpy_)
 
 
-def train_view(image: Image.Image | Jpeg, augment: Augment, seed: int) -> np.ndarray:
-    """The view uint8 [3, size, size] of an RGB image that this seed stands for."""
+def train_view(image: Image.Image | Jpeg, augment: Augment, seed: int, mirrored: bool = False) -> np.ndarray:
+    """The view uint8 [3, size, size] of an RGB image that this seed stands for; `mirrored` is for `alternate_flip`."""
     with undisturbed():
-        return seeded_view(image, augment, seed)
+        return seeded_view(image, augment, seed, mirrored)
 
 
-def seeded_view(image: Image.Image | Jpeg, augment: Augment, seed: int) -> np.ndarray:
+def seeded_view(image: Image.Image | Jpeg, augment: Augment, seed: int, mirrored: bool = False) -> np.ndarray:
     """`train_view` that leaves the global generators changed: for many images inside one `undisturbed()`."""
     if augment.view:
         assert isinstance(image, Image.Image)  # short cuts are for noise
         return to_array(image, augment.view)
-    view, rng = _placed(image, augment, seed)
+    view, rng = _placed(image, augment, seed, mirrored)
     if augment.policy:
         view = carry_out(view, augment.operations, rng)
-    return np.asarray(view).transpose(2, 0, 1)
+    pixels = np.asarray(view).transpose(2, 0, 1)
+    return _hidden(pixels, augment, rng) if augment.cutout else pixels
 
 
-def view_and_operations(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def view_and_operations(
+    image: Image.Image | Jpeg, augment: Augment, seed: int, mirrored: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """`seeded_view` before the policy's operations, and those written down, float32 [layers, policy.WIDTH]."""
-    view, rng = _placed(image, augment, seed)
+    view, rng = _placed(image, augment, seed, mirrored)
     return np.asarray(view).transpose(2, 0, 1), write_down(augment.operations, rng)
 
 
-def _placed(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[Image.Image, random.Random]:
+def _placed(
+    image: Image.Image | Jpeg, augment: Augment, seed: int, mirrored: bool
+) -> tuple[Image.Image, random.Random]:
     """The view before any policy, and the generator that goes on drawing for this seed."""
     rng = random.Random(int(seed))
     resample = rng.choice(INTERPOLATIONS[augment.interpolation])
-    box = crop_box(image.size, augment, rng)
+    box = square_box(image.size, rng) if augment.shift else crop_box(image.size, augment, rng)
     size = (augment.size, augment.size)
     if augment.affine:
         view = image.resize(size, resample, box)
@@ -72,9 +77,37 @@ def _placed(image: Image.Image | Jpeg, augment: Augment, seed: int) -> tuple[Ima
         )
     else:
         view = image.resize(size, resample, box)
-    if augment.flip and rng.random() < augment.flip:
+    if augment.shift:
+        view = _shifted(view, round(augment.shift * augment.size), rng)
+    flips = mirrored if augment.alternate_flip else augment.flip and rng.random() < augment.flip
+    if flips:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return view, rng
+
+
+def square_box(size: tuple[int, int], rng: random.Random) -> tuple[int, int, int, int]:
+    """The largest square (left, top, right, bottom) of an image, somewhere along its longer side."""
+    width, height = size
+    side = min(size)
+    left, top = (int(rng.random() * (length - side + 1)) for length in (width, height))
+    return left, top, left + side, top + side
+
+
+def _shifted(view: Image.Image, reach: int, rng: random.Random) -> Image.Image:
+    """The view moved by up to `reach` whole pixels each way; beyond its edges it is mirrored, without the edge."""
+    dx, dy = (rng.randint(0, 2 * reach) for _ in range(2))
+    pixels = np.pad(np.asarray(view), ((reach, reach), (reach, reach), (0, 0)), "reflect")
+    return Image.fromarray(np.ascontiguousarray(pixels[dy : dy + view.height, dx : dx + view.width]))
+
+
+def _hidden(pixels: np.ndarray, augment: Augment, rng: random.Random) -> np.ndarray:
+    """A copy [3, s, s] with a square of the mean colour, as much of it as lies inside: its centre may be any pixel."""
+    side = max(1, round(augment.cutout * augment.size))
+    left, top = (rng.randrange(augment.size) - side // 2 for _ in range(2))
+    pixels = pixels.copy()
+    rows, columns = (slice(max(0, start), start + side) for start in (top, left))
+    pixels[:, rows, columns] = np.array(augment.fill, np.uint8)[:, None, None]
+    return pixels
 
 
 def crop_box(size: tuple[int, int], augment: Augment, rng: random.Random) -> tuple[int, int, int, int]:

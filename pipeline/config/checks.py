@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.checks_evaluate import check_robustness, check_sets
-from pipeline.config.settings import Job, Select
+from pipeline.config.settings import THRESHOLD, Job, Select
 from pipeline.config.settings_train import Train
 from pipeline.errors import ConfigError
 
@@ -68,7 +68,8 @@ def spell_out_labelling(raw: dict[str, Any], shared: dict[str, Any], path: str) 
 def check_labels_only(job: Job, path: str) -> None:
     """Who speaks of what only students have has forgotten one."""
     select = job.generations[0].select
-    said = [f"select.{name}" for name, value in vars(select).items() if value != getattr(Select(), name)]
+    usual = vars(Select(threshold=select.threshold if select.threshold == THRESHOLD else None))  # as job.yaml has it
+    said = [f"select.{name}" for name, value in vars(select).items() if value != usual[name]]
     said += ["min_gain"] if job.min_gain is not None else []
     said += ["finetune.resolution"] if job.finetune.resolution else []
     if said:
@@ -95,14 +96,23 @@ def check_generations(job: Job, path: str) -> None:
         )
 
 
+HOW_SURE = "each says how sure a label must be"
+
+
 def check_select(select: Select, where: str, path: str) -> None:
     weighted = select.weight == "confidence"
+    by_noise = select.max_noise is not None
     for one, other, both, why in (
+        ("max_noise", "threshold", by_noise and select.threshold is not None, HOW_SURE),
+        ("max_noise", "thresholds", by_noise and select.thresholds, HOW_SURE),
         ("per_class", "top_fraction", select.per_class and select.top_fraction, "each says how many images to keep"),
         ("weight", "max_copies", weighted and select.max_copies, "what is weighted by confidence is not copied"),
     ):
         if both:
-            raise ConfigError(f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them")
+            null = f", or write {other}: null where a base sets it" if other == "threshold" else ""
+            raise ConfigError(
+                f"{path}: {where}.{one} and {where}.{other} are both set, but {why}; drop one of them{null}"
+            )
 
 
 def check_job(job: Job, path: str) -> None:
@@ -206,6 +216,18 @@ def check_training(settings: Train, where: str, path: str) -> None:
             raise ConfigError(
                 f"{path}: {where}.{name} is {values}; it takes two numbers above 0, the least and the greatest"
             )
+    if unknown := [name for name in settings.test_views if name not in ("flip", "shift")]:
+        raise ConfigError(f"{path}: {where}.test_views names '{unknown[0]}'; allowed are flip and shift")
+    if settings.alternate_flip and settings.flip != 0.5:
+        raise ConfigError(
+            f"{path}: {where}.flip is {settings.flip}, but alternate_flip mirrors every image in half of its epochs; "
+            "leave flip at 0.5, or drop alternate_flip"
+        )
+    if settings.optimizer == "muon" and settings.parallel == "fsdp":
+        raise ConfigError(
+            f"{path}: {where}.optimizer is muon, whose updates need whole matrices, and parallel is fsdp, which splits "
+            "them; use ddp, or another optimizer"
+        )
     if not isinstance(settings.pretrained, bool) and not (isinstance(settings.pretrained, str) and settings.pretrained):
         raise ConfigError(
             f"{path}: {where}.pretrained is {settings.pretrained!r}; it takes true, false, a stage folder or a "

@@ -24,7 +24,8 @@ OF_STUDENTS = ("unlabelled_ratio", "pseudo_weight", "labels", "temperature")
 OF_WHOLE_NETWORKS = (
     "clip", "accumulate", "rollbacks", "weights", "augment", "augment_ops", "affine", "crop_scale", "crop_ratio",
     "flip", "augment_on", "mixup", "cutmix", "dropout", "stochastic_depth", "segments", "window", "evaluate_every",
-    "evaluate_raw", "checkpoint_every", "keep", "compile", "parallel", "static_graph",
+    "evaluate_raw", "checkpoint_every", "keep", "compile", "parallel", "static_graph", "shift", "alternate_flip",
+    "cutout", "test_views", "first_layer",
 )  # fmt: skip
 Idle = tuple[str, Any, str, Iterable[str], str]
 """(where, the settings there, the one that decides or "", the names of those that have no effect, why)"""
@@ -124,6 +125,11 @@ def _idle_in_training(where: str, settings: Train) -> Iterator[Idle]:
     if settings.freeze:
         why = "with freeze only the classifier is trained, on features that do not change"
         yield where, settings, "freeze", OF_WHOLE_NETWORKS, why
+    if settings.shift:
+        why = "with shift there is no random resized crop"
+        yield where, settings, "shift", ["crop_scale", "crop_ratio"], why
+    if settings.init == "teacher" or (settings.pretrained and not settings.freeze):
+        yield where, settings, "init", ["first_layer"], "the first weights are given"
     if not settings.rollbacks:
         yield where, settings, "rollbacks", ["rollback_factor"], "with rollbacks 0 no run goes back"
 

@@ -23,7 +23,7 @@ from pipeline.config import adopted, checks, checks_evaluate, detection, duratio
 from pipeline.config.effect import check_effect, names_in
 from pipeline.config.fields import REQUIRED
 from pipeline.config.overrides import override
-from pipeline.config.settings import Generation, Job, Label, Select
+from pipeline.config.settings import THRESHOLD, Generation, Job, Label, Select
 from pipeline.config.settings_detection import Detector
 from pipeline.config.settings_train import Finetune, Teacher, Train
 from pipeline.errors import ConfigError
@@ -116,6 +116,9 @@ def _load(path: str, overrides: Sequence[str]) -> Job:
         checks.check_training(job.teacher, "teacher", path)
     detection.check(job, path)
     check_effect(job, _said_in(path), _said_by(overrides), path)
+    for generation in job.generations:
+        if generation.select.threshold is None and generation.select.max_noise is None:
+            generation.select.threshold = THRESHOLD
     for data in (job.data, job.detection.data):
         if data.root and not storage.is_url(data.root):
             data.root = os.path.expanduser(data.root)

@@ -100,9 +100,22 @@ class Label:
     )
 
 
+THRESHOLD = 0.3  # where nothing else decides
+
+
 @dataclass
 class Select:
-    threshold: float = identity(0.3, "least confidence", low=0.0, high=1.0)
+    threshold: float | None = identity(
+        None, "least confidence; null: 0.3, or what the audit finds for max_noise", low=0.0, high=1.0
+    )
+    max_noise: float | None = identity(
+        None,
+        "share of wrong labels to expect in each class at most: the audit finds thresholds that keep below it; where "
+        "it finds none in any class, the generation is not run; not with threshold",
+        low=0.001,
+        high=1.0,
+        neutral=None,
+    )
     thresholds: dict[str, float] = identity(
         {}, "least confidence by class name, where it is another one", low=0.0, high=1.0, neutral={}
     )

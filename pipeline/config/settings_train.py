@@ -45,11 +45,26 @@ class Train:
     )
     mean: list[float] = identity([0.485, 0.456, 0.406], "mean per channel, in 0..1")
     std: list[float] = identity([0.229, 0.224, 0.225], "standard deviation per channel, in 0..1")
+    test_views: list[str] = identity(
+        [],
+        "further views of an image over which the model's answer is averaged wherever it is asked (validation, "
+        "labelling, test, predict): flip, its mirror image; shift, each of these also a little up left and down right",
+        neutral=[],
+    )
+    first_layer: str = identity(
+        "he",
+        "first weights of the first convolution: as all others', or filters that whiten small patches of the training "
+        "images",
+        choices=("he", "whitening"),
+        neutral="he",
+    )
     duration: str = identity("350ep", "epochs of the labelled images (30ep) or steps (2000st)")
     warmup: str = identity("5ep", "linear rise of the learning rate: 5ep or 100st")
     batch: int = identity(256, "labelled images in a global step", low=1)
     optimizer: str = identity(
-        "sgd", "sgd is Nesterov; adamw and lamb take a far lower `lr`", choices=("sgd", "adamw", "lamb")
+        "sgd",
+        "sgd is Nesterov; adamw, lamb and muon take a far lower `lr`",
+        choices=("sgd", "adamw", "lamb", "muon"),
     )
     lr: float = identity(0.1, "peak learning rate per `lr_images` images of the step", low=0.0)
     lr_images: int = identity(256, "images that `lr` refers to; 0: `lr` is absolute", low=0)
@@ -85,7 +100,27 @@ class Train:
     affine: Affine = identity(Affine, "random affine map of training images")
     crop_scale: list[float] = identity([0.08, 1.0], "area of the random resized crop", low=0.0, high=1.0)
     crop_ratio: list[float] = identity([0.75, 1.3333333333333333], "aspect of the random resized crop", low=0.1)
+    shift: float = identity(
+        0.0,
+        "shift training images by up to this share of the side each way, what comes in being mirrored, in place of the "
+        "random resized crop; 0: do not",
+        low=0.0,
+        high=0.5,
+        neutral=0.0,
+    )
     flip: float = identity(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    alternate_flip: bool = identity(
+        False,
+        "mirror each image in every other epoch, drawn once in which, in place of a chance in each; flip stays 0.5",
+        neutral=False,
+    )
+    cutout: float = identity(
+        0.0,
+        "side of a square of each training image that is hidden under the mean colour, as a share of the image's side",
+        low=0.0,
+        high=1.0,
+        neutral=0.0,
+    )
     augment_on: str = identity(
         "loader",
         "who carries out the policy: the loading processes, or the training device on whole batches",

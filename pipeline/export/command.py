@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from models.over_views import network_of
 from pipeline import storage, weights
 from pipeline.detection.card import is_detector
 from pipeline.errors import ConfigError, OutputError
@@ -71,12 +72,12 @@ def write(model: Model, out: str, max_drop: float | None) -> tuple[list[str], fl
             right = quantised.write(model, local, small, images, max_drop)
         config = None
         if model.card.architecture.startswith(timm_config.TIMM):
-            config = timm_config.text_of(model.module, model.card, str(Path(folder, "timm")))
+            config = timm_config.text_of(network_of(model.module), model.card, str(Path(folder, "timm")))
         made = {onnx_network.NAME: local} | ({quantised.NAME: small} if right else {})
         files = [WEIGHTS, CARD, *made, model_card.NAME, *([timm_config.NAME] if config else [])]
         parameters = weights.parameter_count(model.module)
         text = model_card.text_of(model, facts, parameters, files)
-        weights.save_state(storage.join(out, WEIGHTS), model.module.state_dict())
+        weights.save_state(storage.join(out, WEIGHTS), network_of(model.module).state_dict())
         weights.write_card(out, model.card)
         for name, path in made.items():
             with storage.writing(storage.join(out, name)) as temporary:

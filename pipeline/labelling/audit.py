@@ -15,17 +15,19 @@ from pipeline import storage
 from pipeline.data import parquet_files
 from pipeline.data.confidence_bins import Reliability, reliability
 from pipeline.errors import DataError
-from pipeline.labelling import calibration
+from pipeline.labelling import calibration, label_noise
 from pipeline.labelling.calibration import Answers
 
 STEPS = 100  # of confidence, for accuracy against threshold
+NEVER = 2.0  # a confidence that there is not
 
 
 def compare(
     joined: dict[str, tuple[Answers, Counter[str]]],
     classes: int,
-    threshold: float,
+    threshold: float | None,
     thresholds: Mapping[int, float],
+    max_noise: float | None = None,
     *,
     calibrate: bool,
 ) -> dict[str, Any]:
@@ -34,8 +36,10 @@ def compare(
     `images`, `bad` (by reason), `accuracy`, `ece`, `nll`, the `temperature` that minimises it, and `calibrated_ece` and
     `calibrated_nll` there; `reliability` and `calibrated_reliability` (per bin `count`, `confidence`, `accuracy`). Of
     the confidences that label files will hold: how many images are `confident`, at or above `threshold` (`thresholds`:
-    {class: another one}), the share of wrong labels among them (`noise`), per class `kept`, `precision` and `recall`,
-    and in steps of 0.01 the `steps` `count` and `right`. `sources`: images, accuracy and ECE of each.
+    {class: another one}) or at or above what keeps the noise of each class below `max_noise`, the share of wrong labels
+    among them (`noise`), per class `kept`, `precision` and `recall`, and in steps of 0.01 the `steps` `count` and
+    `right`. What to expect of the corpus (label_noise.Estimates.describe): `level`, of these thresholds, and `levels`,
+    of others. `sources`: images, accuracy and ECE of each.
     """
     found = calibration.joined([answers for answers, _ in joined.values() if len(answers.truth)])
     if not len(found.truth):
@@ -45,7 +49,8 @@ def compare(
     raw, honest = (calibration.confidence_at(found, t) for t in (1.0, temperature))
     before, after = (reliability(sure, found.correct) for sure in (raw, honest))
     confidence = honest if calibrate else raw
-    least = [thresholds.get(number, threshold) for number in range(classes)]
+    level, levels = _expected(found, confidence, classes, threshold, thresholds, max_noise)
+    least = [NEVER if one is None else one for one in level["thresholds"]]
     kept = calibration.keep(found, confidence, least, classes)
     steps = reliability(confidence, found.correct, STEPS)
     bad = sum((bad for _, bad in joined.values()), Counter[str]())
@@ -61,6 +66,7 @@ def compare(
         "calibrated_nll": calibration.nll(found, temperature),
         "exact": not found.unnamed,
         "threshold": threshold,
+        **({} if max_noise is None else {"max_noise": max_noise}),
         "confident": int(kept.kept.sum()),
         "noise": kept.noise,
         "kept": kept.kept.tolist(),
@@ -69,8 +75,25 @@ def compare(
         "reliability": _plain(before),
         "calibrated_reliability": _plain(after),
         "steps": {"count": steps.count.tolist(), "right": np.rint(steps.count * steps.accuracy).astype(int).tolist()},
+        "level": level,
+        "levels": levels,
         "sources": {source: _summary(answers) for source, (answers, _) in joined.items()},
     }
+
+
+def _expected(
+    found: Answers,
+    confidence: npt.NDArray[np.float32],
+    classes: int,
+    threshold: float | None,
+    thresholds: Mapping[int, float],
+    max_noise: float | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The level that selection will use, and those that are shown beside it."""
+    least = [] if threshold is None else [thresholds.get(number, threshold) for number in range(classes)]
+    estimates = label_noise.estimate(found.predicted, found.correct, confidence, classes, least)
+    places = estimates.look_up(least) if max_noise is None else estimates.choose(max_noise)
+    return estimates.describe(places, chosen=max_noise is not None), label_noise.levels(estimates)
 
 
 def _summary(found: Answers) -> dict[str, Any]:

@@ -116,8 +116,9 @@ def make_labeller(spec: LabelSpec) -> Labeller:
             f"({', '.join(card.classes[:3])} …), and this job has {len(spec.classes)} "
             f"({', '.join(spec.classes[:3])} …); give a teacher that was trained on the job's class list"
         )
+    flip = spec.flip and "flip" not in card.test_views
     teacher = on_device(
-        module, card.view(), spec.device, temperature=spec.temperature, flip=spec.flip, compiled=spec.compile
+        module, card.view(), spec.device, temperature=spec.temperature, flip=flip, compiled=spec.compile
     )
     return Labeller(spec, teacher)
 
@@ -159,12 +160,18 @@ class Labeller:
     def identity(self, shard: Shard) -> dict[str, Any]:
         """What makes a label file this one and no other; all of it is in the file's metadata."""
         view = self.teacher.view
+        views = getattr(self.teacher.module, "views", ())  # models.over_views
         return {
             "shard": shard.name,
             "shard_size": shard.size,
             "teacher": self.spec.teacher,
             "class_list": label_files.class_list_hash(self.spec.classes),
-            "transform": {**dataclasses.asdict(view), "mean": list(view.mean), "std": list(view.std)},  # as JSON has it
+            "transform": {  # as JSON has it
+                **dataclasses.asdict(view),
+                **({"test_views": list(views)} if views else {}),
+                "mean": list(view.mean),
+                "std": list(view.std),
+            },
             "temperature": self.spec.temperature,
             "flip": self.spec.flip,
             "batch_asked": self.spec.batch,

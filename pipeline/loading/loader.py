@@ -105,10 +105,11 @@ class TrainingData(Dataset):
                 source = self.sources[number].name
                 to["source"][here] = SOURCE_CODES[source]
                 to["targets"][here], to["hard"][here] = self.soft.make(source, rows, self.classes)
-                for place, shard, (of_shard, row), seed in zip(
-                    range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), strict=True
+                mirrored = sample_order.mirrored(self.seed, source, batch).tolist()
+                for place, shard, (of_shard, row), seed, turned in zip(
+                    range(here.start, here.stop), batch.shard.tolist(), rows, seeds.tolist(), mirrored, strict=True
                 ):
-                    self._view(to, place, (number, shard, row), of_shard, seed)
+                    self._view(to, place, (number, shard, row), of_shard, seed, turned)
         return packed
 
     def _kinds(self, images: int) -> dict[str, Kind]:
@@ -147,7 +148,13 @@ class TrainingData(Dataset):
         return found
 
     def _view(
-        self, to: dict[str, np.ndarray], place: int, key: tuple[int, int, int], rows: TrainingRows, seed: int
+        self,
+        to: dict[str, np.ndarray],
+        place: int,
+        key: tuple[int, int, int],
+        rows: TrainingRows,
+        seed: int,
+        mirrored: bool,
     ) -> None:
         """The training view of an image, at its place among the arrays of the batch; key: source, shard, row."""
         number, shard, row = key
@@ -155,9 +162,9 @@ class TrainingData(Dataset):
         try:
             image = self._kept.get(key) or self._read(key, rows)
             if self.augment.on_device:
-                view, to["operations"][place] = view_and_operations(image, self.augment, seed)
+                view, to["operations"][place] = view_and_operations(image, self.augment, seed, mirrored)
             else:
-                view = seeded_view(image, self.augment, seed)
+                view = seeded_view(image, self.augment, seed, mirrored)
         except RemoteError:  # nobody's mistake, and says itself what failed
             raise
         except OSError as error:

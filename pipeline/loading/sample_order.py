@@ -47,6 +47,13 @@ def sample_seed(seed: int, source_name: str, epoch: np.ndarray, position: np.nda
     return mix(mix(np.asarray(epoch, np.uint64) ^ key) ^ np.asarray(position, np.uint64))
 
 
+def mirrored(seed: int, source_name: str, batch: Batch) -> np.ndarray:
+    """Whether an alternating flip mirrors each sample: in its every other epoch, from the first or the second one on by
+    a draw for each sample; bool [b]."""
+    drawn = sample_seed(seed, f"{source_name} mirrored", batch.shard, batch.slot)
+    return ((drawn + batch.epoch.astype(np.uint64)) & np.uint64(1)).astype(bool)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples of one step, sorted by segment; all int64 [b].

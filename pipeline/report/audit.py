@@ -26,8 +26,8 @@ def summary(context: Context, number: int) -> dict[str, Any]:
     return {
         "generation": number,
         "dir": storage.redact(context.needs[f"gen{number}-audit"].folder),
-        **{name: found[name] for name in numbers},
-        "expected_noise": verdict.noise_of(found, chosen["copies_per_class"]),
+        **{name: found[name] for name in (*numbers, "max_noise") if name in found},
+        **verdict.expected(found, chosen["copies_per_class"]),
         "sources": found["sources"],
         "steps": found["steps"],
     }
@@ -39,7 +39,7 @@ def sentence(audit: Mapping[str, Any], who: str) -> str:
     return (
         f"Audit: on {counted(audit['images'], 'image')} whose class is known, {who} is right in "
         f"{_percent(audit['accuracy'])}; ECE {audit['ece']:.3f}, and temperature {audit['temperature']:.2f} {what} "
-        f"(ECE {audit['calibrated_ece']:.3f}); {verdict.of_labels(audit['expected_noise'])}."
+        f"(ECE {audit['calibrated_ece']:.3f}); {verdict.of_labels(audit)}."
     )
 
 
@@ -104,7 +104,9 @@ def reliability(found: Mapping[str, Any], generation: int) -> bytes:
     return png(figure)
 
 
-def threshold(histogram: Sequence[int], steps: Mapping[str, Sequence[int]], chosen: float, generation: int) -> bytes:
+def threshold(
+    histogram: Sequence[int], steps: Mapping[str, Sequence[int]], chosen: float | None, generation: int
+) -> bytes:
     """Over the threshold: the share of labelled images at or above it, and the share of right labels among the audited
     ones. Both in equal steps from 0 to 1."""
     figure, axes = figure_of("What a threshold keeps", head=0.72)
@@ -117,9 +119,10 @@ def threshold(histogram: Sequence[int], steps: Mapping[str, Sequence[int]], chos
     precise = 100 * np.divide(right, count, out=np.full(len(count), np.nan), where=count > 0)
     axes.plot(at, precise, color=shade, linewidth=2, alpha=FADED, zorder=3)
     axes.plot(at, np.where(count < verdict.FEW, np.nan, precise), color=shade, linewidth=2, zorder=3)
-    axes.axvline(chosen, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
-    side = {"xytext": (5, 8), "ha": "left"} if chosen < 0.5 else {"xytext": (-5, 8), "ha": "right"}
-    note(axes, f"threshold {chosen:g}", (chosen, 0), INK, 9, xycoords=("data", "axes fraction"), **side)
+    if chosen is not None:
+        axes.axvline(chosen, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
+        side = {"xytext": (5, 8), "ha": "left"} if chosen < 0.5 else {"xytext": (-5, 8), "ha": "right"}
+        note(axes, f"threshold {chosen:g}", (chosen, 0), INK, 9, xycoords=("data", "axes fraction"), **side)
     axes.set_xlim(0, 1.005)
     percent_range(axes, np.zeros(1), np.full(1, 100.0), margin=0.02)
     key(figure, [("labels right, on audited images", shade), ("unlabelled images kept", PALE)])

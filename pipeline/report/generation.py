@@ -10,7 +10,7 @@ from pipeline.data.shards import Shard, bad_counts
 from pipeline.plan.context import Context
 from pipeline.plan.stage import SELECTION, read_json_file
 from pipeline.printable import counted
-from pipeline.report import audit, bad_samples, plots, samples, verdict
+from pipeline.report import audit, bad_samples, noise_levels, plots, samples, verdict
 from pipeline.report.contact_sheet import contact_sheet, thumbnail
 from pipeline.report.page import Bad, Picture, Section
 from pipeline.report.samples import Found
@@ -66,7 +66,8 @@ def section(
     facts = _facts(found, chosen, settings, len(corpus)) | audit.facts(audited)
     lead = audit.sentence(audited, who)
     advice = verdict.of_selection(audited, kept, names)
-    return Section(number, teacher, student, lead, facts, pictures, advice, sheets, *bad_of(found, seen, corpus))
+    grids = noise_levels.grids(audit.read(context, number), names)
+    return Section(number, teacher, student, lead, facts, pictures, advice, sheets, *bad_of(found, seen, corpus), grids)
 
 
 def _some(shown: Sequence[int], names: Sequence[str]) -> str:
@@ -87,7 +88,8 @@ def _facts(found: Found, chosen: Mapping[str, Any], settings: Any, shards: int) 
     )
     if found.missing:
         facts["shards without labels"] = f"{len(found.missing):,}"
-    facts[f"confidence ≥ {settings.threshold:g}"] = f"{chosen['confident']:,}{share}"
+    rule = "sure enough for max_noise" if settings.threshold is None else f"confidence ≥ {settings.threshold:g}"
+    facts[rule] = f"{chosen['confident']:,}{share}"
     if chosen["excluded"]:
         facts["copies of held-out images"] = f"{chosen['excluded']:,} dropped"
     facts["kept"] = f"{chosen['kept']:,}"

@@ -18,7 +18,7 @@ from pipeline.data.shards import Shard, bad_counts
 from pipeline.plan.context import Context
 from pipeline.plan.stage import JOB, PAGE, SUMMARY, Result
 from pipeline.printable import counted
-from pipeline.report import audit, bad_samples, fonts, generation, page, samples
+from pipeline.report import audit, bad_samples, fonts, generation, noise_levels, page, samples
 from pipeline.report.contact_sheet import contact_sheet
 from pipeline.report.page import Page, Picture, Section, Sheet
 from pipeline.report.plots import BARS, confidence_axes
@@ -94,6 +94,7 @@ def assemble(context: Context) -> Result:
             (),
             _sheets(context, found, shown),
             *generation.bad_of(found, bad, corpus),
+            noise_levels.grids(audited, names) if audited else (),
         )
         content = Page(
             context.job.name,

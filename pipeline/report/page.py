@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.printable import counted
+from pipeline.report.noise_levels import Grid
 from pipeline.report.plots import Model
 from pipeline.report.style import HALF, clean, colour, short
 
@@ -92,6 +93,7 @@ class Section:
     sheets: Sequence[Sheet] = ()
     bad: Sequence[Bad] = ()
     bad_title: str = ""
+    grids: Sequence[Grid] = ()
 
 
 @dataclass(frozen=True)

@@ -202,22 +202,23 @@ def learning_curves(validation: Sequence[Curve], loss: Sequence[Curve]) -> bytes
 
 
 def confidence(
-    histogram: Sequence[int], kept: Sequence[int], confident: int, threshold: float, generation: int
+    histogram: Sequence[int], kept: Sequence[int], confident: int, threshold: float | None, generation: int
 ) -> bytes:
     """Confidences of all labelled images and, inside them, of the kept ones, in equal steps from 0 to 1;
-    `confident` images are at or above the threshold."""
+    `confident` images are at or above the threshold, or each its class's own (None)."""
     figure, axes = figure_of("Confidence of the labels", head=0.72)
     total, inner, shade = np.asarray(histogram), np.asarray(kept), colour(generation)
     left = np.arange(len(total)) / len(total)
-    sure = left + 0.5 / len(total) >= threshold
+    sure = left + 0.5 / len(total) >= (threshold or 0.0)
     width = 0.9 / len(total)
     light = tint(shade, 0.4)
     axes.bar(left, total, width, align="edge", color=[light if yes else PALE for yes in sure], zorder=2)
     axes.bar(left, inner, width, align="edge", color=shade, zorder=3)
     confidence_axes(axes, total)
-    axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
-    side = {"xytext": (5, -6), "ha": "left"} if threshold < 0.5 else {"xytext": (-5, -6), "ha": "right"}
-    note(axes, f"threshold {threshold:g}", (threshold, 1), INK, 9, xycoords=("data", "axes fraction"), **side)
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=DASHED, zorder=4)
+        side = {"xytext": (5, -6), "ha": "left"} if threshold < 0.5 else {"xytext": (-5, -6), "ha": "right"}
+        note(axes, f"threshold {threshold:g}", (threshold, 1), INK, 9, xycoords=("data", "axes fraction"), **side)
     key(
         figure,
         [

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.labelling import calibration
+from pipeline.labelling import calibration, label_noise
 from pipeline.printable import counted
 
 NOISE = 0.05  # of kept labels: what a student learns from without much harm
@@ -72,33 +72,40 @@ def _gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     }[sign(after)]
 
 
-def noise_of(audited: Mapping[str, Any], copies_per_class: Sequence[int]) -> float | None:
-    """The share of wrong labels to expect in what was kept; `audited`: audit.json."""
-    return calibration.expected_noise(audited["precision"], audited["noise"], copies_per_class)
+def expected(audited: Mapping[str, Any], copies_per_class: Sequence[int]) -> dict[str, float | None]:
+    """`expected_noise`, the share of wrong labels to expect in what was kept, and the interval from `expected_low` to
+    `expected_high`; `audited`: audit.json, of which earlier versions' have no interval."""
+    if "level" not in audited:
+        return {"expected_noise": calibration.expected_noise(audited["precision"], audited["noise"], copies_per_class)}
+    found = label_noise.in_all(audited["level"], copies_per_class)
+    return {f"expected_{name}": value for name, value in found.items()}
 
 
-def of_labels(noise: float | None) -> str:
-    """How many of the kept labels are wrong, as part of a sentence."""
-    if noise is None:
+def of_labels(audit: Mapping[str, Any]) -> str:
+    """How many of the kept labels are wrong, as part of a sentence; `audit`: with what `expected` found."""
+    if audit["expected_noise"] is None:
         return "nothing is known of the kept labels"
-    return f"{100 * noise:.1f} % of the kept labels are expected to be wrong"
+    between = ""
+    if audit.get("expected_low") is not None:
+        between = f" ({100 * audit['expected_low']:.1f} to {100 * audit['expected_high']:.1f} %)"
+    return f"{100 * audit['expected_noise']:.1f} %{between} of the kept labels are expected to be wrong"
 
 
 def of_selection(audit: Mapping[str, Any], kept_per_class: Sequence[int], names: Sequence[str]) -> list[str]:
     """What speaks against training a student on what was kept, and what to do; nothing where it is good. `audit`: of
-    audit.json `steps` and `threshold`, with `expected_noise`, as in summary.json."""
+    audit.json `steps` and `threshold` (or `max_noise`), with what `expected` found, as in summary.json."""
     found = []
-    noise = audit["expected_noise"]
-    if noise is None or noise > NOISE:
+    if _noisy(audit):
         found.append(f"{_capital(_mend(audit))}.")
     empty = [names[number] for number, kept in enumerate(kept_per_class) if not kept]
     if empty:
         shown = ", ".join(empty[:NAMED]) + (" …" if len(empty) > NAMED else "")
         them = "it" if len(empty) == 1 else "them"
+        lower = f"give {them} a lower threshold in select.thresholds"
+        lower = "raise select.max_noise" if "max_noise" in audit else lower
         found.append(
             f"Of {len(empty):,} of {counted(len(names), 'class')} no image is kept ({shown}), so the student learns "
-            f"{them} from labelled images alone: give {them} a lower threshold in select.thresholds, label more images "
-            f"of {them}, or train the teacher longer."
+            f"{them} from labelled images alone: {lower}, label more images of {them}, or train the teacher longer."
         )
     return found
 
@@ -129,17 +136,23 @@ def of_speed(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _advice(stage: str, audit: Mapping[str, Any]) -> str:
     """What to try for a student that gained nothing."""
-    noise = audit["expected_noise"]
-    if noise is None or noise > NOISE:
+    if _noisy(audit):
         return f"{stage}: {_mend(audit)}."
     return f"{stage}: its labels are good; try a larger student, a longer training, or more unlabelled images."
 
 
+def _noisy(audit: Mapping[str, Any]) -> bool:
+    noise = audit["expected_noise"]
+    return noise is None or noise > audit.get("max_noise", NOISE)
+
+
 def _mend(audit: Mapping[str, Any]) -> str:
     """What is wrong with the labels, and what makes them better."""
-    what = of_labels(audit["expected_noise"])
+    what = of_labels(audit)
     if audit["expected_noise"] is None:
         return f"{what}, for no audited image is so sure: lower select.threshold, or train the teacher longer"
+    if "max_noise" in audit:
+        return f"{what}: lower select.max_noise from {audit['max_noise']:g}, or train the teacher longer"
     better = _threshold(audit["steps"], audit["threshold"])
     if better is None:
         return f"{what}, and no threshold keeps that below {100 * NOISE:.0f} %: train the teacher longer"

@@ -20,6 +20,7 @@ from pipeline.selection.radix import STEPS, Counts, Settings, State
 from pipeline.selection.sort_keys import BITS, Distances, Hashes, Ints, distances, tie_hash, words
 
 BUFFERED = 1 << 20  # rows that are counted at once: adding up all counters costs as much as counting that many
+BEYOND = np.iinfo(np.uint32).max  # the distance of what no threshold lets through
 SEEN = 1 << 20  # places of the table that rules out most hashes
 
 
@@ -68,6 +69,8 @@ class LabelFile:
         self.label, self.confidence = (_filled(table[name].combine_chunks()) for name in ("label", "confidence"))
         self.hashes = table["image_hash"].combine_chunks() if held_out else None
         self.distance = distances(self.confidence)
+        if settings.left_out:
+            self.distance[np.isin(self.label, settings.left_out)] = BEYOND
 
     def check(self) -> None:
         """DataError unless classes and confidences are in their ranges."""

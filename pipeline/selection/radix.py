@@ -36,7 +36,8 @@ STEPS = 100  # bars of the confidence histogram
 class Settings:
     """What to keep; see above. At most one of `per_class` and `top_fraction`.
 
-    `thresholds`: {class: threshold} where it is another one. `by_confidence`: nothing is copied, and what is kept
+    `thresholds`: {class: threshold} where it is another one; `left_out`: classes of which nothing is kept; `by_noise`:
+    select.max_noise decided both. `by_confidence`: nothing is copied, and what is kept
     carries its confidence as a weight. `expected`: what every label file's metadata must say (labels.check_labels).
     `exclude`: sorted image hashes (labels.image_hash) of the validation and test images, copies of which are dropped.
     """
@@ -47,6 +48,8 @@ class Settings:
     max_copies: int | None = None
     top_fraction: float | None = None
     thresholds: Mapping[int, float] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
+    by_noise: bool = False
     by_confidence: bool = False
     expected: Mapping[str, Any] = field(default_factory=dict)
     exclude: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))

@@ -154,7 +154,10 @@ def _nothing(settings: Settings, counts: Counts) -> DataError:
         )
     highest = np.flatnonzero(counts.histogram).max() / len(counts.histogram)
     lowest = min([settings.threshold, *settings.thresholds.values()])
+    least = f"select.threshold is {lowest:g}; lower it"
+    if settings.by_noise:
+        least = f"select.max_noise wants {lowest:g} or more; raise it"
     return DataError(
         f"the selection keeps no image: of {counts.labelled:,} labelled ones the most confident has about "
-        f"{highest:.2f}, but select.threshold is {lowest:g}; lower it, or train a better teacher"
+        f"{highest:.2f}, but {least}, or train a better teacher"
     )

@@ -60,7 +60,7 @@ def run(context: Context) -> Result:
         {
             "model": card.architecture,
             "parameters": parameters,
-            "view": dataclasses.asdict(card.view()),
+            "view": card.looks(),
             "line": line if len(sources) == 1 else f"the mean of {line}",
             **({"temperature": card.temperature} if context.job.labels_only else {}),
         },
@@ -88,7 +88,9 @@ def _read(context: Context, source: str) -> tuple[weights.Card, State]:
             "folder or an export, or set teacher.model, resolution, mean and std, with data.classes"
         )
     else:
-        card = weights.card_of(settings.model, architecture_overrides(settings), classes, view_of(settings))
+        card = weights.card_of(
+            settings.model, architecture_overrides(settings), classes, view_of(settings), settings.test_views
+        )
     if card.classes != classes:
         raise WeightsError(
             f"teacher.checkpoint {storage.redact(source)} was trained for other classes ({describe(card.classes)}) "
@@ -124,7 +126,7 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
 
     first = found[0][0]
     for source, (card, _) in zip(sources, found, strict=True):
-        if card.view() != first.view():
+        if card.looks() != first.looks():
             raise WeightsError(
                 f"teacher.checkpoint {storage.redact(source)} looks at images as {_shown(card)}, and "
                 f"{storage.redact(sources[0])} as {_shown(first)}; teachers that "
@@ -136,7 +138,9 @@ def _averaged(sources: list[str], found: list[tuple[weights.Card, State]]) -> tu
 
 
 def _shown(card: weights.Card) -> str:
-    return f"{card.size} pixels, crop {card.crop}, {card.interpolation}, mean {card.mean}, std {card.std}"
+    return f"{card.size} pixels, crop {card.crop}, {card.interpolation}, mean {card.mean}, std {card.std}" + (
+        f", test_views {card.test_views}" if card.test_views else ""
+    )
 
 
 def describe(classes: list[str]) -> str:

@@ -42,6 +42,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
         "settings": settings,
         "threshold": generation.select.threshold,
         "thresholds": generation.select.thresholds,
+        **({} if generation.select.max_noise is None else {"max_noise": generation.select.max_noise}),
         "teacher": inputs.model,
         "audited": {name: inputs.content[name] for name in audited_of(inputs.job)},
         "classes": inputs.classes,
@@ -60,6 +61,7 @@ def run(context: Context) -> Result:
         len(names),
         generation.select.threshold,
         by_number(generation.select.thresholds, names, "select.thresholds"),
+        generation.select.max_noise,
         calibrate=generation.label.calibrate,
     )
     model = storage.name(context.needs[context.stage.needs[-1]].folder)
@@ -72,7 +74,10 @@ def run(context: Context) -> Result:
             "look at the reliability diagram in the report"
         )
     metrics = {name: float(found[name]) for name in NUMBERS if found[name] is not None}
-    return Result({"line": line_of(found), "temperature": temperature}, metrics=metrics, artifacts=[AUDIT])
+    info = {"line": line_of(found), "temperature": temperature}
+    if all(least is None for least in found["level"]["thresholds"]):
+        info["too_noisy"] = generation.select.max_noise  # with which the generations end here (plan.early_stop)
+    return Result(info, metrics=metrics, artifacts=[AUDIT])
 
 
 def _label(context: Context, sources: tuple[str, ...]) -> None:
@@ -94,10 +99,10 @@ def _label(context: Context, sources: tuple[str, ...]) -> None:
 def line_of(found: dict[str, Any]) -> str:
     """An audit in one line."""
     noise = "nothing" if found["noise"] is None else f"{100 * found['noise']:.1f} % wrong"
+    rule = f"max_noise {found['max_noise']:g}" if "max_noise" in found else f"confidence ≥ {found['threshold']:g}"
     return (
         f"accuracy {100 * found['accuracy']:.1f} % on {counted(found['images'], 'image')}, ECE {found['ece']:.3f}, "
-        f"temperature {found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at confidence ≥ "
-        f"{found['threshold']:g}"
+        f"temperature {found['temperature']:.2f}{' (applied)' if found['calibrate'] else ''}, {noise} at {rule}"
     )
 
 

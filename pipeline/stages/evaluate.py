@@ -171,13 +171,15 @@ def _row(
 def _flops(context: Context, stage: str, folder: str) -> int | None:
     import torch
 
+    from models.over_views import answering
     from pipeline import weights
     from pipeline.report.costs_on_paper import flops
 
     card = weights.read_card(folder)
     try:
         with torch.device("meta"):  # where attention is counted too
-            return flops(weights.build_model(card.architecture, len(card.classes), card.overrides), card.size)
+            model = weights.build_model(card.architecture, len(card.classes), card.overrides)
+            return flops(answering(model, card.test_views), card.size)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         context.warn(f"{stage}: the FLOPs of {card.architecture} cannot be counted ({reason})")

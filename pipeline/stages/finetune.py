@@ -86,6 +86,7 @@ def training(settings: Finetune, trained: Train, card: Card) -> Train:
             interpolation=card.interpolation,
             mean=list(card.mean),
             std=list(card.std),
+            test_views=list(card.test_views),
         ),
         **carried,
         **{name: getattr(settings, name) for name in OWN},

@@ -33,6 +33,7 @@ def identity(inputs: Inputs) -> dict[str, Any]:
     settings = identity_of(inputs.generation.select)
     return {
         "settings": settings,
+        **({} if inputs.generation.select.max_noise is None else {"audit": inputs.output(inputs.stage.needs[1])}),
         "labels": inputs.output(inputs.stage.needs[-1]),
         "held_out": held_out,
         **inputs.corrections("unlabelled"),
@@ -53,13 +54,19 @@ def run(context: Context) -> Result:
     held_out = [(source, shard.name) for source in held_out_of(context.job) for shard in context.corpora[source].shards]
     index = context.needs["index"]
     dropped = np.array(index.info.get("dropped", ()), np.uint64)
+    audited = read_json_file(context.needs[f"gen{context.stage.generation}-audit"], AUDIT)
+    least = audited["level"]["thresholds"] if settings.max_noise is not None else []
+    found = {number: threshold for number, threshold in enumerate(least) if threshold is not None}
+    left_out = tuple(number for number, threshold in enumerate(least) if threshold is None)
     wanted = select.Settings(
         num_classes=len(context.corpora.classes),
-        threshold=settings.threshold,
+        threshold=1.0 if settings.threshold is None else settings.threshold,
         per_class=settings.per_class,
         max_copies=settings.max_copies,
         top_fraction=settings.top_fraction,
-        thresholds=by_number(settings.thresholds, context.corpora.classes, "select.thresholds"),
+        thresholds=by_number(settings.thresholds, context.corpora.classes, "select.thresholds") | found,
+        left_out=left_out,
+        by_noise=settings.max_noise is not None,
         by_confidence=settings.weight == "confidence",
         expected=expected(context),
         exclude=np.union1d(image_hashes(index.folder, held_out), dropped),
@@ -83,13 +90,12 @@ def run(context: Context) -> Result:
     summary["bias"] = bias(summary["available"], labelled)
     summary |= {"corrected": corrected} if corrected else {}
     storage.write_json(storage.join(context.folder, SELECTION), summary)
-    audited = read_json_file(context.needs[f"gen{context.stage.generation}-audit"], AUDIT)
-    audited["expected_noise"] = noise = verdict.noise_of(audited, summary["copies_per_class"])
+    audited |= verdict.expected(audited, summary["copies_per_class"])
     _warn(context, summary, verdict.of_selection(audited, summary["kept_per_class"], context.corpora.classes))
     line = f"{summary['kept']:,} of {counted(summary['labelled'], 'image')} kept, {summary['copies']:,} with copies"
     line += f", {sum(corrected.values()):,} corrected" if corrected else ""
-    if noise is not None:
-        line += f"; {verdict.of_labels(noise)}"
+    if audited["expected_noise"] is not None:
+        line += f"; {verdict.of_labels(audited)}"
     metrics = {name: float(summary[name]) for name in ("labelled", "confident", "excluded", "kept", "copies")}
     return Result({"line": line}, metrics=metrics, artifacts=[SELECTION])
 

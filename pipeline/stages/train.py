@@ -68,7 +68,7 @@ def run(context: Context) -> Result:
         teacher = context.needs[stage.needs[-1]].info["parameters"]
         if parameters < teacher:
             context.warn(preflight.smaller(stage.name, parameters, teacher))
-    card = weights.card_of(settings.model, spec.overrides, classes, spec.view)
+    card = weights.card_of(settings.model, spec.overrides, classes, spec.view, spec.test_views)
     trained = context.fit(loop_of(settings), spec)
     result = leave_model(context, spec, trained, card, parameters)
     if isinstance(settings.pretrained, str):
@@ -99,7 +99,7 @@ def leave_model(
     line += f", went back {counted(result['rollbacks'], 'time')}" if "rollbacks" in result else ""
     facts = {"model": card.architecture, "parameters": parameters, "steps": spec.steps, "validation": metrics}
     return Result(
-        {**facts, "view": dataclasses.asdict(card.view()), "line": line},
+        {**facts, "view": card.looks(), "line": line},
         output=made,
         metrics={f"best_validation_{key}": value for key, value in metrics.items()} | {"parameters": float(parameters)},
         model=True,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.first_layer import whiten
 from pipeline.augment.on_device import augment
 from pipeline.cluster.world import World
 from pipeline.data import images
@@ -15,6 +16,7 @@ from pipeline.loading.loader import batches
 from pipeline.train import validate
 from pipeline.train.backbone import load_backbone
 from pipeline.train.feeding import NICE, loading_processes
+from pipeline.train.first_images import first_images
 from pipeline.train.loss import batch_loss, weigh
 from pipeline.train.mixup import mix
 from pipeline.train.spec import TrainSpec
@@ -30,6 +32,8 @@ class Classification:
         model = build_model(spec.settings.model, spec.classes, spec.overrides, pretrained is True and fresh)
         if fresh and isinstance(pretrained, str):
             load_backbone(model, pretrained)
+        elif fresh and not pretrained and spec.settings.first_layer == "whitening":
+            whiten(model, first_images(spec))
         return model
 
     def batches(self, spec: TrainSpec, world: World, start_step: int) -> Iterator[Mapping[str, Any]]:

@@ -81,6 +81,11 @@ class TrainSpec:
         """Of validation; its mean and std are those of training too."""
         return view_of(self.settings)
 
+    @property
+    def test_views(self) -> list[str]:
+        """Over which the model answers; none of a probe, whose classifier is trained on features of the image alone."""
+        return [] if self.settings.freeze else self.settings.test_views
+
     @cached_property
     def augment(self) -> Augment:
         """Of training images: the noise of the settings; none, where only a part of the network is trained."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from models.measure import Step, device_name, if_it_fits, turns, wait
 from models.memory_format import channels_last
+from models.over_views import network_of
 from models.precision import has_bfloat16
 from pipeline import weights
 from pipeline.cluster.world import World, join
@@ -81,10 +82,10 @@ def counting_worker(batch: int) -> Callable[[Unit], list[float]]:
 def _load(trial: Trial, device: torch.device) -> tuple[nn.Module, weights.Card]:
     model, card = weights.load_model(trial.folder)
     if trial.raw:
-        weights.load_state(model, weights.read_state(trial.raw), trial.raw)
+        weights.load_state(network_of(model), weights.read_state(trial.raw), trial.raw)
     model = channels_last(model.to(device))
     if trial.size != card.size:
-        check_further_sizes(model, card.architecture, [trial.size])
+        check_further_sizes(network_of(model), card.architecture, [trial.size])
     return model, card
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from models.over_views import answering
 from pipeline.cluster.world import World
 from pipeline.train.evaluate import Memory, accuracy
 from pipeline.train.parallel import whole
@@ -25,7 +26,7 @@ def validate(trainee: Trainee, spec: TrainSpec, world: World, decoded: Memory) -
     def measure(model: nn.Module) -> dict[str, Any]:
         with whole(model):
             return accuracy(
-                model, spec.validation, spec.view, batch, world,
+                answering(model, spec.test_views), spec.validation, spec.view, batch, world,
                 precision=trainee.precision, memory=decoded,
             )  # fmt: skip
 

@@ -36,6 +36,7 @@ def states():
 @pytest.mark.parametrize("settings", [
     {}, {"policy": PAPER}, {"policy": "rand-m9-n3-mstd0.5-inc1", "interpolation": "random"},
     {"affine": Affine(10, 0.1, (0.8, 1.2), 10)}, {"policy": "rand-m5-tweights"},
+    {"shift": 0.5, "cutout": 0.25}, {"shift": 0.5, "policy": PAPER, "cutout": 0.5},
 ])  # fmt: skip
 def test_a_view_depends_on_the_seed_alone(settings):
     augment = Augment(size=16, **settings)
@@ -211,3 +212,52 @@ def test_an_affine_map_keeps_the_centre_and_turns_about_it():
 def test_mistakes_are_named_at_construction(settings, text):
     with pytest.raises(ConfigError, match=text):
         Augment(size=16, **settings)
+
+
+# ---- shift, alternating flip, cutout -----------------------------------------------------------------------
+
+
+def test_a_shift_moves_the_whole_image_and_mirrors_what_comes_in():
+    image = picture(16, 16)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4)), "reflect")
+    allowed = {padded[:, y : y + 16, x : x + 16].tobytes(): (y, x) for y in range(9) for x in range(9)}
+    seen = Counter(
+        allowed[train_view(image, Augment(size=16, shift=0.25, flip=0), seed).tobytes()] for seed in range(1500)
+    )
+    assert len(seen) == 81, "every offset, in whole pixels, and nothing else"
+    assert max(seen.values()) < 50
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (400, 10)])
+def test_of_a_longer_image_a_square_is_taken(size):
+    views = [train_view(picture(*size), Augment(size=10, shift=0.1, flip=0), seed) for seed in range(40)]
+    assert all(view.shape == (3, 10, 10) for view in views) and len({view.tobytes() for view in views}) > 20
+
+
+def test_an_alternating_flip_does_what_it_is_told():
+    image, augment = picture(16, 16), Augment(size=16, scale=(1, 1), ratio=(1, 1), alternate_flip=True)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    for seed in range(20):
+        assert np.array_equal(train_view(image, augment, seed), pixels)
+        assert np.array_equal(train_view(image, augment, seed, mirrored=True), pixels[:, :, ::-1])
+
+
+@pytest.mark.parametrize("policy", ["", "rand-m3-n1-p1"])
+def test_cutout_hides_a_square_under_the_mean_after_all_else(policy):
+    image = Image.new("RGB", (16, 16), (255, 255, 255))
+    augment = Augment(size=16, scale=(1, 1), ratio=(1, 1), cutout=0.25, mean=(0.1, 0.2, 0.3), policy=policy)
+    areas = Counter()
+    for seed in range(300):
+        hidden = (train_view(image, augment, seed) == np.array(augment.fill)[:, None, None]).all(axis=0)
+        rows, columns = hidden.any(axis=1).sum(), hidden.any(axis=0).sum()
+        if not policy:
+            assert hidden.sum() == rows * columns and 2 <= rows <= 4 and 2 <= columns <= 4
+        assert hidden.any()
+        areas[int(hidden.sum())] += 1
+    assert areas.most_common(1)[0][0] == 16 and (policy or max(areas) == 16)
+
+
+def test_cutout_is_not_for_policies_on_the_device():
+    with pytest.raises(ConfigError, match="cutout hides what the policy has made"):
+        Augment(size=16, policy=PAPER, on_device=True, cutout=0.25)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from models.over_views import answering
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import Inline
 from pipeline.data import images, label_files, parquet_files, shards
@@ -35,6 +36,7 @@ VIEW = images.View(8)
 @dataclass
 class Card:
     classes: tuple[str, ...] = CLASSES
+    test_views: tuple[str, ...] = ()
 
     def view(self) -> images.View:
         return VIEW
@@ -422,6 +424,33 @@ def test_flip_averages_probabilities(tmp_path: Path, spec: LabelSpec) -> None:
         assert row["label"] == int(mean.argmax())
     plain = make_labeller(replace(flipped, flip=False))(shard)
     assert not plain["skipped"] and plain["flip"] is False
+
+
+def test_views_of_the_model_are_obeyed_and_flip_is_their_alias(tmp_path: Path, spec: LabelSpec) -> None:
+    class Left(Colours):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.batches.append(len(x))
+            return 3 * x[..., : x.shape[-1] // 2].mean((2, 3))
+
+    def probs(one: LabelSpec) -> list[list[float]]:
+        return [row["probs"] for row in read(one, shard)]
+
+    shard = good_shard(tmp_path / "in" / "000.tar", 6)
+    plain = replace(spec, load=lambda _: (Left(), Card()), out=str(tmp_path / "plain"))
+    flipped = replace(plain, flip=True, out=str(tmp_path / "flipped"))
+    network = Left()
+    card = Card(test_views=("flip",))
+    over = replace(plain, load=lambda _: (answering(network, card.test_views), card), out=str(tmp_path / "over"))
+    made = {one.out: make_labeller(one)(shard) for one in (plain, flipped, over)}
+    assert made[over.out]["transform"]["test_views"] == ["flip"] and "test_views" not in made[plain.out]["transform"]
+    np.testing.assert_allclose(probs(over), probs(flipped), atol=1e-3)
+    assert not np.allclose(probs(over), probs(plain), atol=1e-3)
+    passes = sum(network.batches)
+    both = replace(over, flip=True, out=str(tmp_path / "both"))
+    make_labeller(both)(shard)
+    assert sum(network.batches) == 2 * passes == 24, "asked for twice, done once"
+    assert probs(both) == probs(over)
+    assert not make_labeller(replace(plain, out=over.out))(shard)["skipped"], "other views, another file"
 
 
 def test_a_compiled_teacher_sees_one_batch_size(tmp_path: Path, spec: LabelSpec) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pipeline.data import hashing
 from pipeline.errors import DataError
 from pipeline.loading import sample_order
-from pipeline.loading.sample_order import Source, batch, sample_seed, share
+from pipeline.loading.sample_order import Source, batch, mirrored, sample_seed, share
 
 MASK = (1 << 64) - 1
 PINNED_CHAIN = 15020427595393229491
@@ -233,3 +233,23 @@ def test_large_segments_are_not_sorted_again_every_step():
 
 def test_segments_for_few_shards():
     assert [sample_order.segments_for(n) for n in (1, 12, 64, 5000)] == [1, 12, 64, 64]
+
+
+# ---- an alternating flip -----------------------------------------------------------------------------------
+
+
+def test_each_sample_is_mirrored_in_every_other_epoch_and_half_of_them_in_the_first():
+    src = source([250, 3, 250, 100], segments=6)
+    seen = {}
+    for step in range(4):
+        found = batch(src, step, 603)
+        for epoch, shard, slot, turned in zip(
+            found.epoch, found.shard, found.slot, mirrored(3, "labelled", found), strict=True
+        ):
+            seen.setdefault((shard, slot), {})[int(epoch)] = bool(turned)
+    assert len(seen) == 603
+    assert all(turns[e] != turns[e + 1] for turns in seen.values() for e in range(3))
+    first = [turns[0] for turns in seen.values()]
+    assert 0.42 < np.mean(first) < 0.58
+    other = mirrored(4, "labelled", batch(src, 0, 603))
+    assert 0.3 < np.mean(other != mirrored(3, "labelled", batch(src, 0, 603))) < 0.7, "another seed, another draw"

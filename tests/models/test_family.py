@@ -46,6 +46,8 @@ ABLATION = {  # (k, h, u): millions, where the paper and the count agree
     (16, 4, 4): 16.04,
 }
 SMALL = ("lambda_resnet_tiny", "lambda_resnet_small", "lambda_resnet_medium")
+PLAIN = ("lambda_resnet_cifar_plain", "resnet_cifar_plain")
+CIFAR = ("lambda_resnet_cifar_14", "lambda_resnet_cifar_26", *PLAIN)
 
 
 def unbuilt(name: str, **overrides: object) -> LambdaResNet:
@@ -87,7 +89,7 @@ def test_the_names():
     scaled = {kind.format(depth) for kind in kinds for depth in (50, 101, 152, 200, 270, 350, 420)}
     letters = ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
     hybrids = {f"hybrid_resnet_50_{each}" for each in letters}
-    assert {*list_models()} == scaled | hybrids | {*SMALL, "lambda_resnet_cifar_14", "lambda_resnet_cifar_26"}
+    assert {*list_models()} == scaled | hybrids | {*SMALL, *CIFAR}
 
 
 def test_resolutions_are_those_of_the_recipes():
@@ -295,3 +297,39 @@ def test_weights_that_do_not_fit_are_named():
     other = create_model("lambda_resnet_tiny", 10)
     load_weights(other, model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+
+
+# ---- plain networks ----------------------------------------------------------------------------------------
+
+
+def test_plain_networks_are_lambda_layers_and_3x3_convolutions_alone():
+    model = create_model(PLAIN[0], 10).eval()
+    sizes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LambdaLayer):
+            module.register_forward_hook(lambda module, given, made, name=name: sizes.update({name: made.shape[2:]}))
+    x = torch.randn(2, 3, 32, 32)
+    assert model(x).shape == (2, 10)
+    assert sizes == {"stages.1.1.mix.0": (8, 8), "stages.2.1.mix.0": (4, 4)}
+    convolutions = [m for m in create_model(PLAIN[1], 10).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 7 and {m.kernel_size for m in convolutions} == {(3, 3)}
+    assert 1_100_000 < parameters(unbuilt(PLAIN[1], num_classes=10)) < 1_200_000
+
+
+def test_a_plain_block_adds_its_input_where_the_shapes_agree():
+    """Its last norm starts at scale zero, so that it begins as the identity on what is not negative."""
+    model = create_model(PLAIN[0], 10).train()
+    x = torch.rand(2, 64, 8, 8)
+    assert torch.equal(model.stages[0][0](x), x)
+    assert model.stages[1][0](x).shape == (2, 128, 4, 4) and not model.stages[1][0].adds
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"expansion": 2}, "plain blocks neither expand nor squeeze"),
+    ({"se": [2]}, "plain blocks neither expand nor squeeze"),
+    ({"lambdas": {3: "all"}}, "block 1 of c3 takes 64 channels to 128, which a lambda layer cannot"),
+    ({"block": "fancy"}, "block is one of bottleneck, plain"),
+])  # fmt: skip
+def test_what_plain_blocks_cannot_do_is_refused(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        create_model(PLAIN[0], 10, **overrides)

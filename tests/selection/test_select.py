@@ -103,6 +103,7 @@ class Case:
             max_copies=int(rng.integers(1, 6)) if seed % 4 == 1 else None,
             thresholds=own if seed % 2 else {},
             by_confidence=seed % 5 == 2,
+            left_out=(0,) if seed % 7 == 3 else (),
         )
         return cls(random_shards(folder, seed, classes), settings, int(rng.integers(1, 12)))
 
@@ -114,7 +115,8 @@ def by_sorting(case: Case) -> dict[str, dict[int, int]]:
     for name, (label, confidence) in case.shards.items():
         start = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
         for index, (c, p) in enumerate(zip(label, confidence, strict=True)):
-            if c >= 0 and p >= np.float32(settings.thresholds.get(int(c), settings.threshold)):
+            least = np.float32(settings.thresholds.get(int(c), settings.threshold))
+            if c >= 0 and c not in settings.left_out and p >= least:
                 ranked[c].append((-float(p), splitmix64(start ^ index), name, index))
     copies: dict[str, dict[int, int]] = {name: {} for name in case.shards}
     for rows in ranked:
@@ -192,7 +194,10 @@ def test_selection_equals_sorting_everything(tmp_path: Path, seed: int) -> None:
     good = [(c, p) for c, p in every if c >= 0]
     assert summary["samples"] == len(every) and summary["labelled"] == len(good) == sum(summary["histogram"])
     lowest = [np.float32(settings.thresholds.get(k, settings.threshold)) for k in range(settings.num_classes)]
-    available = [sum(c == k and p >= lowest[k] for c, p in good) for k in range(settings.num_classes)]
+    available = [
+        0 if k in settings.left_out else sum(c == k and p >= lowest[k] for c, p in good)
+        for k in range(settings.num_classes)
+    ]
     assert summary["available"] == available and summary["confident"] == sum(available)
     assert summary["kept"] == sum(len(rows) for rows in expected.values()) == sum(summary["kept_per_class"])
     assert summary["copies"] == sum(summary["copies_per_class"]) == sum(summary["shards"].values())

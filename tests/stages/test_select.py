@@ -49,6 +49,8 @@ def test_an_unknown_class_is_named_before_anything_is_trained(tmp_path: Path) ->
     ("settings", "words"),
     [
         ({"per_class": 3, "top_fraction": 0.5}, "select.per_class and generations[0].select.top_fraction are both set"),
+        ({"max_noise": 0.05, "threshold": 0.3}, "select.max_noise and generations[0].select.threshold are both set"),
+        ({"max_noise": 0.05, "thresholds": {"cat": 0.3}}, "select.max_noise and generations[0].select.thresholds are"),
         ({"weight": "confidence", "max_copies": 2}, "select.weight and generations[0].select.max_copies are both set"),
     ],
 )

@@ -106,11 +106,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(data, undisturbed, tmp_path):
     "changes",
     [
         {"optimizer": "lamb", "lr": 0.01},
+        {"optimizer": "muon", "lr": 0.01},
         {"optimizer": "adamw", "lr": 0.01, "accumulate": 2},
         {"model": "timm/test_resnet", "overrides": {"drop_rate": 0.2}},
         {"clip": 1.0, "workers": 1, "mixup": 0.2, "cutmix": 1.0},
     ],
-    ids=["lamb", "adamw-in-parts", "batch-norm", "clip-mix-and-loader-process"],
+    ids=["lamb", "muon", "adamw-in-parts", "batch-norm", "clip-mix-and-loader-process"],
 )
 def test_every_state_is_in_the_checkpoint(data, tmp_path, changes):
     runs = [make_spec(data, tmp_path / name, steps=8, checkpoint_every=4, **changes) for name in ("a", "b")]
