@@ -10,6 +10,7 @@ import torch
 from pipeline.cluster.world import World
 from pipeline.loading.loader import batches
 from pipeline.train import loop
+from pipeline.train.classification import CLASSIFICATION
 from pipeline.train.first_images import first_images
 from pipeline.train.start import start
 from pipeline.weights import read_state
@@ -31,14 +32,14 @@ def test_the_images_are_all_that_there_are_without_noise(tmp_path: Path) -> None
 def test_new_weights_are_whitening_and_a_run_keeps_them(tmp_path: Path) -> None:
     spec = tiny.make_spec(tmp_path / "data", tmp_path / "run", **SMALL, first_layer="whitening")
     plain = tiny.change(spec, first_layer="he")
-    begun, usual = (dict(start(one, ALONE).model.state_dict()) for one in (spec, plain))
+    begun, usual = (dict(start(one, ALONE, CLASSIFICATION.build).model.state_dict()) for one in (spec, plain))
     assert torch.equal(begun[FIRST][:4], -begun[FIRST][4:]) and not torch.equal(begun[FIRST], usual[FIRST])
     assert all(torch.equal(begun[name], usual[name]) for name in usual if name != FIRST)
     loop.run(spec)
     made = str(tmp_path / "run" / "model.safetensors")
     torch.testing.assert_close(read_state(made)[FIRST], begun[FIRST], atol=0.2, rtol=0.2)
     student = tiny.change(spec, folder=str(tmp_path / "student"), init=made)
-    assert torch.equal(start(student, ALONE).model.state_dict()[FIRST], read_state(made)[FIRST])
+    assert torch.equal(start(student, ALONE, CLASSIFICATION.build).model.state_dict()[FIRST], read_state(made)[FIRST])
 
 
 def test_alternating_flips_reach_the_batches(tmp_path: Path) -> None:
