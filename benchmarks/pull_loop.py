@@ -2,11 +2,11 @@
 
     python -m benchmarks.pull_loop [--shards 100000] [--workers 1000] [--ray]
 
-The workers are numbers in this process: an answer comes when its simulated time has come, and no time passes otherwise,
-so the loop does in seconds what it does in a night. Shards take 10 s each, give or take (a lognormal spread of 0.3), and
-workers are given two at once, as in labelling. Counted is the CPU time of the loop itself; that of the simulation is
-taken off. The longest turn is the first, which gives each worker its two shards. `--ray` adds what Ray itself needs, on
-a real one: to ask for the answers to two calls for each worker, and to have 2,000 units done that take no time.
+The workers are numbers in this process: an answer comes when its simulated time has come, and no time passes
+otherwise, so the loop does in seconds what it does in a night. Shards take about 10 s each (a lognormal spread of 0.3),
+and workers are given two at once, as in labelling. Counted is the CPU time of the loop itself; that of the simulation
+is taken off. The longest turn is the first, which gives each worker its two shards. `--ray` adds what Ray itself needs,
+on a real one: to ask for the answers to two calls for each worker, and to have 2,000 units done that take no time.
 Prints a table and, last, one JSON line.
 """
 
@@ -194,7 +194,16 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="measure Ray's own part too")
     args = parser.parse_args()
     rows = []
-    print(f"{'shards':>9} {'workers':>8} {'turns':>9} {'mean turn':>11} {'1 in 1,000':>11} {'longest':>10} {'CPU in all':>11}")
+    names = (
+        ("shards", 9),
+        ("workers", 8),
+        ("turns", 9),
+        ("mean turn", 11),
+        ("1 in 1,000", 11),
+        ("longest", 10),
+        ("CPU", 11),
+    )
+    print(" ".join(f"{name:>{width}}" for name, width in names))
     for shards, workers in [*(size for size in SIZES if size[0] < args.shards), (args.shards, args.workers)]:
         row = measure(shards, workers)
         rows.append(row)

@@ -1,4 +1,4 @@
-"""Counts what code does instead of how long it takes: the lines of Python that run, which are the same on any machine."""
+"""Counts what code does instead of how long it takes: the lines of Python that run, the same on any machine."""
 
 from __future__ import annotations
 

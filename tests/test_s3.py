@@ -87,6 +87,7 @@ def test_a_shard_costs_a_handful_of_requests(world: small.World, s3: S3) -> None
         label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     per_shard = [requests(seen, f"unlabelled-{number:03d}") for number in range(SHARDS)]
     assert all(found["GET"] <= 4 and found["HEAD"] <= 2 and found["PUT"] == 1 for found in per_shard), per_shard
+    assert len(seen) <= 8 * SHARDS + 100
     with s3.proxy.faults() as again:
         label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     assert not requests(again, "unlabelled")["PUT"] and not requests(again, ".tar"), "no finished shard is read again"

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ CONTEXT = "mlflow.data.context"
 SYSTEM = "system/"  # metrics of the machine
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 NAMES_PER_BATCH = 100  # params and tags
-POLL_URL_SECONDS = 10.0  # an object store gets a new part of a journal this often
 
 
 class Mirror:
@@ -121,11 +119,8 @@ class Mirror:
             self.client.set_terminated(left.info.run_id, STATUS["killed"])
 
     def send_journal(self, run: Run, whole: bool) -> None:
-        """Send what the journal has got since the last time; `whole`: now, however long ago that was."""
-        interval = POLL_URL_SECONDS if storage.is_url(run.folder) else 0.0
-        if not whole and time.monotonic() - run.read_at < interval:
-            return
-        records, position = journal.read(run.folder, run.position)
+        """Send what the journal has got since the last time; `whole`: to the last record."""
+        records, position = journal.read(run.folder, run.position, follow=not whole)
         if tags := constants(records):
             from mlflow.entities import RunTag
 
@@ -133,7 +128,7 @@ class Mirror:
         run.curves.update(name for record in records for name in names(record).values())
         for batch in batches(records, run.sent):
             self._log(run, batch)
-        run.position, run.read_at = position, time.monotonic()
+        run.position = position
 
     def send_samples(self, run: Run, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Samples (milliseconds, values); their steps are seconds since the run's start, which grow over

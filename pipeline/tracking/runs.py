@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -85,7 +84,6 @@ class Run:
     sent: dict[str, int] = field(default_factory=dict)  # the last step of each metric that MLflow has
     position: int = 0  # in the journal
     curves: set[str] = field(default_factory=set)  # the metrics that the journal has
-    read_at: float = -math.inf
     title: str = ""  # what MLflow calls it; "": its name
     datasets: Sequence[Dataset] = ()
     figures: Mapping[str, float] = field(default_factory=dict)  # of its model or of the job, known since it ended
