@@ -27,5 +27,6 @@ from pipeline.storage.files import writing as writing
 from pipeline.storage.listing import listdir as listdir
 from pipeline.storage.listing import sweep as sweep
 from pipeline.storage.listing import walk as walk
+from pipeline.storage.overlap import overlapped as overlapped
 from pipeline.storage.record import read_record as read_record
 from pipeline.storage.record import write_record as write_record

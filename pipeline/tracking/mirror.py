@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.tracking import journal, registered
-from pipeline.tracking.connection import Connection, importing
+from pipeline.tracking.connection import Connection
 from pipeline.tracking.contract import OURS, Dataset
 from pipeline.tracking.runs import (
     POINTS_PER_BATCH,
@@ -27,6 +27,7 @@ from pipeline.tracking.runs import (
     constants,
     described,
     flatten,
+    is_new,
     load_state,
     metric_name,
     milliseconds,
@@ -118,9 +119,11 @@ class Mirror:
         for left in self.client.search_runs([self.connection.experiment], query):
             self.client.set_terminated(left.info.run_id, STATUS["killed"])
 
-    def send_journal(self, run: Run, whole: bool) -> None:
-        """Send what the journal has got since the last time; `whole`: to the last record."""
+    def send_journal(self, run: Run, whole: bool, before: float = 0.0) -> int:
+        """Send what the journal has got since the last time; `whole`: to the last record. How many records of that are
+        older than `before`, in seconds since 1970."""
         records, position = journal.read(run.folder, run.position, follow=not whole)
+        late = sum(1 for record in records if record["time"] < before and is_new(record, run.sent))
         if tags := constants(records):
             from mlflow.entities import RunTag
 
@@ -129,6 +132,7 @@ class Mirror:
         for batch in batches(records, run.sent):
             self._log(run, batch)
         run.position = position
+        return late
 
     def send_samples(self, run: Run, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Samples (milliseconds, values); their steps are seconds since the run's start, which grow over
@@ -230,7 +234,7 @@ class Mirror:
             for name in registered.FILES:
                 (data / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
             made = str(Path(temporary, "model"))
-            with importing:
+            with self.connection.own_work():
                 registered.save(str(data), made)
             self.client.log_artifacts(run.run_id, made, "model")
         self.connection.took()

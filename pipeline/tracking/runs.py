@@ -144,6 +144,11 @@ def _numbers(record: Mapping[str, Any]) -> list[str]:
     return [name for name, value in record.items() if name not in at and isinstance(value, (int, float))]
 
 
+def is_new(record: Mapping[str, Any], sent: Mapping[str, int]) -> bool:
+    """Whether the record has a number whose step was not sent."""
+    return any(record["step"] > sent.get(name, -1) for name in names(record).values())
+
+
 def batches(records: Iterable[Mapping[str, Any]], sent: Mapping[str, int]) -> Iterator[list[Point]]:
     """The numbers in the records, without the steps that were sent."""
     last, batch = dict(sent), []

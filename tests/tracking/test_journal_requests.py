@@ -20,6 +20,7 @@ MOST = 30  # requests a minute, whatever the number of shards
 BEAT = 2  # requests: is it still mine? it is
 
 numbers = itertools.count()
+clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, time=time.time)
 
 
 def fill(s3: S3, folder: str, files: int) -> None:
@@ -29,17 +30,16 @@ def fill(s3: S3, folder: str, files: int) -> None:
 
 def watch(s3: S3, monkeypatch: pytest.MonkeyPatch, folder: str, seconds: int, *, here: bool) -> Counter[str]:
     """The requests of a stage that is written (`here`: in this process) and followed by two for so long."""
-    now = 1000.0
-    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr(journal, "time", clock)
     # What is said of a folder of another spelling this process does not know of the first one.
     book, positions, seen_steps = Journal(folder if here else f"{folder}/"), [0, 0], [set(), set()]
     for _ in range(80):  # it has begun
-        now += 0.5
+        clock.now += 0.5
         book.log(0)
         positions = [journal.read(folder, position, follow=True)[1] for position in positions]
     with s3.proxy.faults() as seen:
         for step in range(1, 1 + 2 * seconds):
-            now += 0.5
+            clock.now += 0.5
             if step % 10 == 0:
                 book.log(step)
             for number in range(2):
@@ -51,7 +51,7 @@ def watch(s3: S3, monkeypatch: pytest.MonkeyPatch, folder: str, seconds: int, *,
     for number in range(2):
         records, _ = journal.read(folder, positions[number])
         seen_steps[number].update(record["step"] for record in records)
-    assert all(known - {0} == set(range(10, 1 + 2 * seconds, 10)) for known in seen_steps)
+    assert all(known >= set(range(10, 1 + 2 * seconds, 10)) for known in seen_steps)
     return Counter("LIST" if "list-type" in request.path else request.method for request in seen)
 
 
@@ -67,7 +67,7 @@ def check(s3: S3, monkeypatch: pytest.MonkeyPatch, files: int, *minutes: int) ->
         assert found["GET"] == 0 or not here, "nobody asks for what was written here"
 
 
-@pytest.mark.parametrize("files", [0, 1100])
+@pytest.mark.parametrize("files", [0, 20])
 def test_a_stage_that_is_watched_lists_nothing_and_asks_seldom(
     s3: S3, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
@@ -79,6 +79,7 @@ def test_so_it_is_with_many_files_however_long_it_takes(s3: S3, monkeypatch: pyt
     check(s3, monkeypatch, 3500, 1, 10)
 
 
+@pytest.mark.slow
 def test_the_whole_journal_costs_one_page_of_names(s3: S3) -> None:
     folder = f"{s3.bucket}/paged-{next(numbers)}/gen1-label-00000000"
     fill(s3, folder, 1050)
