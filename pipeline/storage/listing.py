@@ -18,7 +18,7 @@ def listdir(path: str, prefix: str = "") -> list[str]:
     those that begin so, which object stores find without looking at the others."""
     if is_url(path):
         try:
-            names = _remote_names(path, prefix)
+            names = list(_remote_names(path, prefix))
         except FileNotFoundError:
             return []
     else:

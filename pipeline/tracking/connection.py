@@ -59,11 +59,10 @@ class Connection:
 
     @contextlib.contextmanager
     def own_work(self) -> Iterator[None]:
-        """Imports, which took 11 s on a busy machine, and their like: nobody's patience wears out meanwhile."""
+        """Imports, which took 11 s on a busy machine, and making tables: nobody's patience wears out meanwhile."""
         self.preparing = True
         try:
-            with importing:
-                yield
+            yield
         finally:
             self.took()
             self.preparing = False
@@ -96,17 +95,18 @@ class Connection:
             os.environ.setdefault(name, value)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with self.own_work(), warnings.catch_warnings():
+        with self.own_work(), importing, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - it is needed in a moment
             from mlflow.tracking import MlflowClient
 
         if is_sqlite(self.uri):
-            self._make_sqlite()
+            with self.own_work():
+                self._make_sqlite()
         client = MlflowClient(tracking_uri=sqlite_store.address(self.uri))
         self.experiment = self._find_experiment(client)
         self.took()
-        with self.own_work():
+        with self.own_work(), importing:
             self.monitors = _monitors()
         self.client = client
 

@@ -47,7 +47,8 @@ class Journal:
         self.folder = folder
         self.waiting: list[bytes] = []  # lines not yet in a part (object stores only)
         self.part_time = time.monotonic()
-        self.tail: _Tail | None = None  # once the first part is written
+        self.tail: _Tail | None = None  # once the first part is written, of that `number`
+        self.number = 0
         self.file = None if storage.is_url(folder) else _open(folder)
 
     def log(self, step: int, total: int | None = None, **values: float | int | str) -> None:
@@ -72,14 +73,13 @@ class Journal:
                 os.fsync(self.file.fileno())
         elif self.waiting:
             if self.tail is None:
-                self.tail = _tails[self.folder] = _Tail()
-                self.tail.written = max((_number(name) for name in _parts(self.folder)), default=0)
-                self.tail.short = not self.tail.written
-            number, lines = self.tail.written + 1, b"".join(self.waiting)
+                self.number = max((_number(name) for name in _parts(self.folder)), default=0)
+                self.tail = _tails[self.folder] = _Tail(short=not self.number)
+            number, lines = self.number + 1, b"".join(self.waiting)
             storage.write_bytes(_part(self.folder, number), lines)
             self.waiting.clear()
             self.tail.keep(number, lines)
-            self.tail.written = number
+            self.number = self.tail.written = number
         self.part_time = time.monotonic()
 
     @contextlib.contextmanager
@@ -151,11 +151,11 @@ def read(folder: str, position: int = 0, *, follow: bool = False) -> tuple[list[
 class _Tail:
     """The newest parts of a journal in an object store, as far as this process knows them."""
 
-    def __init__(self) -> None:
+    def __init__(self, short: bool = False) -> None:
         self.parts: dict[int, bytes] = {}
         self.written: int | None = None  # the last part, while the journal is written here
         self.asked = -math.inf  # when one was asked for that was not there
-        self.short = False  # no more than it remembers: no need of a listing
+        self.short = short  # no more than it remembers: no need of a listing
 
     def keep(self, number: int, lines: bytes) -> None:
         self.parts[number] = lines

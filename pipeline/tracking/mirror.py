@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.tracking import journal, registered
-from pipeline.tracking.connection import Connection
+from pipeline.tracking.connection import Connection, importing
 from pipeline.tracking.contract import OURS, Dataset
 from pipeline.tracking.runs import (
     POINTS_PER_BATCH,
@@ -234,7 +234,7 @@ class Mirror:
             for name in registered.FILES:
                 (data / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
             made = str(Path(temporary, "model"))
-            with self.connection.own_work():
+            with self.connection.own_work(), importing:
                 registered.save(str(data), made)
             self.client.log_artifacts(run.run_id, made, "model")
         self.connection.took()

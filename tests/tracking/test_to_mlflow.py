@@ -365,7 +365,7 @@ def test_a_rerun_says_how_many_records_were_left_and_sends_them_all(tmp_path: Pa
             journal.log(step, loss=1.0)
     with Journal(new.folder) as journal:
         journal.log(0, loss=1.0)
-    for said in ("lacked 1,201 records of earlier runs; it has them all now", None):
+    for said in (["lacked 1,201 records of earlier runs; it has them all now"], []):
         warnings: list[str] = []
         tracker = start(str(tmp_path), store, warnings)
         tracker.end_stage(left, "finished", {}, [])
@@ -375,7 +375,7 @@ def test_a_rerun_says_how_many_records_were_left_and_sends_them_all(tmp_path: Pa
         tracker.end_stage(new, "finished", {}, [])
         tracker.end_job("finished", {}, [])
         tracker.close()
-        assert [said in warning for warning in warnings] == [True] if said else not warnings
+        assert [warning.partition("/mlflow.db ")[2] for warning in warnings] == said
     client = connect(store_uri(str(tmp_path), store))
     assert steps(client, run_of(client, left.folder), "loss") == list(range(1200))
 
