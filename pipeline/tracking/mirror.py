@@ -119,11 +119,12 @@ class Mirror:
         for left in self.client.search_runs([self.connection.experiment], query):
             self.client.set_terminated(left.info.run_id, STATUS["killed"])
 
-    def send_journal(self, run: Run, whole: bool, before: float = 0.0) -> int:
-        """Send what the journal has got since the last time; `whole`: to the last record. How many records of that are
-        older than `before`, in seconds since 1970."""
+    def send_journal(self, run: Run, whole: bool, began: float) -> None:
+        """Send what the journal has got since the last time; `whole`: to the last record. Those of before this process
+        `began`, in seconds since 1970, are `run.late`."""
         records, position = journal.read(run.folder, run.position, follow=not whole)
-        late = sum(1 for record in records if record["time"] < before and is_new(record, run.sent))
+        late = sum(1 for record in records if record["time"] < began and is_new(record, run.sent))
+        run.late = max(run.late, late)  # what failed is counted again
         if tags := constants(records):
             from mlflow.entities import RunTag
 
@@ -132,7 +133,6 @@ class Mirror:
         for batch in batches(records, run.sent):
             self._log(run, batch)
         run.position = position
-        return late
 
     def send_samples(self, run: Run, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Samples (milliseconds, values); their steps are seconds since the run's start, which grow over

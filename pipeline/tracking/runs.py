@@ -83,6 +83,7 @@ class Run:
     start: int = 0
     sent: dict[str, int] = field(default_factory=dict)  # the last step of each metric that MLflow has
     position: int = 0  # in the journal
+    late: int = 0  # records that MLflow should have got from an earlier process
     curves: set[str] = field(default_factory=set)  # the metrics that the journal has
     title: str = ""  # what MLflow calls it; "": its name
     datasets: Sequence[Dataset] = ()

@@ -51,7 +51,6 @@ class MlflowTracker:
         self.wake = threading.Event()
         self.closing = False
         self.began = time.time()
-        self.late: dict[str, int] = {}  # records by folder that an earlier run should have sent
         self.complete = self.answered = True  # the last time that something was sent
         self.champion: str | None = None
         self.pause = POLL_SECONDS
@@ -120,7 +119,7 @@ class MlflowTracker:
             self.thread.join(0.1)
         if self.thread.is_alive():
             self._warn(f"it took nothing for {patience:.0f} s")
-        if number := sum(self.late.values()):
+        if number := sum(run.late for run in self.stages):
             given_up = any(run.failures >= ATTEMPTS for run in self.stages)
             there = self.complete and not given_up and not self.thread.is_alive()
             self.warn(
@@ -215,8 +214,7 @@ class MlflowTracker:
             return
         self.mirror.resume(run)
         if run.parent:
-            late = self.mirror.send_journal(run, end is not None, before=self.began)
-            self.late[run.folder] = max(late, self.late.get(run.folder, 0))  # what failed is counted again
+            self.mirror.send_journal(run, whole=end is not None, began=self.began)
         mine = [(at, values) for owner, at, values in self.samples if owner is run]
         self.mirror.send_samples(run, mine)
         self.samples = [sample for sample in self.samples if sample[0] is not run]
