@@ -25,7 +25,7 @@ from pipeline.plan.stage import PROGRESS
 from pipeline.printable import redacted, shown
 from pipeline.tracking import journal
 
-FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 10.0
+FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 15.0
 SILENT_SECONDS = 45.0  # after which a driver that wrote nothing is dead
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
@@ -135,7 +135,7 @@ class Screen:
                 while True:
                     ending = stop.wait(FOLLOW_SECONDS)
                     with contextlib.suppress(Exception):
-                        records, position = journal.read(folder, position)
+                        records, position = journal.read(folder, position, follow=not ending)
                         for record in records:
                             self._show(name, record, started)
                         if records:

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import OutputError
+from pipeline.plan.stage import Done, write_done
 from pipeline.storage import lock as locks
 from pipeline.storage.lock import lock
 from tests import label_stage, small
@@ -87,10 +88,21 @@ def test_a_shard_costs_a_handful_of_requests(world: small.World, s3: S3) -> None
         label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     per_shard = [requests(seen, f"unlabelled-{number:03d}") for number in range(SHARDS)]
     assert all(found["GET"] <= 4 and found["HEAD"] <= 2 and found["PUT"] == 1 for found in per_shard), per_shard
+    assert len(seen) <= 8 * SHARDS + 100
     with s3.proxy.faults() as again:
         label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
     assert not requests(again, "unlabelled")["PUT"] and not requests(again, ".tar"), "no finished shard is read again"
     assert sum("list-type" in request.path for request in again) <= 10, "whatever the number of shards"
+
+
+def test_the_label_files_of_another_teacher_are_not_looked_at(world: small.World, s3: S3) -> None:
+    """A second generation's beside the first one's, which are gigabytes."""
+    output = f"{s3.bucket}/second"
+    for number in range(1, 3):
+        write_done(Done("gen1-label", f"{output}/gen1-label-0000000{number}", "0", "0", {"teacher": "another"}))
+    with s3.proxy.faults() as seen:
+        label_stage.run(f"{s3.bucket}/world", world.job.parent / "teacher", output)
+    assert {number: requests(seen, f"gen1-label-0000000{number}").total() for number in (1, 2)} == {1: 1, 2: 1}
 
 
 def test_the_cache_serves_a_second_run(world: small.World, s3: S3, tmp_path: Path) -> None:

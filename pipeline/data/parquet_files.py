@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pipeline.storage.node_cache import Cache
 
 Metadata = Mapping[str, Any]
 METADATA_KEY = b"noisy_lambda"
@@ -68,18 +71,24 @@ def read_metadata(path: str) -> dict[str, Any]:
 
 
 def read_with_metadata(
-    path: str, columns: Sequence[str], optional: Sequence[str] = ()
+    path: str, columns: Sequence[str], optional: Sequence[str] = (), cache: Cache | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """`read_table` and `read_metadata` in one opening of the file; `optional` columns are read where there are any."""
-    table, found = _open(path, columns, rows=True, optional=optional)
+    """`read_table` and `read_metadata` in one opening of the file; `optional` columns are read where there are any;
+    `cache`: of the node, for a remote file that is read time and again."""
+    table, found = _open(path, columns, rows=True, optional=optional, cache=cache)
     return table, _metadata(path, found)
 
 
 def read_expected(
-    path: str, columns: Sequence[str] | None, expected: Metadata | None, optional: Sequence[str] = ()
+    path: str,
+    columns: Sequence[str] | None,
+    expected: Metadata | None,
+    optional: Sequence[str] = (),
+    cache: Cache | None = None,
 ) -> pa.Table:
-    """The rows of a file that says of itself what is `expected`: no other one may lie in its place. DataError."""
-    table, found = _open(path, columns, rows=True, optional=optional)
+    """The rows of a file that says of itself what is `expected`: no other one may lie in its place. DataError.
+    `cache` as in `read_with_metadata`."""
+    table, found = _open(path, columns, rows=True, optional=optional, cache=cache)
     if expected and METADATA_KEY in found:
         metadata = _metadata(path, found)
         if differing := [
@@ -121,12 +130,17 @@ def _of_numbers(values: np.ndarray, crc: int) -> int:
 
 
 def _open(
-    path: str, columns: Sequence[str] | None, rows: bool, optional: Sequence[str] = ()
+    path: str,
+    columns: Sequence[str] | None,
+    rows: bool,
+    optional: Sequence[str] = (),
+    cache: Cache | None = None,
 ) -> tuple[pa.Table, dict[bytes, bytes]]:
     """The rows, if they are wanted, and the key-value metadata."""
     shown, table = storage.redact(path), pa.table({})
     try:
-        with storage.open_read(path) as source, pq.ParquetFile(source) as file:
+        opened = cache.open_read(path) if cache else storage.open_read(path)
+        with opened as source, pq.ParquetFile(source) as file:
             found = dict(file.metadata.metadata or {})
             if rows:
                 more = [name for name in optional if name in file.schema_arrow.names]

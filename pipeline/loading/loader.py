@@ -29,6 +29,7 @@ from pipeline.loading.ahead import ahead
 from pipeline.loading.packed_batch import Kind, Packed, allocate
 from pipeline.loading.targets import SoftTargets
 from pipeline.loading.training_rows import TrainingRows, TrainingShard, load_rows
+from pipeline.loading.upcoming_shards import segments_read
 
 ROWS_BYTES = 256 << 20  # columns of shards kept in memory, per process, beyond those that are read at a time
 KEPT_BYTES = 256 << 20  # decoded small images kept in memory, per process
@@ -75,9 +76,17 @@ class TrainingData(Dataset):
         ]
         self._rows: OrderedDict[tuple[int, int], TrainingRows] = OrderedDict()
         self._rows_bytes = 0
-        self._read_at_once = sum(min(len(source.shards), source.segments * source.window) for source in self.sources)
+        self._read_at_once = sum(
+            min(len(source.shards), self._segments(source, ordered) * source.window)
+            for source, ordered in zip(self.sources, self.orders, strict=True)
+        )
         self._kept: dict[tuple[int, int, int], Image.Image] = {}
         self._kept_bytes = 0
+
+    def _segments(self, source: TrainingSource, ordered: sample_order.Source) -> int:
+        """How many segments this rank reads, whatever the step: the more ranks, the fewer."""
+        part = sample_order.share(source.per_step, self.rank, self.world)
+        return len(segments_read(ordered, 0, source.per_step, part))
 
     def samples(self, step: int) -> list[tuple[sample_order.Batch, np.ndarray]]:
         """Of every source, this rank's samples of a step and their augmentation seeds uint64 [b]."""

@@ -24,7 +24,7 @@ class TrainingShard:
     rows: str
     selection: str | None
     count: int
-    cache: Cache | None = None  # of the node, for a remote tar
+    cache: Cache | None = None  # of the node, for a remote tar and remote files of its rows
     size: int = 0  # bytes of the tar, where they matter
     expected: Mapping[str, Any] | None = None  # what its file of rows must say of itself
     selected: Mapping[str, Any] | None = None  # the same of its selection file
@@ -40,7 +40,7 @@ class TrainingRows:
     image_hash: np.ndarray  # uint64 [n], of the image's bytes
     crc32: np.ndarray | None  # uint32 [n], of the same; None where the file has none
     label: np.ndarray  # int32 [n]
-    classes: np.ndarray  # int32 [n, k]; k = 0 where the labels are hard
+    classes: np.ndarray  # uint16 [n, k], int32 where there are more classes; k = 0 where the labels are hard
     probs: np.ndarray  # float16 [n, k]
     weight: np.ndarray  # float32 [n], of the image in the loss
     row_of_slot: np.ndarray  # int64 [count]
@@ -56,10 +56,10 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
     """The rows of a shard that are trained on; `soft` reads the teacher's probabilities too."""
     columns = ["index", "offset", "size", "image_hash", "label", *(["classes", "probs"] if soft else [])]
     if shard.selection is not None and shard.expected:
-        table, metadata = parquet_files.read_with_metadata(shard.rows, columns, ["crc32"])
+        table, metadata = parquet_files.read_with_metadata(shard.rows, columns, ["crc32"], shard.cache)
         label_files.check_labels(metadata, shard.expected, shard.rows)
     else:
-        table = parquet_files.read_expected(shard.rows, columns, shard.expected, ["crc32"])
+        table = parquet_files.read_expected(shard.rows, columns, shard.expected, ["crc32"], shard.cache)
     index = table["index"].to_numpy()
     if (np.diff(index) <= 0).any():
         raise DataError(
@@ -69,7 +69,7 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
         rows = np.flatnonzero(table["label"].is_valid().to_numpy())
         copies, weight = np.ones(len(rows), np.int64), np.ones(len(rows), np.float32)
     else:
-        chosen = parquet_files.read_expected(shard.selection, None, shard.selected)
+        chosen = parquet_files.read_expected(shard.selection, None, shard.selected, cache=shard.cache)
         wanted, copies = chosen["index"].to_numpy(), chosen["copies"].to_numpy()
         weighted = "weight" in chosen.column_names
         weight = chosen["weight"].to_numpy() if weighted else np.ones(len(wanted), np.float32)
@@ -104,10 +104,15 @@ def load_rows(shard: TrainingShard, *, soft: bool) -> TrainingRows:
         image_hash=column("image_hash"),
         crc32=column("crc32") if "crc32" in table.column_names and not table["crc32"].null_count else None,
         label=column("label"),
-        classes=lists("classes"),
+        classes=_narrow(lists("classes")),
         probs=lists("probs"),
         weight=weight,
         row_of_slot=row_of_slot,
         checked=np.zeros(len(rows), bool),
         parts=coalesce(offset, size, shard.size) if partly else None,
     )
+
+
+def _narrow(classes: np.ndarray) -> np.ndarray:
+    """Most of what is kept of a row."""
+    return classes.astype(np.uint16) if classes.max(initial=0) < 1 << 16 else classes

@@ -49,7 +49,7 @@ def upcoming(source: sample_order.Source, step: int, size: int, part: slice) -> 
 
 def segments_read(source: sample_order.Source, step: int, size: int, part: slice) -> np.ndarray:
     """The segments, int64, that `part` of each step reads, from `step` on until the same ones come again."""
-    number = len(source.in_segments)
+    number = min(source.segments, source.total)  # without making the segments
     steps = number // math.gcd(number, size)
     position = (step * size + np.arange(steps * size, dtype=np.int64).reshape(steps, size)) % source.total
     return np.unique(np.sort(position % number, axis=1)[:, part])

@@ -6,7 +6,7 @@ file's rows are sieved by the bounds of their class's cutoff before anything els
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,11 +104,15 @@ def _filled(column: pa.Array) -> np.ndarray:
     return (column.fill_null(-1) if column.null_count else column).to_numpy()
 
 
-def read_files(paths: tuple[str, ...], settings: Settings) -> Iterator[LabelFile]:
-    """The label files one after the other."""
+def reader(settings: Settings) -> Callable[[str], LabelFile]:
+    """What reads a label file."""
     held_out = HeldOut(settings.exclude) if len(settings.exclude) else None
-    for path in paths:
-        yield LabelFile(path, settings, held_out)
+    return lambda path: LabelFile(path, settings, held_out)
+
+
+def read_files(paths: tuple[str, ...], settings: Settings) -> Iterator[LabelFile]:
+    """The label files in order, remote ones fetched ahead."""
+    return storage.overlapped(reader(settings), paths)
 
 
 def count_group(paths: tuple[str, ...], state: State) -> Counts:

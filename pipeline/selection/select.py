@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.data import label_files, parquet_files
 from pipeline.errors import DataError
-from pipeline.selection.candidates import LabelFile, count_group, histogram, read_files
+from pipeline.selection.candidates import LabelFile, count_group, histogram, reader
 from pipeline.selection.radix import Counts, Cutoff, Settings, finish_first_pass, merge, refine, start
 from pipeline.selection.sort_keys import Distances, Ints, tie_hash
 
@@ -83,15 +83,18 @@ def reach(cutoff: Cutoff) -> Distances:
 
 def select_group(paths: tuple[str, ...], cutoff: Cutoff, out: str) -> Kept:
     """Write the selection files of several label files into the folder `out`."""
-    sums, greatest = [], reach(cutoff)
-    for file in read_files(paths, cutoff.settings):
+    read, greatest = reader(cutoff.settings), reach(cutoff)
+
+    def select(path: str) -> Kept:
+        file = read(path)
         table, kept = select_shard(file, cutoff, greatest)
         belongs = {"stage": storage.name(out), "shard": file.shard}  # no other one may lie in its place
         metadata = {**belongs, "samples": table.num_rows, "copies": kept.shards[file.shard]}
-        path = storage.join(out, label_files.file_name(file.shard))
-        parquet_files.write_table(path, table, metadata, use_dictionary=False, column_encoding=ENCODING)
-        sums.append(kept)
-    return functools.reduce(Kept.add, sums)
+        target = storage.join(out, label_files.file_name(file.shard))
+        parquet_files.write_table(target, table, metadata, use_dictionary=False, column_encoding=ENCODING)
+        return kept
+
+    return functools.reduce(Kept.add, storage.overlapped(select, paths))
 
 
 def select_all(paths: Sequence[str], settings: Settings, map_fn: Map, out: str, groups: int = 64) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from pipeline import storage
 from pipeline.config.fields import identity_of
 from pipeline.data.samples import RULE, SKIPPED, Left, left_out
 from pipeline.data.shards import Shard, bad_counts
-from pipeline.errors import DataError
+from pipeline.errors import DataError, OutputError
 from pipeline.labelling.label_progress import Progress, shares
 from pipeline.plan.context import Context
 from pipeline.plan.inputs import Inputs, temperature_of
 from pipeline.plan.kind import Kind, Line
 from pipeline.plan.mended import LABEL_FOLDER
-from pipeline.plan.stage import FAILED, Result
+from pipeline.plan.stage import FAILED, Result, read_done
 from pipeline.printable import counted
 from pipeline.tracking import journal
 
@@ -78,7 +78,8 @@ def run(context: Context) -> Result:
         if name.endswith(FAILED):
             storage.remove(storage.join(context.folder, name))
     temperature = temperature_of(job, context.stage, context.needs) if settings.calibrate else 1.0
-    spec = replace(make_spec(context, temperature), earlier=_earlier(context), before=_before(context))
+    spec = make_spec(context, temperature)
+    spec = replace(spec, earlier=_earlier(context, spec.teacher), before=_before(context))
     waiting = [
         _with_checksum(shard, corpus, spec)
         for shard in sorted(shards, key=lambda shard: -shard.size)
@@ -137,12 +138,20 @@ def make_spec(context: Context, temperature: float) -> LabelSpec:
     )
 
 
-def _earlier(context: Context) -> tuple[str, ...]:
-    """The label folders of other corpora and generations."""
+def _earlier(context: Context, teacher: str) -> tuple[str, ...]:
+    """The label folders of other corpora, and those of other stages that this teacher may have labelled: the files of
+    another one's fit nowhere, so that they need not be looked at one by one."""
     output, own = context.job.output, storage.name(context.folder)
-    return tuple(
-        storage.join(output, name) for name in storage.listdir(output) if name != own and LABEL_FOLDER.fullmatch(name)
-    )
+    names = [name for name in storage.listdir(output) if name != own and LABEL_FOLDER.fullmatch(name)]
+    return tuple(folder for name in names if _may_be_of(folder := storage.join(output, name), teacher))
+
+
+def _may_be_of(folder: str, teacher: str) -> bool:
+    try:
+        done = read_done(folder)
+    except OutputError:  # its stage says so when its turn comes
+        return True
+    return done is None or done.info.get("teacher", teacher) == teacher
 
 
 def _before(context: Context) -> Before | None:

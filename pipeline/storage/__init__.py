@@ -1,4 +1,4 @@
-"""Reaches files wherever they live: `storage.join`, `storage.writing` … are the functions of `storage.files`."""
+"""Reaches files wherever they live: `storage.join`, `storage.walk` … are functions of `files`, `listing`, `record`."""
 
 from pipeline.storage.files import TOKEN_NAME as TOKEN_NAME
 from pipeline.storage.files import ask as ask
@@ -9,7 +9,6 @@ from pipeline.storage.files import filesystem as filesystem
 from pipeline.storage.files import is_temporary as is_temporary
 from pipeline.storage.files import is_url as is_url
 from pipeline.storage.files import join as join
-from pipeline.storage.files import listdir as listdir
 from pipeline.storage.files import make_folder as make_folder
 from pipeline.storage.files import name as name
 from pipeline.storage.files import open_read as open_read
@@ -20,12 +19,14 @@ from pipeline.storage.files import redact as redact
 from pipeline.storage.files import remove as remove
 from pipeline.storage.files import require_token as require_token
 from pipeline.storage.files import sha256 as sha256
-from pipeline.storage.files import sweep as sweep
 from pipeline.storage.files import sync_folder as sync_folder
-from pipeline.storage.files import walk as walk
 from pipeline.storage.files import write_bytes as write_bytes
 from pipeline.storage.files import write_json as write_json
 from pipeline.storage.files import write_token as write_token
 from pipeline.storage.files import writing as writing
+from pipeline.storage.listing import listdir as listdir
+from pipeline.storage.listing import sweep as sweep
+from pipeline.storage.listing import walk as walk
+from pipeline.storage.overlap import overlapped as overlapped
 from pipeline.storage.record import read_record as read_record
 from pipeline.storage.record import write_record as write_record

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -64,39 +63,6 @@ def exists(path: str) -> bool:
     return os.path.exists(path)
 
 
-def listdir(path: str) -> list[str]:
-    """Sorted names directly inside a folder, without temporary files; [] where there is no such folder."""
-    if is_url(path):
-        try:
-            found = ask(path, lambda fs, inner: fs.ls(inner, detail=False))
-            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in found]
-        except FileNotFoundError:
-            return []
-    else:
-        try:
-            names = os.listdir(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-    return sorted(name for name in names if not is_temporary(name))
-
-
-def walk(path: str) -> dict[str, int]:
-    """{path relative to the folder: bytes} of every file below it, without temporary files."""
-    if is_url(path):
-        fs, inner = filesystem(path)
-        root = fs._strip_protocol(inner).rstrip("/")
-        found = ask(path, lambda fs, inner: fs.find(root, detail=True))
-        sizes = {name[len(root) + 1 :]: int(info["size"] or 0) for name, info in found.items()}
-    else:
-        base = Path(path)
-        sizes = {}
-        for file in base.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a file that vanished while we looked
-                if file.is_file():
-                    sizes[file.relative_to(base).as_posix()] = file.stat().st_size
-    return {name: size for name, size in sorted(sizes.items()) if not is_temporary(name.rsplit("/", 1)[-1])}
-
-
 def open_read(path: str) -> IO[bytes]:
     """A seekable file; behind a URL one that outlives broken connections (pipeline.storage.remote_file)."""
     if is_url(path):
@@ -140,10 +106,6 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-# As `writing`, checkpoints and notes between workers name them.
-TEMPORARY = re.compile(r"\.tmp-(\d+-[0-9a-f]{8}(-.*)?|[0-9a-f]{12}\.json)")
 
 
 def is_temporary(name: str) -> bool:
@@ -259,19 +221,6 @@ def remove(path: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-
-
-def sweep(folder: str, within: str = "") -> None:
-    """Delete the temporary files that killed writers left in a local folder, and in folders in it whose names match the
-    regular expression `within` with all below them (only while holding its lock). Other people's files stay."""
-    if is_url(folder) or not os.path.isdir(folder):
-        return
-    for parent, folders, names in os.walk(folder):
-        for name in [*names, *folders]:
-            if TEMPORARY.fullmatch(name):
-                remove(os.path.join(parent, name))
-        if parent == folder:
-            folders[:] = [name for name in folders if within and re.fullmatch(within, name)]
 
 
 TOKEN_NAME = ".token"

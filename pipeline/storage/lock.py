@@ -129,7 +129,7 @@ def _lock_object(output: str) -> Iterator[Callable[[], bool]]:
         while not stop.wait(BEAT_SECONDS):
             with contextlib.suppress(Exception):  # a beat that fails is made up for by the next
                 if still_mine():  # else it was taken while this process stood still
-                    _replace(path, etag, mine)
+                    _write_over(path, etag, mine)
 
     thread = threading.Thread(target=heart, daemon=True)
     thread.start()
@@ -166,7 +166,13 @@ def _read(path: str) -> bytes | None:
 
 
 def _replace(path: str, etag: str | None, content: bytes) -> bool:
-    """Write over the object with this ETag; whether it is ours now. Without one, over whatever is there."""
+    """`_write_over`, and whether the object is ours now."""
+    _write_over(path, etag, content)
+    return _read(path) == content
+
+
+def _write_over(path: str, etag: str | None, content: bytes) -> None:
+    """Write over the object with this ETag, if it is that one; without an ETag over whatever is there."""
     fs, inner = storage.filesystem(path)
 
     def put() -> Any:
@@ -180,7 +186,6 @@ def _replace(path: str, etag: str | None, content: bytes) -> bool:
     # As in `_create`, a try more after a lost answer.
     with contextlib.suppress(FileExistsError, FileNotFoundError):
         remote_file.persist(storage.redact(path), put, OutputError)
-    return _read(path) == content
 
 
 def _look(path: str) -> tuple[float | None, str | None]:

@@ -1,4 +1,4 @@
-"""Caches remote shards on a node's own disk, shared by its processes and limited in size.
+"""Caches remote shards, and files of their rows, on a node's own disk, shared by its processes and limited in size.
 
     <folder>/.lock            held while room is made
     <folder>/.tmp-<key>       a download under way: locked by its process, already as large as it will be

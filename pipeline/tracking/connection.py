@@ -6,12 +6,13 @@ mirror.py import mlflow.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,24 @@ class Connection:
         self.experiment = ""
         self.monitors: list[Any] = []
         self.progress = time.monotonic()  # when MLflow last took something
+        self.preparing = False  # with work of this process, which is no fault of MLflow's
 
     def took(self) -> None:
         self.progress = time.monotonic()
+
+    def silent_for(self) -> float:
+        """Seconds for which MLflow has been asked and has taken nothing."""
+        return 0.0 if self.preparing else time.monotonic() - self.progress
+
+    @contextlib.contextmanager
+    def own_work(self) -> Iterator[None]:
+        """Imports, which took 11 s on a busy machine, and making tables: nobody's patience wears out meanwhile."""
+        self.preparing = True
+        try:
+            yield
+        finally:
+            self.took()
+            self.preparing = False
 
     def answers(self) -> bool:
         try:
@@ -79,18 +95,19 @@ class Connection:
             os.environ.setdefault(name, value)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with importing, warnings.catch_warnings():
+        with self.own_work(), importing, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - it is needed in a moment
             from mlflow.tracking import MlflowClient
 
-        self.took()
         if is_sqlite(self.uri):
-            self._make_sqlite()
+            with self.own_work():
+                self._make_sqlite()
         client = MlflowClient(tracking_uri=sqlite_store.address(self.uri))
         self.experiment = self._find_experiment(client)
         self.took()
-        self.monitors = _monitors()
+        with self.own_work(), importing:
+            self.monitors = _monitors()
         self.client = client
 
     def _make_sqlite(self) -> None:

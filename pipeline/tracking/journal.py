@@ -1,8 +1,13 @@
 """Keeps the journal of a stage: what it measured, in order, in its folder; the truth for trackers and reports.
 
-Local folder: `metrics.jsonl`, one line appended per record. Object store: numbered parts
-`metrics-000001.jsonl` of whole lines, one every ten seconds and at `flush` and `close`. A process killed in
-the middle of a line leaves a torn one: readers skip it, the next writer removes it.
+Local folder: `metrics.jsonl`, one line appended per record. A process killed in the middle of a line leaves a torn one:
+readers skip it, the next writer removes it.
+
+Object store: numbered parts, 1, 2, …, of whole lines, `metrics-000001.jsonl`, one every ten seconds and at `flush` and
+`close`. A part is never changed: a line {"truncated": step} takes back the records before it that are of later steps.
+Other files lie in the folder too, hundred thousands of them, so nobody lists it while a stage runs: the writer counts,
+and who follows asks for the next number, every 15 s for all followers in a process; what this process wrote it need not
+ask for.
 
 A record is strict JSON: {"step": int, "total": int or null, "time": seconds since 1970, name: value …}. JSON
 has no number for NaN and infinities: they are written as null, so readers skip values that are no numbers.
@@ -26,8 +31,12 @@ from pipeline.errors import OutputError
 from pipeline.storage import remote_file
 
 NAME = "metrics.jsonl"
-PART = re.compile(r"metrics-(\d{6,})\.jsonl")
+PREFIX = "metrics-"
+PART = re.compile(PREFIX + r"(\d{6,})\.jsonl")
+TRUNCATED = "truncated"
 PART_SECONDS = 10.0
+ASK_SECONDS = 15.0  # between two questions for a part that was not there yet
+KEPT = 32  # parts that a process remembers of a journal, for the next of its followers
 TAIL = 512  # bytes before a position that must still be the same for reading to go on there
 
 
@@ -38,6 +47,8 @@ class Journal:
         self.folder = folder
         self.waiting: list[bytes] = []  # lines not yet in a part (object stores only)
         self.part_time = time.monotonic()
+        self.tail: _Tail | None = None  # once the first part is written, of that `number`
+        self.number = 0
         self.file = None if storage.is_url(folder) else _open(folder)
 
     def log(self, step: int, total: int | None = None, **values: float | int | str) -> None:
@@ -61,10 +72,14 @@ class Journal:
                 self.file.flush()
                 os.fsync(self.file.fileno())
         elif self.waiting:
-            last = max((_number(name) for name in _parts(self.folder)), default=0)
-            part = storage.join(self.folder, f"metrics-{last + 1:06d}.jsonl")
-            storage.write_bytes(part, b"".join(self.waiting))
+            if self.tail is None:
+                self.number = max((_number(name) for name in _parts(self.folder)), default=0)
+                self.tail = _tails[self.folder] = _Tail(short=not self.number)
+            number, lines = self.number + 1, b"".join(self.waiting)
+            storage.write_bytes(_part(self.folder, number), lines)
             self.waiting.clear()
+            self.tail.keep(number, lines)
+            self.number = self.tail.written = number
         self.part_time = time.monotonic()
 
     @contextlib.contextmanager
@@ -89,19 +104,16 @@ class Journal:
             self.file = _open(self.folder)
             return
         self.flush()
-        for name in reversed(_parts(self.folder)):  # last first: interrupted, a beginning remains
-            path = storage.join(self.folder, name)
-            old = storage.read_bytes(path)
-            kept = _keep(old, step)
-            if not kept:
-                storage.remove(path)
-            elif kept != old:
-                storage.write_bytes(path, kept)
+        if any(record["step"] > step for record in read(self.folder)[0]):
+            self.waiting.append(json.dumps({TRUNCATED: step}).encode() + b"\n")
+            self.flush()
 
     def close(self) -> None:
         self.flush()
         if self.file is not None:
             self.file.close()
+        elif self.tail is not None:
+            self.tail.written, self.tail = None, None  # another process may write the next part
 
     def __enter__(self) -> Journal:
         return self
@@ -110,14 +122,15 @@ class Journal:
         self.close()
 
 
-def read(folder: str, position: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read(folder: str, position: int = 0, *, follow: bool = False) -> tuple[list[dict[str, Any]], int]:
     """(records after `position`, new position). Start with 0 and hand the position back to follow a journal.
 
     A position is opaque. Where the journal was truncated before it, all records are returned again, from the first
-    on: a follower skips the steps that it knows. No journal yet: ([], 0).
+    on: a follower skips the steps that it knows. No journal yet: ([], 0). With `follow` it may be called as often as
+    one likes, and what another process wrote to an object store in the last 30 s may be missing.
     """
     if storage.is_url(folder):
-        return _read_parts(folder, position)
+        return _read_parts(folder, position, follow)
     offset, check = divmod(position, 1 << 32)
     try:
         with storage.open_read(storage.join(folder, NAME)) as file:
@@ -132,23 +145,68 @@ def read(folder: str, position: int = 0) -> tuple[list[dict[str, Any]], int]:
             check = zlib.crc32(file.read(min(offset, TAIL)))
     except FileNotFoundError:
         return [], 0
-    return _records(new[:end]), (offset << 32) + check
+    return _records(new[:end])[0], (offset << 32) + check
 
 
-def _read_parts(folder: str, position: int) -> tuple[list[dict[str, Any]], int]:
-    """As `read`; a position is the number of the last part read and a checksum of it."""
-    number, check = divmod(position, 1 << 32)
-    fs, inner = storage.filesystem(folder)
+class _Tail:
+    """The newest parts of a journal in an object store, as far as this process knows them."""
+
+    def __init__(self, short: bool = False) -> None:
+        self.parts: dict[int, bytes] = {}
+        self.written: int | None = None  # the last part, while the journal is written here
+        self.asked = -math.inf  # when one was asked for that was not there
+        self.short = short  # no more than it remembers: no need of a listing
+
+    def keep(self, number: int, lines: bytes) -> None:
+        self.parts[number] = lines
+        self.parts.pop(number - KEPT, None)
+        self.short &= number <= KEPT
+
+
+_tails: dict[str, _Tail] = {}  # by folder
+
+
+def _read_parts(folder: str, position: int, follow: bool) -> tuple[list[dict[str, Any]], int]:
+    """As `read`; a position is the number of the last part read."""
+    tail = _tails.setdefault(folder, _Tail())
+    if not position and not (follow and tail.short):
+        return _read_all(folder, tail)
+    new = []
+    while (lines := _find(folder, tail, position + 1, follow)) is not None:
+        new.append(lines)
+        position += 1
+    records, truncated = _records(b"".join(new))
+    return _read_all(folder, tail) if truncated else (records, position)
+
+
+def _read_all(folder: str, tail: _Tail) -> tuple[list[dict[str, Any]], int]:
+    """All parts, by one listing."""
     names = _parts(folder)
-    wanted = [name for name in names if _number(name) >= number]
-    content = _fetch(fs, inner, wanted)
-    if number and (not wanted or _number(wanted[0]) != number or zlib.crc32(content[0]) != check):
-        wanted, number = names, 0
-        content = _fetch(fs, inner, wanted)
-    if not wanted:
-        return [], 0
-    new = content[1:] if number else content
-    return _records(b"".join(new)), (_number(wanted[-1]) << 32) + zlib.crc32(content[-1])
+    tail.short = not names
+    tail.asked = time.monotonic()
+    fs, inner = storage.filesystem(folder)
+    content = _fetch(fs, inner, names)
+    return _records(b"".join(content))[0], _number(names[-1]) if names else 0
+
+
+def _find(folder: str, tail: _Tail, number: int, follow: bool) -> bytes | None:
+    """A part, from memory if it can be; None where it is not there, or cannot be there yet."""
+    if number in tail.parts:
+        return tail.parts[number]
+    if tail.written is not None:
+        there = number <= tail.written
+    else:
+        there = not follow or time.monotonic() - tail.asked >= ASK_SECONDS
+    if not there:
+        return None
+    asked, tail.asked = tail.asked, time.monotonic()  # before it is: two followers shall not both ask
+    try:
+        lines = storage.read_bytes(_part(folder, number))
+    except FileNotFoundError:
+        return None
+    tail.keep(number, lines)
+    tail.asked = asked  # the next one may be there too
+    return lines
 
 
 def _fetch(fs: Any, inner: str, names: list[str]) -> list[bytes]:
@@ -189,7 +247,12 @@ def _plain(value: Any) -> float | int | str | None:
 
 
 def _parts(folder: str) -> list[str]:
-    return sorted((name for name in storage.listdir(folder) if PART.fullmatch(name)), key=_number)
+    names = storage.listdir(folder, prefix=PREFIX)
+    return sorted((name for name in names if PART.fullmatch(name)), key=_number)
+
+
+def _part(folder: str, number: int) -> str:
+    return storage.join(folder, f"{PREFIX}{number:06d}.jsonl")
 
 
 def _number(name: str) -> int:
@@ -198,13 +261,15 @@ def _number(name: str) -> int:
 
 
 def _keep(lines: bytes, step: int) -> bytes:
-    kept = [line for line in lines.split(b"\n") if any(record["step"] <= step for record in _records(line))]
+    kept = [line for line in lines.split(b"\n") if any(record["step"] <= step for record in _records(line)[0])]
     return b"".join(line + b"\n" for line in kept)
 
 
-def _records(lines: bytes) -> list[dict[str, Any]]:
-    """The records in whole lines; lines that are no JSON (a power cut can leave zero bytes) are skipped."""
-    records = []
+def _records(lines: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """The records in whole lines, without those that were taken back, and whether any were; lines that are no JSON (a
+    power cut can leave zero bytes) are skipped."""
+    records: list[dict[str, Any]] = []
+    truncated = False
     for line in lines.split(b"\n"):
         try:
             record = json.loads(line)
@@ -212,4 +277,7 @@ def _records(lines: bytes) -> list[dict[str, Any]]:
             continue
         if isinstance(record, dict) and "step" in record:
             records.append(record)
-    return records
+        elif isinstance(record, dict) and TRUNCATED in record:
+            records = [known for known in records if known["step"] <= record[TRUNCATED]]
+            truncated = True
+    return records, truncated

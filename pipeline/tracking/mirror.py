@@ -9,7 +9,6 @@ import json
 import math
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.tracking.runs import (
     constants,
     described,
     flatten,
+    is_new,
     load_state,
     metric_name,
     milliseconds,
@@ -43,7 +43,6 @@ CONTEXT = "mlflow.data.context"
 SYSTEM = "system/"  # metrics of the machine
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 NAMES_PER_BATCH = 100  # params and tags
-POLL_URL_SECONDS = 10.0  # an object store gets a new part of a journal this often
 
 
 class Mirror:
@@ -120,12 +119,12 @@ class Mirror:
         for left in self.client.search_runs([self.connection.experiment], query):
             self.client.set_terminated(left.info.run_id, STATUS["killed"])
 
-    def send_journal(self, run: Run, whole: bool) -> None:
-        """Send what the journal has got since the last time; `whole`: now, however long ago that was."""
-        interval = POLL_URL_SECONDS if storage.is_url(run.folder) else 0.0
-        if not whole and time.monotonic() - run.read_at < interval:
-            return
-        records, position = journal.read(run.folder, run.position)
+    def send_journal(self, run: Run, whole: bool, began: float) -> None:
+        """Send what the journal has got since the last time; `whole`: to the last record. Those of before this process
+        `began`, in seconds since 1970, are `run.late`."""
+        records, position = journal.read(run.folder, run.position, follow=not whole)
+        late = sum(1 for record in records if record["time"] < began and is_new(record, run.sent))
+        run.late = max(run.late, late)  # what failed is counted again
         if tags := constants(records):
             from mlflow.entities import RunTag
 
@@ -133,7 +132,7 @@ class Mirror:
         run.curves.update(name for record in records for name in names(record).values())
         for batch in batches(records, run.sent):
             self._log(run, batch)
-        run.position, run.read_at = position, time.monotonic()
+        run.position = position
 
     def send_samples(self, run: Run, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Samples (milliseconds, values); their steps are seconds since the run's start, which grow over
@@ -235,7 +234,7 @@ class Mirror:
             for name in registered.FILES:
                 (data / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
             made = str(Path(temporary, "model"))
-            with importing:
+            with self.connection.own_work(), importing:
                 registered.save(str(data), made)
             self.client.log_artifacts(run.run_id, made, "model")
         self.connection.took()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -84,8 +83,8 @@ class Run:
     start: int = 0
     sent: dict[str, int] = field(default_factory=dict)  # the last step of each metric that MLflow has
     position: int = 0  # in the journal
+    late: int = 0  # records that MLflow should have got from an earlier process
     curves: set[str] = field(default_factory=set)  # the metrics that the journal has
-    read_at: float = -math.inf
     title: str = ""  # what MLflow calls it; "": its name
     datasets: Sequence[Dataset] = ()
     figures: Mapping[str, float] = field(default_factory=dict)  # of its model or of the job, known since it ended
@@ -144,6 +143,11 @@ def constants(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _numbers(record: Mapping[str, Any]) -> list[str]:
     at = ("step", "total", "time")
     return [name for name, value in record.items() if name not in at and isinstance(value, (int, float))]
+
+
+def is_new(record: Mapping[str, Any], sent: Mapping[str, int]) -> bool:
+    """Whether the record has a number whose step was not sent."""
+    return any(record["step"] > sent.get(name, -1) for name in names(record).values())
 
 
 def batches(records: Iterable[Mapping[str, Any]], sent: Mapping[str, int]) -> Iterator[list[Point]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
+from pipeline.printable import counted
 from pipeline.tracking.connection import Connection
 from pipeline.tracking.contract import StageRecord
 from pipeline.tracking.mirror import Mirror
@@ -35,7 +36,7 @@ class MlflowTracker:
 
     `end_stage` is also right for a stage that was done before: what MLflow already has is not sent again, and
     where there is nothing to send at all, mlflow is not even imported. `warn` is called, from any thread, once at most
-    for what MLflow does not take, and where a damaged store was set aside.
+    for what MLflow does not take, where a damaged store was set aside, and for what earlier runs had left to be sent.
     """
 
     def __init__(self, output: str, *, warn: Callable[[str], None], uri: str | None = None) -> None:
@@ -49,6 +50,8 @@ class MlflowTracker:
         self.lock = threading.Lock()
         self.wake = threading.Event()
         self.closing = False
+        self.began = time.time()
+        self.complete = self.answered = True  # the last time that something was sent
         self.champion: str | None = None
         self.pause = POLL_SECONDS
         self.samples: list[tuple[Run, int, dict[str, float]]] = []
@@ -102,7 +105,7 @@ class MlflowTracker:
 
     def close(self) -> None:
         """Send what is still to be sent; give up where MLflow has taken nothing for ten seconds. What has begun
-        and not ended becomes KILLED."""
+        and not ended becomes KILLED. Says how many records earlier runs had left."""
         patience = SQLITE_PATIENCE_SECONDS if is_sqlite(self.uri) else SERVER_PATIENCE_SECONDS
         if not self.thread.is_alive():
             return
@@ -114,10 +117,17 @@ class MlflowTracker:
         self.connection.took()
         self.closing = True
         self.wake.set()
-        while self.thread.is_alive() and time.monotonic() - self.connection.progress < patience:
+        while self.thread.is_alive() and self.connection.silent_for() < patience:
             self.thread.join(0.1)
         if self.thread.is_alive():
             self._warn(f"it took nothing for {patience:.0f} s")
+        if number := sum(run.late for run in self.stages):
+            given_up = any(run.failures >= ATTEMPTS for run in self.stages)
+            there = self.complete and not given_up and not self.thread.is_alive()
+            self.warn(
+                f"MLflow at {shown(self.uri)} lacked {counted(number, 'record')} of earlier runs; "
+                + ("it has them all now" if there else "what of them is still missing is sent by the next run")
+            )
 
     def _run_of(self, stage: StageRecord, begun: bool) -> Run:
         """The run of a stage; a stage that begins again after its end gets a new one."""
@@ -137,16 +147,19 @@ class MlflowTracker:
         while True:
             self.wake.wait(POLL_SECONDS)
             self.wake.clear()
-            closing = self.closing
+            closing, failed = self.closing, False
             try:
                 self._sample()
                 if closing or time.monotonic() >= quiet_until:
-                    complete = self._send_all()
-                    self.pause = POLL_SECONDS if complete else min(2 * self.pause, RETRY_SECONDS)
-                    quiet_until = 0.0 if complete else time.monotonic() + self.pause
+                    self.answered, self.complete = True, False
+                    self.complete = self._send_all()
+                    self.pause = POLL_SECONDS if self.complete else min(2 * self.pause, RETRY_SECONDS)
+                    quiet_until = 0.0 if self.complete else time.monotonic() + self.pause
             except Exception as error:  # whatever happens here must not matter to the pipeline
                 self._warn(error)
-            if closing:
+                failed = True
+            # What failed although the server answers is sent again, ATTEMPTS times at most.
+            if closing and (self.complete or failed or not self.answered):
                 return
 
     def _send_all(self) -> bool:
@@ -163,7 +176,8 @@ class MlflowTracker:
                 self._warn(error)
                 complete = False
                 self._ask_again(runs)
-                if not self.connection.answers():
+                self.answered = self.connection.answers()
+                if not self.answered:
                     return False
                 run.failures += 1
                 run.done = run.failures >= ATTEMPTS
@@ -202,7 +216,7 @@ class MlflowTracker:
             return
         self.mirror.resume(run)
         if run.parent:
-            self.mirror.send_journal(run, whole=end is not None)
+            self.mirror.send_journal(run, whole=end is not None, began=self.began)
         mine = [(at, values) for owner, at, values in self.samples if owner is run]
         self.mirror.send_samples(run, mine)
         self.samples = [sample for sample in self.samples if sample[0] is not run]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.actor_pool import slowest
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.on_ray import OnRay
 from pipeline.errors import ClusterError, ConfigError, DataError
@@ -57,20 +56,6 @@ def test_a_slow_unit_is_given_to_an_idle_worker_too(embedded_ray: Any, tmp_path:
     assert {name: o.value for name, o in outcomes.items()} == {str(n): n**2 for n in range(10)}
     assert outcomes["0"].attempts == 1 and outcomes["0"].workers == 2
     assert len(list(tmp_path.glob("0-*"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("running", "ended", "expected"),
-    [
-        ({"a": 100.0}, [], None),
-        ({"a": 100.0}, [1.0, 1.0], None),  # too few to know
-        ({}, [1.0] * 5, None),
-        ({"a": 3.1, "b": 9.0, "c": 1.0}, [1.0, 1.0, 50.0], "b"),
-        ({"a": 2.9, "b": 3.0}, [1.0, 1.0, 1.0], None),
-    ],
-)
-def test_what_counts_as_slow(running: dict[str, float], ended: list[float], expected: str | None) -> None:
-    assert slowest(running, ended) == expected
 
 
 def test_workers_that_die_while_starting_end_in_one_sentence(embedded_ray: Any) -> None:

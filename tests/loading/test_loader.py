@@ -270,6 +270,21 @@ def test_rows_beyond_the_memory_limit_are_read_again(corpus, monkeypatch):
     assert not data._kept
 
 
+@pytest.mark.parametrize("world", [1, 4, 16])
+def test_the_more_ranks_the_fewer_rows_a_process_keeps_and_none_is_read_twice(corpus, monkeypatch, world):
+    shard, segments, window = corpus[0].shards[0], 16, 2
+    source = TrainingSource("labelled", (shard,) * 64, per_step=32, segments=segments, window=window)
+    read, load_rows = [], loader.load_rows
+    monkeypatch.setattr(loader, "ROWS_BYTES", 1)
+    monkeypatch.setattr(loader, "load_rows", lambda shard, **kw: read.append(shard) or load_rows(shard, **kw))
+    who = {"rank": world - 1, "world": world}
+    data = TrainingData([source], augment=PLAIN, classes=CLASSES, soft=SoftTargets(), seed=5, **who)
+    for step in range(64 * 7 // 32):  # an epoch: of each segment, one block after the other
+        data.pack(step)
+        assert len(data._rows) <= segments * window // world
+    assert len(read) == 64 // world
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_another_one_is_named(corpus, tmp_path, workers):
     shard = corpus[0].shards[0]

@@ -56,6 +56,18 @@ def uploaded(local: TrainingSource, s3: S3) -> TrainingSource:
     return dataclasses.replace(local, shards=tuple(shards))
 
 
+def test_files_of_rows_come_from_the_cache_too(uploaded: TrainingSource, s3: S3, tmp_path: Path) -> None:
+    """Each loading process reads them in every epoch."""
+    shard = uploaded.shards[0]
+    far = dataclasses.replace(shard, rows=s3.upload(shard.rows, "fill/rows.parquet"))
+    near = dataclasses.replace(far, cache=Cache(str(tmp_path / "cache"), WHOLE))
+    for one, asked in (near, 1), (far, 3):
+        with s3.proxy.faults() as seen:
+            found = [load_rows(one, soft=False).index.tolist() for _ in range(3)]
+        assert found == [load_rows(shard, soft=False).index.tolist()] * 3
+        assert sum(request.method == "GET" for request in seen) == asked
+
+
 def cached(source: TrainingSource, folder: Path, limit: int = WHOLE) -> TrainingSource:
     cache = Cache(str(folder), limit)
     return dataclasses.replace(source, shards=tuple(dataclasses.replace(s, cache=cache) for s in source.shards))

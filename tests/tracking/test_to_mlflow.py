@@ -23,7 +23,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import OutputError
-from pipeline.tracking import connection, registered, to_mlflow
+from pipeline.tracking import connection, mirror, registered, to_mlflow
 from pipeline.tracking.contract import Dataset, StageRecord
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.runs import batches, flatten, store_uri, within
@@ -356,6 +356,63 @@ def test_an_artifact_that_cannot_be_sent_warns_and_does_not_hold_up_the_others(t
     wait_for(lambda: run_of(client, good.folder).info.status == "FINISHED")
     tracker.close()
     assert len(warnings) == 1 and "missing.png" in warnings[0]
+
+
+def test_a_rerun_says_how_many_records_were_left_and_sends_them_all(tmp_path: Path, store: str) -> None:
+    left, new = stage(str(tmp_path), "left"), stage(str(tmp_path), "new")
+    with Journal(left.folder) as journal:
+        for step in range(1200):
+            journal.log(step, loss=1.0)
+    with Journal(new.folder) as journal:
+        journal.log(0, loss=1.0)
+    for said in (["lacked 1,201 records of earlier runs; it has them all now"], []):
+        warnings: list[str] = []
+        tracker = start(str(tmp_path), store, warnings)
+        tracker.end_stage(left, "finished", {}, [])
+        tracker.start_stage(new)  # which was killed after its first record
+        with Journal(new.folder) as journal:
+            journal.log(1, loss=1.0)
+        tracker.end_stage(new, "finished", {}, [])
+        tracker.end_job("finished", {}, [])
+        tracker.close()
+        assert [warning.partition("/mlflow.db ")[2] for warning in warnings] == said
+    client = connect(store_uri(str(tmp_path), store))
+    assert steps(client, run_of(client, left.folder), "loss") == list(range(1200))
+
+
+def test_what_fails_once_while_the_job_ends_is_sent_all_the_same(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures, finish = ["lost"], mirror.Mirror.finish
+
+    def finish_second_time(self: mirror.Mirror, *arguments: Any) -> None:
+        if failures:
+            wait_for(lambda: tracker.closing)
+            raise MlflowException(failures.pop())
+        finish(self, *arguments)
+
+    tracker = start(str(tmp_path), store, [])
+    teacher = stage(str(tmp_path), "teacher")
+    tracker.start_stage(teacher)
+    client = connect(store_uri(str(tmp_path), store))
+    wait_for(lambda: run_of(client, teacher.folder))
+    monkeypatch.setattr(mirror.Mirror, "finish", finish_second_time)
+    tracker.end_stage(teacher, "finished", {}, [])
+    tracker.close()
+    assert not failures and run_of(client, teacher.folder).info.status == "FINISHED"
+
+
+def test_patience_does_not_wear_out_while_we_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(connection.time, "monotonic", lambda: now)
+    asked = connection.Connection("http://nobody", print)
+    now = 5.0
+    assert asked.silent_for() == 5.0
+    with asked.own_work():
+        now = 500.0
+        assert asked.silent_for() == 0.0
+    now = 503.0
+    assert asked.silent_for() == 3.0
 
 
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
