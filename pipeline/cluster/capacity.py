@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.cluster.contract import Resources
 from pipeline.errors import ClusterError
@@ -12,14 +14,17 @@ def room(resources: Resources, workers: int | None = None) -> int:
     """How many such workers the cluster's nodes can hold, whoever uses them now; at most `workers`."""
     import ray
 
-    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    held = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            fits = [has.get(kind, 0.0) / amount for kind, amount in wanted.items() if amount > 0]
-            held += int(min(fits, default=has.get("CPU", 1.0)) + 1e-6)
+    held = sum(places(node, resources) for node in ray.nodes())
     return held if workers is None else min(held, workers)
+
+
+def places(node: Mapping[str, Any], resources: Resources) -> int:
+    """How many such workers one of `ray.nodes()` can hold, whoever uses it now."""
+    wanted, has = {"CPU": resources.cpus, "GPU": resources.gpus}, node["Resources"]
+    if not node["Alive"]:
+        return 0
+    fits = [has.get(kind, 0.0) / amount for kind, amount in wanted.items() if amount > 0]
+    return int(min(fits, default=has.get("CPU", 1.0)) + 1e-6)
 
 
 def accelerators() -> int:

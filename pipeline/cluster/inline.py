@@ -54,6 +54,7 @@ class Inline:
         resources: Resources,
         attempts: int = 3,
         overlap: int = 1,
+        check: Callable[[], None] | None = None,
     ) -> Iterator[Outcome[Value]]:
         check_names(units)
         if not units:
@@ -66,7 +67,13 @@ class Inline:
             yield from _overlapping(function, units, attempts, overlap)
 
     def fit(
-        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self,
+        loop: Callable[..., dict[str, Any]],
+        spec: Spec,
+        *,
+        resources: Resources,
+        folder: str,
+        check: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         return loop(spec)
 

@@ -29,11 +29,12 @@ from pipeline.errors import ClusterError
 
 EMBEDDED = "embedded"
 PREFIX = "nlray-"  # short: Ray's socket lies below it and may have 107 bytes in all
+# Names what a worker calls first (runtime_env's worker_process_setup_hook): Ray then puts the working directory in
+# front of all paths, where folders `models` and `pipeline` of the user's may lie.
+SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 WORKERS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was given no GPU sees none
-    # What a worker calls first (runtime_env's worker_process_setup_hook): Ray then puts the working directory in front
-    # of all paths, where folders `models` and `pipeline` of the user's may lie.
-    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "noisy_lambda.claim",
+    SETUP_HOOK: "noisy_lambda.claim",
 }
 OBJECT_STORE_BYTES = 200_000_000  # units and results are small; Ray would take 30 % of the memory
 CONNECT_SECONDS = 10.0

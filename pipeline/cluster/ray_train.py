@@ -44,14 +44,19 @@ def fit_here(loop: Callable[[Any], dict[str, Any]], spec: Any) -> dict[str, Any]
 
 
 def fit_on_workers(
-    loop: Callable[..., dict[str, Any]], spec: Any, resources: Resources, folder: str, patience: float
+    loop: Callable[..., dict[str, Any]],
+    spec: Any,
+    resources: Resources,
+    folder: str,
+    patience: float,
+    check: Callable[[], None],
 ) -> dict[str, Any]:
     """The loop on `resources.workers` Ray actors, or as few as `resources.least`; rank 0's result."""
+    import ray
     import ray.train
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    note = storage.join(folder, f".tmp-{uuid.uuid4().hex[:12]}.json")
     least, most = resources.least or 1, resources.workers or 1
     elastic = least < most
     restarts, start_tries = (ELASTIC_RESTARTS, ELASTIC_RESTARTS) if elastic else (RESTARTS, START_TRIES)
@@ -62,11 +67,12 @@ def fit_on_workers(
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(resources.notice)),
     }
     arguments = (spec, _leaving) if resources.notice else (spec,)
+    note = _note()
     with tempfile.TemporaryDirectory(prefix="nltrain-") as scratch, environment(ray_settings):
 
         def train() -> Any:
             return TorchTrainer(
-                lambda: _on_one_rank(functools.partial(loop, *arguments), note),
+                lambda: _on_one_rank(functools.partial(loop, *arguments), check, note),
                 scaling_config=ScalingConfig(
                     num_workers=(least, most) if elastic else most,
                     elastic_resize_monitor_interval_s=RESIZE_SECONDS,
@@ -84,11 +90,11 @@ def fit_on_workers(
         try:
             answer = _repeated(train, restarts).return_value
         except ray.train.TrainingFailedError as error:
-            answer = storage.read_json(note) if storage.exists(note) else None
+            answer = ray.get(note.read.remote())
             if answer is None:
                 raise _explain(error, resources, restarts, folder, patience) from error
         finally:
-            storage.remove(note)
+            ray.kill(note)
     if "user_error" in answer:
         kind, text = answer["user_error"]
         raise getattr(errors, kind)(text)
@@ -102,22 +108,51 @@ def _leaving() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def _on_one_rank(work: Callable[[], dict[str, Any]], note: str) -> dict[str, Any]:
+class _Note:
+    """What one worker found wrong, for all of them to read when Ray has started them again. It is kept by Ray, not in
+    the storage: that all see the same may be just what is wrong."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] | None = None
+
+    def write(self, answer: dict[str, Any]) -> None:
+        self.answer = self.answer or answer
+
+    def read(self) -> dict[str, Any] | None:
+        return self.answer
+
+
+def _note() -> Any:
+    """An actor on the driver's machine, which lives as long as the driver does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Note).remote()
+
+
+def _on_one_rank(work: Callable[[], dict[str, Any]], check: Callable[[], None], note: Any) -> dict[str, Any]:
     """Run in a training worker. Ray would repeat a loop that raised; a user's error it shall only report.
 
-    The other ranks may wait for this one inside a collective. So it leaves a note and raises: Ray tears the group
-    down and starts it again, and there every rank reads the note and ends.
+    What `check` finds in one worker all of them hear, and end. Later the others may wait for this one inside a
+    collective. So it leaves a note and raises: Ray tears the group down and starts it again, and there every rank
+    reads the note and ends.
     """
+    import ray
     import torch.distributed
 
-    if storage.exists(note):
-        return storage.read_json(note)
+    from pipeline.cluster.world import gathered
+
+    if (answer := ray.get(note.read.remote())) is not None:
+        return answer
+    if (problem := gathered(check)) is not None:
+        return {"user_error": list(problem)}
     try:
         return {"result": work()}
     except UserError as error:
         answer = {"user_error": [type(error).__name__, str(error)]}
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            storage.write_json(note, answer)
+            ray.get(note.write.remote(answer))
             raise
         return answer
 

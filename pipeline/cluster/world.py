@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed
 
-from pipeline.errors import ConfigError
+from pipeline.cluster.inline import last_line
+from pipeline.errors import ConfigError, UserError
 
 PATIENCE = timedelta(minutes=30)
 """With the other workers: rank 0 may be busy with a slow store. NCCL's own is 10 minutes."""
@@ -51,6 +52,23 @@ class World:
         tensor = torch.tensor([value], device=self.device)
         torch.distributed.broadcast(tensor, 0)
         return int(tensor.item())
+
+
+def gathered(check: Callable[[], None]) -> tuple[str, str] | None:
+    """Call `check` in every worker of this process's group: the first error that it raised in one, as (class name,
+    text), in all of them. So none goes on to wait for one that has left. Every worker calls it."""
+    mine = None
+    try:
+        check()
+    except UserError as error:
+        mine = type(error).__name__, str(error)
+    except Exception as error:
+        mine = "ClusterError", f"a worker on {os.uname().nodename} cannot begin to train: {last_line(error)}"
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return mine
+    found: list[tuple[str, str] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return next((one for one in found if one), None)
 
 
 @contextlib.contextmanager

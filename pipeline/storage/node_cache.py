@@ -23,6 +23,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 import threading
 import time
 import zlib
@@ -51,6 +52,14 @@ class Cache:
 
     folder: str
     limit: int
+
+    def check(self) -> None:
+        """ConfigError where this process cannot write to the folder."""
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def open_read(self, path: str) -> IO[bytes]:
         """The shard, seekable: its copy, after a download if need be."""
@@ -122,10 +131,13 @@ class Cache:
                 return None
             if error.errno == errno.ENOSPC or error.filename is None or not str(error.filename).startswith(self.folder):
                 raise
-            raise ConfigError(
-                f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each "
-                "node's own disk that its processes may write to"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each "
+            "node's own disk that its processes may write to"
+        )
 
     def _make_room(self, file: IO[bytes], size: int, spared: int | None) -> bool:
         """Take `size` bytes of the limit for the download `file`, which holds its lock; False where that cannot be."""
