@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import errors, storage
+from pipeline.cluster import interface
 from pipeline.cluster.capacity import nothing_fits, wait_for_room
 from pipeline.cluster.contract import Resources
-from pipeline.cluster.inline import last_line
+from pipeline.cluster.inline import innermost
 from pipeline.cluster.ray_session import environment
 from pipeline.errors import ClusterError, UserError
 
@@ -79,6 +80,7 @@ def fit_on_workers(
                     use_gpu=resources.gpus > 0,
                     resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
                 ),
+                torch_config=_torch_config(),
                 run_config=RunConfig(
                     name=f"noisy-lambda-{uuid.uuid4().hex[:12]}",  # a name used before would make Ray resume that run
                     storage_path=scratch,  # only the controller, which runs beside the driver, writes there
@@ -99,6 +101,23 @@ def fit_on_workers(
         kind, text = answer["user_error"]
         raise getattr(errors, kind)(text)
     return answer["result"]
+
+
+def _torch_config() -> Any:
+    """Ray's, whose workers first choose the interface on which they meet."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(interface.take_rays)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config()
 
 
 def _leaving() -> bool:
@@ -202,7 +221,9 @@ def _explain(error: Exception, resources: Resources, restarts: int, folder: str,
         if "Timeout" in type(failures[0]).__name__:
             return nothing_fits(resources, resources.least or 1, patience)
         if not isinstance(failures[0], RayActorError):
-            return ClusterError(f"Ray cannot start {resources.least} training workers: {last_line(error)[:300]}")
+            cause = innermost(error)
+            hint = f"; {interface.HINT}" if "gloo" in cause.lower() else ""
+            return ClusterError(f"Ray cannot start {resources.least} training workers: {cause[:300]}{hint}")
     died = any(isinstance(failure, RayActorError) for failure in failures.values())
     if not died:  # otherwise what the other ranks raised only follows from it
         return RuntimeError(f"training in {storage.redact(folder)} failed {restarts + 1} times; {error}")

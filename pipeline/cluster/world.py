@@ -14,8 +14,9 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from pipeline.cluster.inline import last_line
-from pipeline.errors import ConfigError, UserError
+from pipeline.cluster import interface
+from pipeline.cluster.inline import innermost, last_line
+from pipeline.errors import ClusterError, ConfigError, UserError
 
 PATIENCE = timedelta(minutes=30)
 """With the other workers: rank 0 may be busy with a slow store. NCCL's own is 10 minutes."""
@@ -87,7 +88,7 @@ def join() -> Iterator[World]:
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
-    this machine, else gloo. ConfigError: more processes than GPUs.
+    this machine, else gloo. ConfigError: more processes than GPUs. ClusterError: they do not reach each other.
 
     Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message
     of what went wrong still to be shown.
@@ -98,11 +99,18 @@ def process_group() -> Iterator[None]:
             f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} "
             "GPU(s); start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
-    if gpus:
-        torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
-    else:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    interface.take_torchruns()
+    try:
+        if gpus:
+            torch.cuda.set_device(local)
+            torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
+        else:
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise ClusterError(
+            f"process {os.environ['RANK']} of torchrun's, on {os.uname().nodename}, does not reach the others: "
+            f"{innermost(error)[:300]}; {interface.HINT}"
+        ) from error
     yield
     torch.distributed.destroy_process_group()
 
