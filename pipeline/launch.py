@@ -74,7 +74,7 @@ def _cluster(job: Job, say: Callable[[str], None]) -> Cluster:
         return Inline()
     from pipeline.cluster.on_ray import OnRay
 
-    return OnRay(job.cluster, say=say)
+    return OnRay(job.cluster, patience=job.workers.patience, say=say)
 
 
 def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import errors
-from pipeline.cluster.capacity import nothing_fits, room
+from pipeline.cluster.capacity import nothing_fits, room, waiting
 from pipeline.cluster.contract import Outcome, Resources
 from pipeline.cluster.inline import Try, attempt, check_names, last_line
 from pipeline.errors import ClusterError, UserError
@@ -30,6 +30,7 @@ LOAD_DEATHS = 3  # workers in a row that die before they can take a unit
 IN_FLIGHT = 2
 SLOW = 3.0  # times the median: what takes longer is given to an idle worker too
 KNOWN = 3  # units that must have ended before any is called slow
+TOLD_SECONDS = 5.0  # without any worker, after which a person is told what is waited for
 GROWTH_SECONDS = 15.0  # how often a cluster that may grow is looked at
 
 
@@ -106,6 +107,7 @@ class Pool:
         *,
         overlap: int = 1,
         grows: bool = False,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         import ray
 
@@ -116,16 +118,22 @@ class Pool:
         self.alone: deque[_Task] = deque()
         self.left = len(units)
         self.load_deaths = 0
-        self.overlap, self.grows = overlap, grows
+        self.overlap, self.grows, self.say = overlap, grows, say
         self.looked = time.monotonic()
         self.took: list[float] = []  # seconds of every unit that ended
         self.make_worker = ray.put(make_worker)
-        self.actor_class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=overlap)(Worker)
+        self.actor_class = ray.remote(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=resources.memory or None,
+            label_selector=dict(resources.selector) or None,
+            max_concurrency=overlap,
+        )(Worker)
         self.slots = [self._new_slot() for _ in range(min(workers, len(units)))]
 
     def outcomes(self) -> Iterator[Outcome[Any]]:
         """One outcome for each unit, as they finish."""
-        unplaced_since = time.monotonic()
+        unplaced_since, told = time.monotonic(), False
         try:
             while self.left:
                 self._grow()
@@ -136,10 +144,14 @@ class Pool:
                     for outcome in self._take(waited[ref], ref):
                         self.left -= 1
                         yield outcome
+                unplaced = time.monotonic() - unplaced_since
                 if any(slot.placed for slot in self.slots):
                     unplaced_since = time.monotonic()
-                elif time.monotonic() - unplaced_since > self.patience:
+                elif unplaced > self.patience:
                     raise nothing_fits(self.resources, 1, self.patience)
+                if told != (unplaced > TOLD_SECONDS):  # somebody else may have the places that there are
+                    told = not told
+                    self.say(waiting(self.resources, 1, self.patience) if told else "")
         finally:
             for slot in self.slots:
                 self._kill(slot)
@@ -153,11 +165,18 @@ class Pool:
             self.ray.kill(slot.actor)
 
     def _grow(self) -> None:
-        """A worker more for every place that the cluster has gained."""
-        if self.grows and self.queue and time.monotonic() - self.looked > GROWTH_SECONDS:
-            self.looked = time.monotonic()
+        """A worker more for every place that the cluster has gained; none wait for a place when nothing is left to
+        hand out, for each has a cluster that scales by itself add a machine."""
+        if not self.grows or time.monotonic() - self.looked <= GROWTH_SECONDS:
+            return
+        self.looked = time.monotonic()
+        if self.queue:
             more = min(room(self.resources), self.left) - len(self.slots)
             self.slots += [self._new_slot() for _ in range(more)]
+        elif any(slot.placed for slot in self.slots):
+            for slot in [slot for slot in self.slots if not slot.placed]:
+                self._kill(slot)
+                self.slots.remove(slot)
 
     def _hand_out(self) -> None:
         idle = [slot for slot in self.slots if slot.loaded and not slot.flight]

@@ -7,7 +7,7 @@ on_ray     on an embedded, a running or a remote Ray
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +24,12 @@ class Resources:
     workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    memory: float = 0.0
+    """Bytes that Ray sets aside for it; 0: none in particular."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels that its machine must have, in Ray's words: a value, `!value`, `in(a, b)` or `!in(a, b)`."""
+    most: int | None = None
+    """Of `map` without `workers`: ask a cluster that scales by itself for places until there are so many."""
     least: int | None = None
     """Train with as few workers as this while there is no room for `workers`; None: with exactly `workers`."""
     notice: bool = False

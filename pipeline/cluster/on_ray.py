@@ -12,8 +12,6 @@ from pipeline.cluster.capacity import accelerators, nothing_fits, places, room
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
 from pipeline.errors import ConfigError
 
-PATIENCE_SECONDS = 180.0
-
 log = logging.getLogger(__name__)
 
 
@@ -30,10 +28,10 @@ class OnRay:
         *,
         cpus: int | None = None,
         gpus: int | None = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = 180.0,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.patience = patience
+        self.patience, self.say = patience, say
         self._session = ray_session.Session(ray_session.resolve(address), cpus, gpus, say)
         self._told = False
         self._checked: set[str] = set()
@@ -57,12 +55,12 @@ class OnRay:
         if fit == 0 and self._session.embedded:
             raise nothing_fits(resources, 1, 0)
         # A running cluster may grow: what does not fit yet may wait, as long as one worker has found a place.
-        workers = resources.workers or max(fit, 1)
+        workers = resources.workers or max(fit, resources.most or 1)
         if self._session.embedded:
             workers = min(workers, fit)
         grows = resources.workers is None and not self._session.embedded
         yield from actor_pool.Pool(
-            make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows
+            make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows, say=self.say
         ).outcomes()
 
     def fit(
@@ -90,7 +88,7 @@ class OnRay:
         if self._session.embedded and room(resources) < least:
             raise nothing_fits(resources, least, 0)
         resources = dataclasses.replace(resources, workers=workers, least=least)
-        return ray_train.fit_on_workers(loop, spec, resources, folder, self.patience, check or _no_check)
+        return ray_train.fit_on_workers(loop, spec, resources, folder, self.patience, check or _no_check, self.say)
 
     def _start(self, resources: Resources, check: Callable[[], None] | None) -> None:
         self._session.start()
@@ -99,7 +97,7 @@ class OnRay:
         if not (resources.gpus or self._told) and (unused := accelerators()):
             self._told = True
             log.warning(
-                "workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has %d GPUs; set "
+                "workers.gpus is 0 for what runs now, so it runs on CPUs, and the cluster has %d GPUs; set "
                 "workers.gpus: 1 to give one to each", unused,
             )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import errors, storage
 from pipeline.cluster import interface
-from pipeline.cluster.capacity import nothing_fits, wait_for_room
+from pipeline.cluster.capacity import bundle, nothing_fits, room, wait_for_room, waiting
 from pipeline.cluster.contract import Resources
 from pipeline.cluster.inline import innermost
 from pipeline.cluster.ray_session import environment
@@ -51,6 +51,7 @@ def fit_on_workers(
     folder: str,
     patience: float,
     check: Callable[[], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The loop on `resources.workers` Ray actors, or as few as `resources.least`; rank 0's result."""
     import ray
@@ -61,8 +62,10 @@ def fit_on_workers(
     least, most = resources.least or 1, resources.workers or 1
     elastic = least < most
     restarts, start_tries = (ELASTIC_RESTARTS, ELASTIC_RESTARTS) if elastic else (RESTARTS, START_TRIES)
-    if elastic:  # Ray would wait for ever
-        wait_for_room(resources, least, patience)
+    if elastic:  # Ray would wait for ever; once it has begun, it asks for `most` itself
+        wait_for_room(resources, least, most, patience, say)
+    elif room(resources) < most:
+        say(waiting(resources, most, patience))
     ray_settings = {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(ELASTIC_START_SECONDS if elastic else patience / START_TRIES),
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(resources.notice)),
@@ -78,7 +81,8 @@ def fit_on_workers(
                     num_workers=(least, most) if elastic else most,
                     elastic_resize_monitor_interval_s=RESIZE_SECONDS,
                     use_gpu=resources.gpus > 0,
-                    resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+                    resources_per_worker=bundle(resources),
+                    label_selector=dict(resources.selector) or None,
                 ),
                 torch_config=_torch_config(),
                 run_config=RunConfig(

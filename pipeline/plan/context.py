@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pipeline import storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.cluster.inline import Inline
-from pipeline.config.settings import MAX_IMAGE_GB, Job
+from pipeline.config.settings import MAX_IMAGE_GB, Job, Needs
 from pipeline.errors import DataError
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage
@@ -76,7 +76,7 @@ class Context:
         """`Cluster.fit`, with the check that every worker sees the output folder."""
         workers = self.job.workers
         resources = dataclasses.replace(
-            self.resources(workers.train), least=workers.train_least, notice=workers.preemption
+            self._needs(workers.training), workers=workers.train, least=workers.train_least, notice=workers.preemption
         )
         return self.cluster.fit(loop, spec, resources=resources, folder=self.folder, check=self._check)
 
@@ -87,7 +87,18 @@ class Context:
         return functools.partial(check_machine, self.job.output, self.token, str(shards), self.cache)
 
     def resources(self, workers: int | None) -> Resources:
-        return Resources(workers, self.job.workers.cpus, self.job.workers.gpus)
+        """Of workers that do not train."""
+        settings = self.job.workers
+        return dataclasses.replace(self._needs(settings.labelling), workers=workers, most=settings.label_most)
+
+    def _needs(self, own: Needs) -> Resources:
+        cpus, gpus = self.job.workers.cpus, self.job.workers.gpus
+        return Resources(
+            cpus=cpus if own.cpus is None else own.cpus,
+            gpus=gpus if own.gpus is None else own.gpus,
+            memory=(own.memory or 0.0) * 1e9,
+            selector=own.selector,
+        )
 
     @contextlib.contextmanager
     def journal(self) -> Iterator[Journal]:

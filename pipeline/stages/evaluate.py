@@ -167,7 +167,7 @@ def _test(
     }
     units = [(f"{trial}, {shard.name}", (trial, rows)) for trial in trials for shard, rows in named[trial.source]]
     bytes_ = sum(shard.size for trial in trials for shard, _ in named[trial.source])
-    small = not context.job.workers.gpus and bytes_ <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and bytes_ <= SMALL_BYTES
     count = functools.partial(counting_worker, context.job.evaluate.batch)
     sums: dict[str, list[float]] = {}
     for outcome in context.map(count, units, small=small):
@@ -215,7 +215,7 @@ def _validate(context: Context, stage: str) -> tuple[Figures, Answers]:
         threads=max(2, math.ceil(context.job.workers.cpus)),
         cache=context.cache,
     )
-    small = not context.job.workers.gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
     named = [dataclasses.replace(shard, name=f"validation/{stage}/{shard.name}") for shard in shards]
     units = [(shard.name, shard) for shard in named]
     workers = context.job.workers.label
