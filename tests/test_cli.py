@@ -32,7 +32,7 @@ SURFACE = {
     "status": JOB,
     "report": JOB,
     "review": [*JOB, "--folds", "--images"],
-    "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
+    "submit": [*JOB, "--address", "--working-dir", "--env", "--secrets", "--no-wait"],
     "clean": [*JOB, "--yes"],
     "ui": [*JOB, "--port"],
     "export": ["MODEL", "--out", "--int8", "--max-drop"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import storage
+from pipeline import secrets_file, storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.cluster.inline import Inline
 from pipeline.config.settings import MAX_IMAGE_GB, Job, Needs
@@ -110,8 +110,9 @@ class Context:
 
 
 def check_machine(output: str, token: str, shards: str, cache: Cache | None) -> None:
-    """What every machine with workers must see: the run's output, the folder of the shards, and room for copies of
-    remote ones. UserError."""
+    """What every machine with workers must see: the file of secrets, the run's output, the folder of the shards, and
+    room for copies of remote ones. UserError."""
+    secrets_file.load()
     storage.require_token(output, token)
     if shards and not Path(shards).is_dir():
         raise DataError(

@@ -1,4 +1,4 @@
-"""A cluster that grows while work waits or runs: what is asked of it, and that what comes is used. Starts real heads."""
+"""A cluster that grows while work waits or runs: what is asked of it, and whether what comes is used. Real heads."""
 
 from __future__ import annotations
 
