@@ -117,6 +117,18 @@ class MlflowTracker:
         if self.thread.is_alive():
             self._warn(f"it took nothing for {patience:.0f} s")
 
+    def unsent(self) -> list[str]:
+        """By what MLflow itself said last; what it has lost since then it gets again too."""
+        runs = [*self.stages, *([self.parent] if self.parent else [])]
+        return [run.name for run in runs if (run.begun or run.end) and not self._has_ended(run)]
+
+    def _has_ended(self, run: Run) -> bool:
+        try:
+            state = run.state or load_state(run, shown(self.uri))
+        except Exception:  # the output is out of reach
+            return False
+        return run.end is not None and state["ended"] == run.end.status and run.failures < ATTEMPTS
+
     def _run_of(self, stage: StageRecord, begun: bool) -> Run:
         """The run of a stage; a stage that begins again after its end gets a new one."""
         with self.lock:
