@@ -49,7 +49,8 @@ class Machine:
     folder: Path
     environment: dict[str, str]
     hosts: str = ""
-    hidden: Sequence[str] = ()
+    hidden: Sequence[str | Path] = ()  # folders that are empty there
+    read_only: Sequence[str | Path] = ()  # of those
     binds: Mapping[str, str] = field(default_factory=dict)
     shm: str = "1g"
     outer: subprocess.Popen[bytes] | None = None
@@ -75,6 +76,7 @@ class Machine:
             f"mount -t tmpfs -o size={self.shm} tmpfs /dev/shm",
             *(f"mkdir -p {to} && mount --bind {what} {to}" for to, what in self.binds.items()),
             *(f"mount -t tmpfs tmpfs {path}" for path in self.hidden),
+            *(f"mount -o remount,ro {path}" for path in self.read_only),
             f"cd {shlex.quote(cwd)}",
             f"{command or ':'}",
             "sleep infinity",
