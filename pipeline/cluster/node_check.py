@@ -89,12 +89,13 @@ def check_nodes(
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     try:
-        look = ray.remote(_look).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": {SETUP_HOOK: ""}})
+        look, without_hook = ray.remote(_look), {"env_vars": {SETUP_HOOK: ""}}
         send = cloudpickle.dumps(check or _nothing)
         waiting = {}
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            waiting[look.options(scheduling_strategy=where).remote(software(), send)] = node
+            there = look.options(num_cpus=0, max_retries=0, runtime_env=without_hook, scheduling_strategy=where)
+            waiting[there.remote(software(), send)] = node
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     end = time.monotonic() + SECONDS
