@@ -14,6 +14,7 @@ sys.path.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -161,8 +162,7 @@ class _Ours(MetaPathFinder):
 def claim() -> None:
     """Have `models` and `pipeline` mean ours from here on; a user's folder of such a name may come first on sys.path.
 
-    Called in each of Ray's workers too, before Ray puts the working directory in front there. ImportError: another
-    package of such a name is in use already.
+    ImportError: another package of such a name is in use already.
     """
     for name in OURS:
         module = sys.modules.get(name)
@@ -174,6 +174,16 @@ def claim() -> None:
             )
     if not any(isinstance(finder, _Ours) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Ours())
+
+
+def in_worker() -> None:
+    """What each of Ray's workers calls first, before Ray puts the working directory in front on sys.path."""
+    claim()
+    from pipeline import secrets_file
+    from pipeline.errors import ConfigError
+
+    with contextlib.suppress(ConfigError):  # Ray would start worker after worker; a check says it (plan/context)
+        secrets_file.load()
 
 
 if __name__ in ("__main__", "__mp_main__"):  # python -m noisy_lambda, and the processes that it starts

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import settings, settings_detection, settings_evaluate, settings_train
+from pipeline.config import settings, settings_detection, settings_evaluate, settings_train, settings_workers
 from pipeline.config.fields import REQUIRED
 
 HEAD = """# Settings of a job
@@ -37,7 +37,7 @@ def page() -> str:
         ("Job", settings.Job),
         ("prepare", settings.Prepare),
         ("data", settings.Data),
-        ("workers", settings.Workers),
+        ("workers", settings_workers.Workers),
         ("teacher, student", settings_train.Teacher),
         ("affine, inside teacher and student", settings_train.Affine),
         ("label", settings.Label),

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline import commands, prepare_commands
+from pipeline import commands, prepare_commands, secrets_file
 from pipeline.errors import RemoteError, UserError
 from pipeline.printable import shown
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
+        secrets_file.load()
         return command(args)
     except (UserError, RemoteError) as error:
         print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
@@ -114,6 +115,13 @@ def parser() -> argparse.ArgumentParser:
     )
     submit_.add_argument(
         "--working-dir", help="folder to upload as the job's working directory (default: none, the head's own)"
+    )
+    submit_.add_argument(
+        "--env", metavar="NAME", action="append", default=[],
+        help="variable of this shell that the job gets too, readable for all who use the cluster; may be repeated",
+    )  # fmt: skip
+    submit_.add_argument(
+        "--secrets", metavar="PATH", help="file on each of the cluster's machines with lines NAME=value for the job"
     )
     submit_.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     clean_ = add_job("clean", commands.clean, "list the stage folders that a job no longer uses")

@@ -169,7 +169,13 @@ def submit(args: argparse.Namespace) -> int:
 
     _load(args)  # a mistake in the job is cheaper to meet here
     return submit_job(
-        args.job, args.settings, address=args.address, working_dir=args.working_dir, follow=not args.no_wait
+        args.job,
+        args.settings,
+        address=args.address,
+        working_dir=args.working_dir,
+        follow=not args.no_wait,
+        env=args.env,
+        secrets=args.secrets,
     )
 
 

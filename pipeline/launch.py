@@ -30,8 +30,7 @@ def run(job: Job, *, refreeze: bool = False) -> dict[str, Any]:
     try:
         summary = runner.run(job, cluster, tracker, screen, refreeze=refreeze)
     finally:
-        tracker.close()
-        cluster.close()
+        _close(cluster, tracker, screen)
     out.print()
     out.print(results_table(summary))
     for sentence in summary.get("verdict", ()):
@@ -58,8 +57,17 @@ def run_folds(job: Job, folds: int) -> None:
     try:
         runner.run_folds(job, folds, cluster, tracker, screen)
     finally:
-        tracker.close()
-        cluster.close()
+        _close(cluster, tracker, screen)
+
+
+def _close(cluster: Cluster, tracker: Tracker, screen: Screen) -> None:
+    tracker.close()
+    cluster.close()
+    if unsent := tracker.unsent():
+        screen.warn(
+            f"MLflow has not got all of {', '.join(unsent)} yet; when it answers again, run the same command once "
+            "more, which sends what is missing and does no work twice"
+        )
 
 
 def run_sweep(sweep: Sweep) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def _cluster(job: Job, say: Callable[[str], None]) -> Cluster:
         return Inline()
     from pipeline.cluster.on_ray import OnRay
 
-    return OnRay(job.cluster, say=say)
+    return OnRay(job.cluster, patience=job.workers.patience, say=say)
 
 
 def _tracker(job: Job, warn: Callable[[str], None]) -> Tracker:

@@ -184,7 +184,7 @@ def takes(
             continue
         known = Cost(like.get(stage.kind), None)
         if settings := trainings.get(stage.name):
-            shared = job.workers.train if job.workers.gpus else 1  # on CPUs they share the cores
+            shared = job.workers.train if job.workers.train_gpus else 1  # on CPUs they share the cores
             known = cost(settings, labelled, _pseudo(settings) if stage.generation else 0, classes, shared, speeds)
         seconds, size = seconds + (known.seconds or 0.0), size + (known.bytes or 0)
         unknown += [] if known.seconds else [stage.name]
@@ -208,7 +208,7 @@ def measured(job: Job, trainings: Sequence[Train], classes: int) -> dict[Network
     """Of each of these networks, by training steps here for MEASURED_SECONDS in all."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() and job.workers.gpus else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and job.workers.train_gpus else "cpu")
     before = torch.get_num_threads()
     if device.type == "cpu" and job.workers.threads:
         torch.set_num_threads(min(job.workers.threads * job.workers.train, os.cpu_count() or 1))

@@ -26,6 +26,7 @@ from pipeline.printable import redacted, shown
 from pipeline.tracking import journal
 
 FOLLOW_SECONDS, WRITE_SECONDS = 0.5, 15.0
+LOG_SECONDS = 60.0  # between two lines about a stage that runs, where there is no terminal
 SILENT_SECONDS = 45.0  # after which a driver that wrote nothing is dead
 MARKS = {"done before": "·", "not run": "·", "finished": "✓", "running": "▸", "failed": "✗", "stopped": "✗"}
 RESERVED = ("step", "total", "time", "kind")
@@ -128,10 +129,10 @@ class Screen:
         self.note(name, folder=folder, state="running", started=started, error="")
         with Progress(*columns, console=self.console, transient=True, disable=quiet) as progress:
             task = progress.add_task("", total=None, facts="")
-            self.say = lambda text: progress.update(task, facts=text)
+            self.say = self._log if quiet else lambda text: progress.update(task, facts=text)
 
             def follow() -> None:
-                position, written = 0, time.monotonic()
+                position, written, logged = 0, time.monotonic(), time.monotonic()
                 while True:
                     ending = stop.wait(FOLLOW_SECONDS)
                     with contextlib.suppress(Exception):
@@ -144,6 +145,9 @@ class Screen:
                             )
                     if ending:
                         return
+                    if quiet and time.monotonic() - logged >= LOG_SECONDS:
+                        logged += LOG_SECONDS
+                        self._log(f"{name}  {standing(self.state['stages'][name])}")
                     if time.monotonic() - written > WRITE_SECONDS:
                         written = time.monotonic()
                         self.write()
@@ -157,6 +161,12 @@ class Screen:
                 thread.join()
                 self.say = _to_nobody
 
+    def _log(self, text: str) -> None:
+        """A line for who reads the log of a job later."""
+        if text:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self.console.print(f"{stamp}  {safe(text)}", highlight=False, soft_wrap=True)
+
     def _show(self, name: str, record: Mapping[str, Any], started: float) -> None:
         facts = self.state["stages"].setdefault(name, {})
         step, total = record["step"], record["total"]
@@ -165,6 +175,15 @@ class Screen:
         eta = (total - step) / rate if total and rate > 0 else None
         facts.update(step=step, total=total, rate=rate, eta=record.get("left", eta))  # a stage may know better
         facts.setdefault("latest", {}).update({k: v for k, v in record.items() if k not in RESERVED})
+
+
+def standing(facts: Mapping[str, Any]) -> str:
+    """How far a stage is, by its facts in progress.json: '1,200/10,000  845 images/s  ETA 1:02:10  3 bad'."""
+    latest = facts.get("latest", {})
+    said = [f"{facts['step']:,}/{facts['total']:,}" if facts.get("total") else "nothing done yet", _facts([latest])]
+    said += [f"ETA {clock(facts['eta'])}"] if facts.get("eta") else []
+    said += [f"{latest['bad']:,} bad"] if isinstance(latest.get("bad"), int) else []
+    return "  ".join(one for one in said if one)
 
 
 def _facts(records: Sequence[Mapping[str, Any]]) -> str:

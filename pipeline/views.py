@@ -115,15 +115,16 @@ def _class_count(job: Job, done: Mapping[str, Done]) -> int:
 
 def _missing_gpus(job: Job) -> list[str]:
     """What the job asks of this machine and it does not have; a cluster's nodes may."""
-    if not job.workers.gpus or job.cluster not in ("inline", "embedded"):
+    wanted = max(job.workers.train_gpus, job.workers.label_gpus)
+    if not wanted or job.cluster not in ("inline", "embedded"):
         return []
     import torch
 
-    if torch.cuda.device_count() >= job.workers.gpus:
+    if torch.cuda.device_count() >= wanted:
         return []
     here = counted(torch.cuda.device_count(), "GPU")
     return [
-        f"workers.gpus is {job.workers.gpus:g}, and this machine has {here}: run it where "
+        f"workers.gpus is {wanted:g}, and this machine has {here}: run it where "
         "there are some, or set workers.gpus to 0"
     ]
 

@@ -33,7 +33,7 @@ SURFACE = {
     "report": JOB,
     "review": [*JOB, "--folds", "--images"],
     "sweep": [*JOB, "--plan"],
-    "submit": [*JOB, "--address", "--working-dir", "--no-wait"],
+    "submit": [*JOB, "--address", "--working-dir", "--env", "--secrets", "--no-wait"],
     "clean": [*JOB, "--sweeps", "--yes"],
     "ui": [*JOB, "--port"],
     "export": ["MODEL", "--out", "--int8", "--max-drop"],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline import secrets_file, storage
 from pipeline.cluster.submit import submit
 from pipeline.config.load import load_job
 from pipeline.errors import ConfigError
@@ -124,3 +125,38 @@ def test_a_password_is_not_handed_to_a_cluster(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(ConfigError, match=r"^the URL in data\.root=s3://bucket has a password"):
         submit("jobs/noisy_student.yaml", ["data.root=s3://key:hunter2@bucket"], "http://127.0.0.1:1", None)
+
+
+def test_secrets_come_from_a_file_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secrets.env"
+    path.write_text("# of the store\n\nAWS_SECRET_ACCESS_KEY=a=b # c\n  QUOTED='x y'  \nEMPTY=\n")
+    assert secrets_file.read(str(path)) == {"AWS_SECRET_ACCESS_KEY": "a=b # c", "QUOTED": "x y", "EMPTY": ""}
+    monkeypatch.setenv("QUOTED", "before")
+    monkeypatch.setenv(secrets_file.VARIABLE, str(path))
+    for name in ("AWS_SECRET_ACCESS_KEY", "EMPTY"):
+        monkeypatch.setenv(name, "")  # put back in the end
+    assert small.command("jobs").status == 0
+    assert (os.environ["QUOTED"], os.environ["AWS_SECRET_ACCESS_KEY"]) == ("x y", "a=b # c")
+
+
+@pytest.mark.parametrize("text", ["hunter2", "hunter2 = x", "=hunter2", "1A=hunter2", None])
+def test_a_file_of_secrets_that_is_none_is_a_sentence_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    path = tmp_path / "secrets.env"
+    if text is not None:
+        path.write_text(f"GOOD=1\n{text}\n")
+    monkeypatch.setenv(secrets_file.VARIABLE, str(path))
+    monkeypatch.delenv("GOOD", raising=False)
+    ran = small.command("jobs")
+    wrong = "cannot be read on" if text is None else f"line 2 of the file of secrets {path} is not NAME=value"
+    assert ran.status == 2 and wrong in ran.err and "hunter2" not in ran.err
+    assert "GOOD" not in os.environ
+
+
+def test_what_is_asked_to_be_handed_on_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(ConfigError, match=r"^--env NOT_SET: this shell has no such variable"):
+        submit("jobs/noisy_student.yaml", [], "http://127.0.0.1:1", None, env=["NOT_SET"])
+    with pytest.raises(ConfigError, match=r"^--secrets here\.env is the file's path on the cluster's machines"):
+        submit("jobs/noisy_student.yaml", [], "http://127.0.0.1:1", None, secrets="here.env")

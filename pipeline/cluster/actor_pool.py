@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline import errors
-from pipeline.cluster.capacity import nothing_fits, room
+from pipeline.cluster.capacity import nothing_fits, room, waiting
 from pipeline.cluster.contract import Outcome, Resources
 from pipeline.cluster.inline import Try, attempt, check_names, last_line
 from pipeline.cluster.ledger import Ledger, Slot, Task
@@ -27,6 +27,7 @@ from pipeline.errors import ClusterError, UserError
 
 DIED = "its worker process died (killed, out of memory, or its machine was lost)"
 LOAD_DEATHS = 3  # workers in a row that die before they can take a unit
+TOLD_SECONDS = 5.0  # without any worker, after which a person is told what is waited for
 GROWTH_SECONDS = 15.0  # how often a cluster that may grow is looked at
 
 
@@ -60,6 +61,7 @@ class Pool:
         *,
         overlap: int = 1,
         grows: bool = False,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         import ray
 
@@ -69,17 +71,23 @@ class Pool:
         self.ledger = Ledger(units)
         self.left = len(units)
         self.load_deaths = 0
-        self.overlap, self.grows = overlap, grows
+        self.overlap, self.grows, self.say = overlap, grows, say
         self.looked = time.monotonic()
         self.placed = 0  # workers that have found a place
         self.waited: dict[Any, Slot] = {}  # whose answer each reference is that Ray is asked for
         self.make_worker = ray.put(make_worker)
-        self.actor_class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=overlap)(Worker)
+        self.actor_class = ray.remote(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=resources.memory or None,
+            label_selector=dict(resources.selector) or None,
+            max_concurrency=overlap,
+        )(Worker)
         self.slots = {self._new_slot(): None for _ in range(min(workers, len(units)))}  # in order, as a set
 
     def outcomes(self) -> Iterator[Outcome[Any]]:
         """One outcome for each unit, as they finish."""
-        unplaced_since = time.monotonic()
+        unplaced_since, told = time.monotonic(), False
         try:
             while self.left:
                 self._grow()
@@ -89,10 +97,14 @@ class Pool:
                     for outcome in self._take(self.waited.pop(ref), ref) if ref in self.waited else ():
                         self.left -= 1
                         yield outcome
+                unplaced = time.monotonic() - unplaced_since
                 if self.placed:
                     unplaced_since = time.monotonic()
-                elif time.monotonic() - unplaced_since > self.patience:
+                elif unplaced > self.patience:
                     raise nothing_fits(self.resources, 1, self.patience)
+                if told != (unplaced > TOLD_SECONDS):  # somebody else may have the places that there are
+                    told = not told
+                    self.say(waiting(self.resources, 1, self.patience) if told else "")
         finally:
             for slot in self.slots:
                 self._kill(slot)
@@ -114,11 +126,19 @@ class Pool:
             self.ray.kill(slot.actor)
 
     def _grow(self) -> None:
-        """A worker more for every place that the cluster has gained."""
-        if self.grows and self.ledger.queue and time.monotonic() - self.looked > GROWTH_SECONDS:
-            self.looked = time.monotonic()
+        """A worker more for every place that the cluster has gained; none wait for a place when nothing is left to
+        hand out, for each has a cluster that scales by itself add a machine."""
+        if not self.grows or time.monotonic() - self.looked <= GROWTH_SECONDS:
+            return
+        self.looked = time.monotonic()
+        if self.ledger.queue:
             more = min(room(self.resources), self.left) - len(self.slots)
             self.slots |= {self._new_slot(): None for _ in range(more)}
+        elif self.placed:
+            for slot in [slot for slot in self.slots if not slot.placed]:
+                self._kill(slot)
+                self.waited.pop(slot.placing)
+                del self.slots[slot]
 
     def _hand_out(self) -> None:
         for slot, task in self.ledger.hand_out(len(self.slots)):

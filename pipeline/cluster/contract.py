@@ -7,7 +7,7 @@ on_ray     on an embedded, a running or a remote Ray
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +24,12 @@ class Resources:
     workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    memory: float = 0.0
+    """Bytes that Ray sets aside for it; 0: none in particular."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels that its machine must have, in Ray's words: a value, `!value`, `in(a, b)` or `!in(a, b)`."""
+    most: int | None = None
+    """Of `map` without `workers`: ask a cluster that scales by itself for places until there are so many."""
     least: int | None = None
     """Train with as few workers as this while there is no room for `workers`; None: with exactly `workers`."""
     notice: bool = False
@@ -51,6 +57,7 @@ class Cluster(Protocol):
         resources: Resources,
         attempts: int = 3,
         overlap: int = 1,
+        check: Callable[[], None] | None = None,
     ) -> Iterator[Outcome[Value]]:
         """Run every (name, unit); yield outcomes as they finish, in any order, one for each unit.
 
@@ -63,15 +70,24 @@ class Cluster(Protocol):
         second worker, and the first answer counts. With `overlap` above 1 a worker handles that many units at once,
         each on a thread of its own, so the function must bear that. If it has a method `close`, that is called when
         the caller stops early, while units run: they shall end soon, however they end.
+
+        `check` is called on every machine before the work begins there: a UserError says what workers would miss.
         """
         ...
 
     def fit(
-        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self,
+        loop: Callable[..., dict[str, Any]],
+        spec: Spec,
+        *,
+        resources: Resources,
+        folder: str,
+        check: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Run `loop(spec)` on every training worker (torch.distributed set up where there are several) and
         return rank 0's result. The loop checkpoints itself into `folder` and resumes from there: a worker that
         dies has all of them started again, at most three times. A `UserError` in the loop is raised here as it is.
+        `check` is called on every machine, and by every worker before the loop: one that it stops stops all of them.
 
         With `resources.least` the number of workers follows the machines that there are; every change starts the loop
         again. With `resources.notice` it may be called as `loop(spec, leaving)`: what `leaving()` returns, the same on

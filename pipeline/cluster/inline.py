@@ -37,6 +37,19 @@ def last_line(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
+def innermost(error: BaseException) -> str:
+    """As `last_line`, of what lies at the bottom of it: Ray and torch wrap errors in errors, whose own text says
+    little."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        failures = list(getattr(error, "worker_failures", None) or {})
+        inside = [error.worker_failures[failures[0]]] if failures else []  # type: ignore[attr-defined]
+        inside += [getattr(error, name, None) for name in ("controller_failure", "cause", "__cause__")]
+        error = next((one for one in inside if isinstance(one, BaseException)), error)
+    return last_line(error)
+
+
 def check_names(units: Sequence[tuple[str, Any]]) -> None:
     """Outcomes are told apart by name: two units of one name are a bug of the caller."""
     if len({name for name, _ in units}) != len(units):
@@ -54,6 +67,7 @@ class Inline:
         resources: Resources,
         attempts: int = 3,
         overlap: int = 1,
+        check: Callable[[], None] | None = None,
     ) -> Iterator[Outcome[Value]]:
         check_names(units)
         if not units:
@@ -66,7 +80,13 @@ class Inline:
             yield from _overlapping(function, units, attempts, overlap)
 
     def fit(
-        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self,
+        loop: Callable[..., dict[str, Any]],
+        spec: Spec,
+        *,
+        resources: Resources,
+        folder: str,
+        check: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         return loop(spec)
 

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.cluster import ray_session
-from pipeline.cluster.capacity import accelerators, nothing_fits, room
+from pipeline.cluster.capacity import accelerators, nothing_fits, places, room
 from pipeline.cluster.contract import Outcome, Resources, Spec, Unit, Value
 from pipeline.errors import ConfigError
-
-PATIENCE_SECONDS = 180.0
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +28,13 @@ class OnRay:
         *,
         cpus: int | None = None,
         gpus: int | None = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = 180.0,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.patience = patience
+        self.patience, self.say = patience, say
         self._session = ray_session.Session(ray_session.resolve(address), cpus, gpus, say)
         self._told = False
+        self._checked: set[str] = set()
 
     def map(
         self,
@@ -45,33 +44,40 @@ class OnRay:
         resources: Resources,
         attempts: int = 3,
         overlap: int = 1,
+        check: Callable[[], None] | None = None,
     ) -> Iterator[Outcome[Value]]:
         if not units:
             return
         from pipeline.cluster import actor_pool
 
-        self._start(resources)
+        self._start(resources, check)
         fit = room(resources)
         if fit == 0 and self._session.embedded:
             raise nothing_fits(resources, 1, 0)
         # A running cluster may grow: what does not fit yet may wait, as long as one worker has found a place.
-        workers = resources.workers or max(fit, 1)
+        workers = resources.workers or max(fit, resources.most or 1)
         if self._session.embedded:
             workers = min(workers, fit)
         grows = resources.workers is None and not self._session.embedded
         yield from actor_pool.Pool(
-            make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows
+            make_worker, units, resources, attempts, workers, self.patience, overlap=overlap, grows=grows, say=self.say
         ).outcomes()
 
     def fit(
-        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self,
+        loop: Callable[..., dict[str, Any]],
+        spec: Spec,
+        *,
+        resources: Resources,
+        folder: str,
+        check: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         from pipeline.cluster import ray_train
 
         if self._session.embedded and resources.workers in (None, 1) and not resources.gpus:
             self._session.prepare()
             return ray_train.fit_here(loop, spec)
-        self._start(resources)
+        self._start(resources, check)
         workers = resources.workers or max(room(resources), 1)
         if workers > 1 and resources.gpus % 1:
             raise ConfigError(
@@ -81,21 +87,36 @@ class OnRay:
         least = min(resources.least or workers, workers)
         if self._session.embedded and room(resources) < least:
             raise nothing_fits(resources, least, 0)
-        return ray_train.fit_on_workers(
-            loop, spec, dataclasses.replace(resources, workers=workers, least=least), folder, self.patience
-        )
+        resources = dataclasses.replace(resources, workers=workers, least=least)
+        return ray_train.fit_on_workers(loop, spec, resources, folder, self.patience, check or _no_check, self.say)
 
-    def _start(self, resources: Resources) -> None:
+    def _start(self, resources: Resources, check: Callable[[], None] | None) -> None:
         self._session.start()
+        if not self._session.embedded:
+            self._check_nodes(resources, check)
         if not (resources.gpus or self._told) and (unused := accelerators()):
             self._told = True
             log.warning(
-                "workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has %d GPUs; set "
+                "workers.gpus is 0 for what runs now, so it runs on CPUs, and the cluster has %d GPUs; set "
                 "workers.gpus: 1 to give one to each", unused,
             )  # fmt: skip
+
+    def _check_nodes(self, resources: Resources, check: Callable[[], None] | None) -> None:
+        """Once for each machine on which such a worker has room."""
+        import ray
+
+        from pipeline.cluster import node_check
+
+        nodes = [n for n in ray.nodes() if n["NodeID"] not in self._checked and places(n, resources)]
+        node_check.check_nodes(nodes, check, log.warning)
+        self._checked |= {node["NodeID"] for node in nodes}
 
     def describe(self) -> str:
         return "embedded Ray" if self._session.embedded else f"Ray at {self._session.address}"
 
     def close(self) -> None:
         self._session.close()
+
+
+def _no_check() -> None:
+    pass

@@ -23,17 +23,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import malloc
+from pipeline import malloc, secrets_file
 from pipeline.cluster.inline import last_line
 from pipeline.errors import ClusterError
 
 EMBEDDED = "embedded"
 PREFIX = "nlray-"  # short: Ray's socket lies below it and may have 107 bytes in all
+# Names what a worker calls first (runtime_env's worker_process_setup_hook): Ray then puts the working directory in
+# front of all paths, where folders `models` and `pipeline` of the user's may lie.
+SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 WORKERS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was given no GPU sees none
-    # What a worker calls first (runtime_env's worker_process_setup_hook): Ray then puts the working directory in front
-    # of all paths, where folders `models` and `pipeline` of the user's may lie.
-    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "noisy_lambda.claim",
+    SETUP_HOOK: "noisy_lambda.in_worker",
 }
 OBJECT_STORE_BYTES = 200_000_000  # units and results are small; Ray would take 30 % of the memory
 CONNECT_SECONDS = 10.0
@@ -188,8 +189,11 @@ def _own_import_paths() -> list[str]:
 def _runtime_env() -> dict[str, Any]:
     """For the workers of a running cluster: how to use memory and GPUs, and our packages unless the job brought them or
     they are installed."""
-    found: dict[str, Any] = {"env_vars": {**malloc.environment(), **WORKERS}}
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    found: dict[str, Any] = {"env_vars": {**malloc.environment(), **WORKERS}}
+    name = secrets_file.VARIABLE
+    if name in os.environ and name not in job.get("env_vars", {}):  # Ray takes none twice
+        found["env_vars"][name] = os.environ[name]
     root = _package_root()
     if job.get("working_dir") or job.get("py_modules") or root.name in ("site-packages", "dist-packages"):
         return found

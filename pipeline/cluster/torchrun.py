@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+from pipeline import errors
 from pipeline.cluster.contract import Resources, Spec
 from pipeline.cluster.inline import Inline
 from pipeline.errors import ClusterError
@@ -42,12 +43,18 @@ class Torchrun(Inline):
         self._in_step = True  # the others listen
 
     def fit(
-        self, loop: Callable[..., dict[str, Any]], spec: Spec, *, resources: Resources, folder: str
+        self,
+        loop: Callable[..., dict[str, Any]],
+        spec: Spec,
+        *,
+        resources: Resources,
+        folder: str,
+        check: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """As many workers as torchrun started, whatever `resources` asks for."""
         self._in_step = False
-        self._orders((loop, spec))
-        result = loop(spec)
+        self._orders((loop, spec, check))
+        result = _train(loop, spec, check)
         self._in_step = True
         return result
 
@@ -64,8 +71,16 @@ def follow() -> None:
     """Take part in every training of the first process, until that has done its job."""
     with _orders() as orders:
         while (order := orders(None)) is not None:
-            loop, spec = order
-            loop(spec)
+            _train(*order)
+
+
+def _train(loop: Callable[..., dict[str, Any]], spec: Any, check: Callable[[], None] | None) -> dict[str, Any]:
+    from pipeline.cluster.world import gathered
+
+    if check and (problem := gathered(check)):
+        kind, text = problem
+        raise getattr(errors, kind)(text)
+    return loop(spec)
 
 
 @contextlib.contextmanager
@@ -86,4 +101,20 @@ def _orders() -> Iterator[Callable[[Any], Any]]:
                 raise ClusterError("a process that torchrun started is gone; what it said stands above") from error
             return message[0]
 
+        _compare_software(orders)
         yield orders
+
+
+def _compare_software(orders: Callable[[Any], Any]) -> None:
+    """ClusterError in every process where one of them runs on another Python or torch than the first."""
+    from pipeline.cluster.node_check import differs, software
+    from pipeline.cluster.world import gathered
+
+    theirs = orders(software() if os.environ["RANK"] == "0" else None)
+
+    def check() -> None:
+        if problem := differs(theirs):
+            raise ClusterError(f"the machine {os.uname().nodename}: {problem}")
+
+    if problem := gathered(check):
+        raise ClusterError(problem[1])

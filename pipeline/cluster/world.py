@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from pipeline.errors import ConfigError
+from pipeline.cluster import interface
+from pipeline.cluster.inline import innermost, last_line
+from pipeline.errors import ClusterError, ConfigError, UserError
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(minutes=30)
@@ -63,6 +65,23 @@ class World:
         return int(tensor.item())
 
 
+def gathered(check: Callable[[], None]) -> tuple[str, str] | None:
+    """Call `check` in every worker of this process's group: the first error that it raised in one, as (class name,
+    text), in all of them. So none goes on to wait for one that has left. Every worker calls it."""
+    mine = None
+    try:
+        check()
+    except UserError as error:
+        mine = type(error).__name__, str(error)
+    except Exception as error:
+        mine = "ClusterError", f"a worker on {os.uname().nodename} cannot begin to train: {last_line(error)}"
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return mine
+    found: list[tuple[str, str] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return next((one for one in found if one), None)
+
+
 @contextlib.contextmanager
 def join() -> Iterator[World]:
     """The world of this process: torch.distributed's where that is set up (Ray Train), else that of
@@ -79,7 +98,7 @@ def join() -> Iterator[World]:
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """torch.distributed as torchrun's environment describes it: NCCL where there are GPUs, one for each process of
-    this machine, else gloo. ConfigError: more processes than GPUs.
+    this machine, else gloo. ConfigError: more processes than GPUs. ClusterError: they do not reach each other.
 
     Torn down at a good end only: NCCL would wait there for the other workers, and those for this one, with the message
     of what went wrong still to be shown.
@@ -90,11 +109,18 @@ def process_group() -> Iterator[None]:
             f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} "
             "GPU(s); start one for each, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
-    if gpus:
-        torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
-    else:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    interface.take_torchruns()
+    try:
+        if gpus:
+            torch.cuda.set_device(local)
+            torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
+        else:
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise ClusterError(
+            f"process {os.environ['RANK']} of torchrun's, on {os.uname().nodename}, does not reach the others: "
+            f"{innermost(error)[:300]}; {interface.HINT}"
+        ) from error
     yield
     torch.distributed.destroy_process_group()
 

@@ -15,6 +15,7 @@ from pipeline.config.fields import REQUIRED, execution, identity
 from pipeline.config.settings_detection import Detection
 from pipeline.config.settings_evaluate import Evaluate
 from pipeline.config.settings_train import Finetune, Teacher, Train
+from pipeline.config.settings_workers import Workers
 
 
 @dataclass
@@ -181,30 +182,6 @@ class Measure:
     map_batch: int | None = identity(
         None, "adds the fp32 memory of attention maps or position embeddings at this batch, on paper", low=1
     )
-
-
-@dataclass
-class Workers:
-    train: int = execution(1, "training processes", low=1)
-    train_least: int | None = execution(
-        None,
-        "on a running cluster: train with as few processes as this while it has no room for `train`, and with more as "
-        "it grows; null: always `train`",
-        low=1,
-    )
-    preemption: bool = execution(
-        False, "on a running cluster: save a checkpoint when it says that it will take a machine away (spot machines)"
-    )
-    label: int | None = execution(None, "labelling processes; null: as many as fit", low=1)
-    cpus: float = execution(1.0, "cores of a worker", low=0.1)
-    gpus: float = execution(0.0, "accelerators of a worker", low=0.0)
-    loader: int | None = execution(
-        None,
-        "image loading processes of a training worker; 0: in the worker itself; null: with a GPU, its share of the "
-        "machine's cores but one, at most 8, and 0 without",
-        low=0,
-    )
-    threads: int = execution(0, "compute threads of a training worker; 0: torch's choice", low=0)
 
 
 @dataclass

@@ -80,6 +80,13 @@ class Left:
                 self.example.setdefault(kept, other.example[reason])
 
 
+def kinds_of(left: Left) -> str:
+    """The runs without a picture, the most frequent first: "12 samples (10 .txt, 2 .npy)"."""
+    kinds = sorted(left.runs.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{number:,} {kind}" for kind, number in kinds[:3]) + (" …" if len(kinds) > 3 else "")
+    return f"{counted(sum(left.runs.values()), 'sample')} ({shown})"
+
+
 def looks_like_picture(start: bytes) -> bool:
     """Whether bytes begin as a picture of a kind that is decoded here."""
     return start.startswith(MAGIC) or start[8:12] in (b"WEBP", b"avif", b"avis")

@@ -47,7 +47,7 @@ def _validate(context: Context, stage: str) -> tuple[Figures, Answers]:
         threads=max(2, math.ceil(context.job.workers.cpus)),
         cache=context.cache,
     )
-    small = not context.job.workers.gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
     named = [dataclasses.replace(shard, name=f"validation/{stage}/{shard.name}") for shard in shards]
     units = [(shard.name, shard) for shard in named]
     workers = context.job.workers.label

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import storage
+from pipeline import secrets_file, storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.cluster.inline import Inline
-from pipeline.config.settings import MAX_IMAGE_GB, Job
+from pipeline.config.settings import MAX_IMAGE_GB, Job, Needs
+from pipeline.errors import DataError
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage
 from pipeline.storage.node_cache import Cache
@@ -65,20 +67,38 @@ class Context:
         if small:
             yield from Inline().map(make_worker, units, resources=self.resources(1), overlap=overlap)
             return
-        checked = functools.partial(_checked_worker, make_worker, self.job.output, self.token)
-        yield from self.cluster.map(checked, units, resources=self.resources(workers), overlap=overlap)
+        checked = functools.partial(_checked_worker, make_worker, self._check)
+        yield from self.cluster.map(
+            checked, units, resources=self.resources(workers), overlap=overlap, check=self._check
+        )
 
     def fit(self, loop: Callable[..., dict[str, Any]], spec: Any) -> dict[str, Any]:
         """`Cluster.fit`, with the check that every worker sees the output folder."""
-        checked = functools.partial(_checked_loop, loop, self.job.output, self.token)
         workers = self.job.workers
         resources = dataclasses.replace(
-            self.resources(workers.train), least=workers.train_least, notice=workers.preemption
+            self._needs(workers.training), workers=workers.train, least=workers.train_least, notice=workers.preemption
         )
-        return self.cluster.fit(checked, spec, resources=resources, folder=self.folder)
+        return self.cluster.fit(loop, spec, resources=resources, folder=self.folder, check=self._check)
+
+    @property
+    def _check(self) -> Callable[[], None]:
+        root = self.corpora.root
+        shards = Path(root).absolute() if root and not storage.is_url(root) and Path(root).is_dir() else ""
+        return functools.partial(check_machine, self.job.output, self.token, str(shards), self.cache)
 
     def resources(self, workers: int | None) -> Resources:
-        return Resources(workers, self.job.workers.cpus, self.job.workers.gpus)
+        """Of workers that do not train."""
+        settings = self.job.workers
+        return dataclasses.replace(self._needs(settings.labelling), workers=workers, most=settings.label_most)
+
+    def _needs(self, own: Needs) -> Resources:
+        cpus, gpus = self.job.workers.cpus, self.job.workers.gpus
+        return Resources(
+            cpus=cpus if own.cpus is None else own.cpus,
+            gpus=gpus if own.gpus is None else own.gpus,
+            memory=(own.memory or 0.0) * 1e9,
+            selector=own.selector,
+        )
 
     @contextlib.contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -89,11 +109,20 @@ class Context:
             log.close()
 
 
-def _checked_worker(make_worker: Callable[[], Callable[[Any], Any]], output: str, token: str) -> Callable[[Any], Any]:
+def check_machine(output: str, token: str, shards: str, cache: Cache | None) -> None:
+    """What every machine with workers must see: the file of secrets, the run's output, the folder of the shards, and
+    room for copies of remote ones. UserError."""
+    secrets_file.load()
     storage.require_token(output, token)
+    if shards and not Path(shards).is_dir():
+        raise DataError(
+            f"a worker on {os.uname().nodename} does not see {shards}, where the shards are; mount it on every "
+            "machine, or set `data.root` to a folder on shared storage or to a URL"
+        )
+    if cache:
+        cache.check()
+
+
+def _checked_worker(make_worker: Callable[[], Callable[[Any], Any]], check: Callable[[], None]) -> Callable[[Any], Any]:
+    check()
     return make_worker()
-
-
-def _checked_loop(loop: Callable[..., dict[str, Any]], output: str, token: str, *arguments: Any) -> dict[str, Any]:
-    storage.require_token(output, token)
-    return loop(*arguments)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline import graph, storage
 from pipeline.config.load import resolve_output
-from pipeline.config.settings import Data, Generation, Job, Label, Tracking, Workers
+from pipeline.config.settings import Data, Generation, Job, Label, Tracking
 from pipeline.config.settings_train import Teacher, Train
+from pipeline.config.settings_workers import Workers
 from pipeline.data.shards import find_shards
 from pipeline.errors import ConfigError, OutputError
 from pipeline.plan.stage import JOB

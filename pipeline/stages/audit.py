@@ -85,7 +85,7 @@ def _label(context: Context, sources: tuple[str, ...]) -> None:
 
     audited = [_inside(source, shard) for source in sources for shard in context.corpora[source].shards]
     # Only workers have the accelerators, on which answers differ in the last digits: see like with like.
-    small = not context.job.workers.gpus and sum(shard.size for shard in audited) <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and sum(shard.size for shard in audited) <= SMALL_BYTES
     labeller = functools.partial(make_labeller, make_spec(context, temperature=1.0))
     units = [(shard.name, shard) for shard in audited]
     workers = context.job.workers.label

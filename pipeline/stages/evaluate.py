@@ -134,7 +134,7 @@ def _test(
     pairs = {f"{trial}, {shard.name}": (trial, shard) for trial in trials for shard in sources[trial.source]}
     units = [(name, (trial, shard.rows, shard.right)) for name, (trial, shard) in pairs.items()]
     bytes_ = sum(shard.size for _, shard in pairs.values())
-    small = not context.job.workers.gpus and bytes_ <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and bytes_ <= SMALL_BYTES
     count = functools.partial(counting_worker, context.job.evaluate.batch)
     sums: dict[str, list[float]] = {}
     for outcome in context.map(count, units, small=small):

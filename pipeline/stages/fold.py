@@ -146,7 +146,7 @@ def _label(context: Context, made: str, held_out: dict[str, int]) -> None:
         before=Before("", storage.join(context.folder, HELD_OUT), context.fingerprint, frozenset()),
     )
     shards = [shard for shard in context.corpora[LABELLED].shards if shard.name in held_out]
-    small = not context.job.workers.gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and sum(shard.size for shard in shards) <= SMALL_BYTES
     units, workers = [(shard.name, shard) for shard in shards], context.job.workers.label
     labeller = functools.partial(make_labeller, spec)
     for outcome in context.map(labeller, units, workers, small=small, overlap=IN_FLIGHT):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config.fields import identity_of
-from pipeline.data.samples import RULE, SKIPPED, Left, left_out
+from pipeline.data.samples import RULE, SKIPPED, Left, kinds_of, left_out
 from pipeline.data.shards import Shard, bad_counts
 from pipeline.errors import DataError, OutputError
 from pipeline.labelling.label_progress import Progress, shares
@@ -240,7 +240,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
             for reason, count in here.images.items():
                 context.warn(left_out(shard.name, reason, count, here.example[reason]))
             if not facts["counts"] and here.runs:
-                context.warn(f"shard {shard.name} holds no image, only {_kinds(here)}")
+                context.warn(f"shard {shard.name} holds no image, only {kinds_of(here)}")
             elif not facts["counts"] and not here.images:
                 context.warn(f"shard {shard.name} holds no image: it has no members")
             if facts["cut"]:
@@ -266,7 +266,7 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         )
     line = f"{counted(counts['ok'], 'image')} of {counted(len(shards) - len(failed), 'shard')} labelled"
     line += f", {sum(bad.values()):,} bad" if bad else ""
-    line += f", {_kinds(left)} without an image" if left.runs else ""
+    line += f", {kinds_of(left)} without an image" if left.runs else ""
     line += f", {skipped:,} skipped that were not kept before" if skipped else ""
     metrics = {
         "images": float(total),
@@ -288,13 +288,6 @@ def _result(context: Context, spec: LabelSpec, failed: dict[str, str], made: dic
         "rule": RULE,
     }
     return Result(info, metrics=metrics)
-
-
-def _kinds(left: Left) -> str:
-    """The runs without a picture, the most frequent first: "12 samples (10 .txt, 2 .npy)"."""
-    kinds = sorted(left.runs.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = ", ".join(f"{number:,} {kind}" for kind, number in kinds[:3]) + (" …" if len(kinds) > 3 else "")
-    return f"{counted(sum(left.runs.values()), 'sample')} ({shown})"
 
 
 def _failed_name(shard: str) -> str:

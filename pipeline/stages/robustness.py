@@ -83,7 +83,7 @@ def _count(context: Context, folders: Sequence[str]) -> tuple[dict[str | None, A
     worker = functools.partial(
         corrupted.corrupted_worker, context.job.evaluate.batch, folders, settings.severities, limit
     )
-    small = not context.job.workers.gpus and len(units) * sum(shard.size for shard, _ in shards) <= SMALL_BYTES
+    small = not context.job.workers.label_gpus and len(units) * sum(shard.size for shard, _ in shards) <= SMALL_BYTES
     answers: dict[str, corrupted.Counted] = {}
     with context.journal() as log:
         for outcome in context.map(worker, units, small=small):

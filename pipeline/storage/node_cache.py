@@ -23,9 +23,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,13 @@ from typing import IO, TYPE_CHECKING
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage import remote_file
+from pipeline.storage.checked_copy import BLOCK, crc32_of, is_as_it_came
 
 if TYPE_CHECKING:
     from pipeline.storage.byte_ranges import Parts
 
-BLOCK = 1 << 20
 SPARED = 60.0  # seconds for which a copy that was used makes no room for what is fetched before it is needed
 LOCK_SECONDS = 600.0  # another process may download a shard for so long before we read it past the cache
-_checked: set[tuple[int, int, int]] = set()  # (process, device, inode) of copies whose bytes were compared
 _described: dict[tuple[int, str], tuple[int, str]] = {}  # (process, URL) -> (size, ETag): asked for once
 
 
@@ -52,10 +51,18 @@ class Cache:
     folder: str
     limit: int
 
+    def check(self) -> None:
+        """ConfigError where this process cannot write to the folder."""
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def open_read(self, path: str) -> IO[bytes]:
         """The shard, seekable: its copy, after a download if need be."""
         copy = self._copy(path) if storage.is_url(path) else None
-        if copy is not None and not _is_as_it_came(copy):
+        if copy is not None and not is_as_it_came(copy):
             copy.close()
             self.discard(path)
             copy = self._copy(path)
@@ -110,7 +117,7 @@ class Cache:
                     fits = self._make_room(file, size, spared) and _download(path, parts, file, size, closed)
                     if fits:
                         file.seek(0)
-                        whole.with_suffix(".crc32").write_text(f"{_crc32(file):08x}\n")
+                        whole.with_suffix(".crc32").write_text(f"{crc32_of(file):08x}\n")
                         half.rename(whole)
                 finally:
                     half.unlink(missing_ok=True)
@@ -122,10 +129,13 @@ class Cache:
                 return None
             if error.errno == errno.ENOSPC or error.filename is None or not str(error.filename).startswith(self.folder):
                 raise
-            raise ConfigError(
-                f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each "
-                "node's own disk that its processes may write to"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"data.cache: {self.folder} cannot hold copies of shards: {error.strerror}; name a folder on each "
+            "node's own disk that its processes may write to"
+        )
 
     def _make_room(self, file: IO[bytes], size: int, spared: int | None) -> bool:
         """Take `size` bytes of the limit for the download `file`, which holds its lock; False where that cannot be."""
@@ -190,31 +200,6 @@ def _describe(path: str) -> tuple[int, str]:
 
 def _size(path: str, parts: Parts | None) -> int:
     return parts.length if parts else _describe(path)[0]
-
-
-def _crc32(file: IO[bytes]) -> int:
-    """Of the rest of a file."""
-    crc = 0
-    while block := file.read(BLOCK):
-        crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _is_as_it_came(copy: IO[bytes]) -> bool:
-    """Whether an opened copy has the bytes that were fetched, as far as is known; read once by each process."""
-    found = os.fstat(copy.fileno())
-    which = (os.getpid(), found.st_dev, found.st_ino)
-    if which in _checked:
-        return True
-    try:
-        known = int(Path(copy.name).with_suffix(".crc32").read_text(), 16)
-    except (FileNotFoundError, ValueError):  # of an earlier version, or being deleted
-        return True
-    whole = _crc32(copy) == known
-    copy.seek(0)
-    if whole:
-        _checked.add(which)
-    return whole
 
 
 def _remove(whole: Path) -> None:

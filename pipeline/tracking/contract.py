@@ -73,6 +73,9 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Send what is still to be sent, for at most a few seconds."""
 
+    def unsent(self) -> list[str]:
+        """After `close`: the names of the runs that the server has not got whole."""
+
 
 class NullTracker:
     """Tracks nothing: `tracking.enabled: false`."""
@@ -110,3 +113,6 @@ class NullTracker:
 
     def close(self) -> None:
         pass
+
+    def unsent(self) -> list[str]:
+        return []

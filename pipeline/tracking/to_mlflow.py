@@ -129,6 +129,18 @@ class MlflowTracker:
                 + ("it has them all now" if there else "what of them is still missing is sent by the next run")
             )
 
+    def unsent(self) -> list[str]:
+        """By what MLflow itself said last; what it has lost since then it gets again too."""
+        runs = [*self.stages, *([self.parent] if self.parent else [])]
+        return [run.name for run in runs if (run.begun or run.end) and not self._has_ended(run)]
+
+    def _has_ended(self, run: Run) -> bool:
+        try:
+            state = run.state or load_state(run, shown(self.uri))
+        except Exception:  # the output is out of reach
+            return False
+        return run.end is not None and state["ended"] == run.end.status and run.failures < ATTEMPTS
+
     def _run_of(self, stage: StageRecord, begun: bool) -> Run:
         """The run of a stage; a stage that begins again after its end gets a new one."""
         with self.lock:

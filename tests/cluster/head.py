@@ -26,13 +26,14 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(cwd: str | Path, *, cpus: int = 2) -> Iterator[Head]:
-    """A head started in `cwd` (the folder in which jobs submitted without a working directory run)."""
+def ray_head(cwd: str | Path, *, cpus: int = 2, path: str | Path = "") -> Iterator[Head]:
+    """A head started in `cwd` (the folder in which jobs submitted without a working directory run); `path`: what comes
+    first on its PATH."""
     scratch = tempfile.mkdtemp(prefix="nlhead-", dir="/tmp")  # short: Ray's socket lies below it
     ports = _free_ports(4)
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
+        "PATH": os.pathsep.join([*([str(path)] if path else []), str(Path(sys.executable).parent), env["PATH"]]),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HOME": scratch,

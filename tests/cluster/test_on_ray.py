@@ -174,8 +174,7 @@ def test_workers_see_the_gpus_that_they_are_given_and_a_warning_names_those_left
     )
     assert result.stdout.splitlines() == ["['0', None]", "['', None]", "['', None]"], result.stderr
     assert (
-        result.stderr.count("workers.gpus is 0, so Ray's workers label and train on CPUs, and the cluster has 1 GPU")
-        == 1
+        result.stderr.count("workers.gpus is 0 for what runs now, so it runs on CPUs, and the cluster has 1 GPU") == 1
     )
 
 

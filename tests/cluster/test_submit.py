@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ TOLD = """\
 import os, sys, time
 print("arguments", sys.argv[1:], flush=True)
 print("in", os.getcwd(), flush=True)
-print("tracking", os.environ.get("MLFLOW_TRACKING_URI"), flush=True)
+for name in ("MLFLOW_TRACKING_URI", "AWS_REGION", "AWS_ENDPOINT_URL", "CHOSEN", "NOISY_LAMBDA_SECRETS"):
+    print(name, os.environ.get(name), flush=True)
 if "do=fail" in sys.argv:
     sys.exit(2)
 if "do=wait" in sys.argv:
@@ -71,12 +73,20 @@ def test_a_job_outside_the_working_directory_is_refused(head: Head, tree: Path) 
 def test_a_job_runs_where_the_head_was_started_with_its_arguments_intact(
     head: Head, tree: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert submit("jobs/a b.yaml", ["a.b=[1, 'x']", "c=$HOME"], None, None) == 0
-    out = capfd.readouterr().out
+    handed_on = {"MLFLOW_TRACKING_URI": "http://tracking:5000", "AWS_REGION": "eu-1", "AWS_ENDPOINT_URL": "http://s3"}
+    for name, value in {**handed_on, "CHOSEN": "x y", "AWS_SECRET_ACCESS_KEY": "hunter2"}.items():
+        monkeypatch.setenv(name, value)
+    secrets, arguments = "/etc/not-here.env", ["a.b=[1, 'x']", "c=$HOME"]
+    assert submit("jobs/a b.yaml", arguments, None, None, env=["CHOSEN"], secrets=secrets) == 0
+    out, err = capfd.readouterr()
     assert """arguments ['run', 'jobs/a b.yaml', "a.b=[1, 'x']", 'c=$HOME']""" in out
     assert f"in {tree.resolve()}\n" in out
-    assert "tracking http://tracking:5000\n" in out
+    for name, value in {**handed_on, "CHOSEN": "x y", "NOISY_LAMBDA_SECRETS": secrets}.items():
+        assert f"{name} {value}\n" in out
+    assert "Ray keeps CHOSEN readable for all who use the cluster" in err
+    from ray.job_submission import JobSubmissionClient
+
+    assert "hunter2" not in repr(JobSubmissionClient(head.dashboard).list_jobs())
 
 
 @pytest.mark.slow
@@ -152,3 +162,16 @@ def test_a_running_cluster_gets_our_code_and_says_when_it_has_no_room(head: Head
     assert lines[:2] == [f"Ray at {head.address}", "(True, 1)"]
     assert lines[2].startswith("no room in 5 s for a worker with 64 CPU and 0 GPU each: the cluster has 2 CPU")
     assert lines[3].startswith("no room in 5 s for 3 workers with 1 CPU")
+
+
+@pytest.mark.slow
+def test_a_head_without_the_package_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its `python` is one that has no packages at all."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    with ray_head(tmp_path, path=tmp_path / "bin") as bare, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        assert submit("smoke", [], bare.dashboard, None) == 1
+    assert "the head's python has no noisy_lambda: activate the environment" in capfd.readouterr().err

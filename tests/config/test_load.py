@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import durations, fields, job_file, settings, settings_train
+from pipeline.config import durations, fields, job_file, settings, settings_train, settings_workers
 from pipeline.config.fields import identity_of
 from pipeline.config.load import RAY_CACHE, load_job, resolve_output
 from pipeline.errors import ConfigError
@@ -256,7 +256,7 @@ def test_identity_fields_are_pinned() -> None:
     assert names == {"accuracy_from"}  # the file's content is part of the fingerprint
     names = {f.name for f in dataclasses.fields(settings_train.Finetune) if f.metadata["kind"] == "execution"}
     assert names == {"evaluate_every", "checkpoint_every"}
-    for cls in (settings.Data, settings.Workers, settings.Tracking):
+    for cls in (settings.Data, settings_workers.Workers, settings.Tracking):
         assert all(f.metadata["kind"] == "execution" for f in dataclasses.fields(cls))
     execution = {f.name for f in dataclasses.fields(settings.Job) if f.metadata["kind"] == "execution"}
     assert execution == {"name", "output", "cluster", "workers", "data", "corrections", "tracking"}

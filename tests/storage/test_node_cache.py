@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.data import known_image, label_files, shards
 from pipeline.errors import ConfigError, DataError
-from pipeline.storage import node_cache
+from pipeline.storage import checked_copy, node_cache
 from pipeline.storage.node_cache import Cache, Ready
 from tests.conftest import ROOT, S3
 from tests.data import tars
@@ -183,7 +183,7 @@ def test_a_copy_that_is_damaged_is_fetched_again(s3: S3, tmp_path: Path) -> None
         content[sample.offset + 50] ^= 1
         for damaged in (content, content[: len(content) // 2]):
             copy.write_bytes(damaged)
-            node_cache._checked.clear()  # as another process has it
+            checked_copy._checked.clear()  # as another process has it
             if read == "whole":
                 assert list(shards.stream(url, cache)) == whole
             else:

@@ -538,6 +538,7 @@ def test_a_server_that_dies_costs_one_warning_and_gets_all_of_it_when_it_is_back
     tracker.close()
     assert time.monotonic() - began < 15 and slowest < 1
     assert len(warnings) == 1 and server.uri in warnings[0]
+    assert tracker.unsent()[0] == "student"  # and the job, whose run it is in
 
     server.start()
     tracker = start(output, None)
@@ -545,6 +546,7 @@ def test_a_server_that_dies_costs_one_warning_and_gets_all_of_it_when_it_is_back
     tracker.end_stage(student, "finished", {}, [])
     tracker.end_job("finished", {}, [])
     tracker.close()
+    assert tracker.unsent() == []
     for record, count in ((teacher, 100), (student, 2000)):
         run = run_of(client, record.folder)
         history = client.get_metric_history(run.info.run_id, "loss")
@@ -570,6 +572,7 @@ def test_a_server_that_never_answers_neither_blocks_nor_raises(tmp_path: Path, m
         wait_for(lambda: warnings)
         tracker.close()
     assert len(warnings) == 1 and "secret" not in warnings[0]
+    assert tracker.unsent()[0] == "teacher" and len(tracker.unsent()) == 2  # and its job
 
 
 @pytest.mark.slow
