@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from pipeline import secrets_file, storage
 from pipeline.cluster.contract import Cluster, Outcome, Resources
 from pipeline.cluster.inline import Inline
-from pipeline.config.settings import MAX_IMAGE_GB, Job, Needs
+from pipeline.config.settings import MAX_IMAGE_GB, Job
+from pipeline.config.settings_workers import Needs
 from pipeline.errors import DataError
 from pipeline.plan.corpora import Corpora
 from pipeline.plan.stage import Done, Stage
