@@ -68,7 +68,7 @@ def test_time_and_room_of_a_finished_run_and_of_what_is_to_come(worlds: small.St
     assert student.split()[3].startswith("~") and student.split()[4] in ("s", "min")  # as fast as the teacher was
     said = " ".join(planned.out.split())  # whatever the width
     assert "to come: about" in said and "without evaluate, report" in said
-    again = world.call("plan", "generations=[]", "student.dropout=0.1")
+    again = world.call("plan", "generations=[]", "teacher.dropout=0.1")
     assert again.status == 0
 
 

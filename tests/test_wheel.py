@@ -89,6 +89,8 @@ def test_the_wheel_holds_all_code_and_yaml_and_nothing_else(installed: Installed
         "models/py.typed",
         "pipeline/py.typed",
         "pipeline/report/page.html.j2",
+        "pipeline/report/style.css.j2",
+        "pipeline/report/sweep.html.j2",
         "pipeline/review/page.html.j2",
     }
 

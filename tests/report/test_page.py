@@ -21,6 +21,7 @@ HOSTILE = f"</code></style>{CONTROL}<script>'\"><img src=x onerror=y> &lt; {{{{ 
 SHOWN = "</code></style>[31m<script>'\"><img src=x onerror=y> &lt; {{ 7 * 7 }} {% endif %} "
 NOT_SHOWN = {"Page.overview.Picture.name", "Page.sections.Section.pictures.Picture.name"}
 NOT_SHOWN |= {f"Page.models.Model.{name}" for name in ("stage", "dir", "device", "dtype")}
+NOT_SHOWN |= {f"Page.detectors.Detected.{name}.key" for name in ("box", "mask")}  # only those of figures are
 
 
 class Filler:

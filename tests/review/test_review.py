@@ -139,7 +139,7 @@ def test_folds_are_cleaned_away_once_the_recipe_is_another(folded: World) -> Non
     assert "nothing to clean" in folded.call("clean").out
     cleaned = folded.call("clean", "teacher.lr=0.05").out
     assert folded.folder("fold1of2").name in cleaned and folded.folder("fold2of2").name in cleaned
-    assert "nothing to clean" in folded.call("clean", "select.threshold=0.1").out
+    assert "nothing to clean" in folded.call("clean", "workers.cpus=2").out
 
 
 def test_the_folds_find_labels_and_corrected_images_are_not_shown_again(folded: World, tmp_path: Path) -> None:
