@@ -162,19 +162,19 @@ def measure(shards: int, workers: int) -> dict[str, Any]:
 def measure_ray(workers: int) -> dict[str, Any]:
     """CPU seconds of this process with a real Ray of two workers: a question for 2 x `workers` answers that are not
     there yet, and a unit that takes no time."""
-    import ray
-
     from pipeline.cluster.on_ray import OnRay
 
     cluster = OnRay("embedded")
     try:
         units = [(str(number), number) for number in range(2000)]
         list(cluster.map(nothing, units[:100], resources=Resources(2)))  # Ray and its workers have started
+        import ray  # not before its settings are made
+
         begun = time.process_time()
         list(cluster.map(nothing, units, resources=Resources(2), overlap=2))
         unit = (time.process_time() - begun) / len(units)
-        sleeper = ray.remote(num_cpus=1)(time.sleep)
-        refs = [sleeper.remote(600) for _ in range(2 * workers)]
+        sleeper = ray.remote(num_cpus=1)(lambda: time.sleep(600))
+        refs = [sleeper.remote() for _ in range(2 * workers)]
         times = []
         for _ in range(20):
             begun = time.process_time()
@@ -193,6 +193,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1_000)
     parser.add_argument("--ray", action="store_true", help="measure Ray's own part too")
     args = parser.parse_args()
+    found: dict[str, Any] = {"benchmark": "pull_loop"}
+    if args.ray:
+        found["ray"] = measure_ray(args.workers)
+        print(
+            f"Ray itself: {found['ray']['wait_ms']:.2f} ms to ask for {2 * args.workers:,} answers, "
+            f"{found['ray']['unit_ms']:.2f} ms a unit in all on two workers"
+        )
     rows = []
     names = (
         ("shards", 9),
@@ -211,14 +218,7 @@ def main() -> None:
             f"{shards:9,} {workers:8,} {row['turns']:9,} {row['mean_turn_ms']:8.3f} ms {row['one_in_1000_ms']:8.2f} ms "
             f"{row['longest_turn_ms']:7.2f} ms {row['cpu_seconds']:9.2f} s", flush=True,
         )  # fmt: skip
-    found: dict[str, Any] = {"benchmark": "pull_loop", "rows": rows}
-    if args.ray:
-        found["ray"] = measure_ray(args.workers)
-        print(
-            f"Ray itself: {found['ray']['wait_ms']:.2f} ms to ask for {2 * args.workers:,} answers, "
-            f"{found['ray']['unit_ms']:.2f} ms a unit in all on two workers"
-        )
-    print(json.dumps(found))
+    print(json.dumps({**found, "rows": rows}))
 
 
 if __name__ == "__main__":
