@@ -44,6 +44,8 @@ def differs(theirs: Mapping[str, str]) -> str:
         try:
             found = platform.python_version() if name == "Python" else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
+            found = ""
+        if not found:  # or what is left of it says no version
             return f"{name} is missing there; install this project there too (pip install -e .)"
         if wanted and found.partition("+")[0] != wanted:
             return f"it has {name} {found}, and this job runs with {wanted}; install the same on all machines"

@@ -82,7 +82,9 @@ def submitted(network: Network, output: Path, *settings: str) -> subprocess.Comp
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("error: ")] or [done.stdout + done.stderr]
+    """What the job said; `ray job submit` shows its last lines once more."""
+    found = {line for line in done.stdout.splitlines() if line.startswith("error: ")} or {done.stdout + done.stderr}
+    [line] = found
     return line
 
 
