@@ -170,8 +170,8 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             while seen.sent < len(whole):
                 time.sleep(fault.pause)
                 part = whole[seen.sent : seen.sent + 65_536]
+                seen.sent += len(part)  # before a reader has it, and may ask
                 self.wfile.write(part)
-                seen.sent += len(part)
             if len(whole) < len(data):
                 self.close_connection = True
 

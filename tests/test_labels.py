@@ -152,6 +152,7 @@ def test_pandas_keeps_whole_numbers_whole(labels: Labels) -> None:
     assert frame.label.isna().sum() == table["label"].null_count > 0 and str(frame.label.dtype) == "Int32"
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     """The most that Arrow held: eight times the shards need no more of it."""
     few, many = write(tmp_path / "few", 2, 1500), write(tmp_path / "many", 16, 1500)
