@@ -88,6 +88,8 @@ def robustness(data: str, seed: int, output: Path, settings: Sequence[str]) -> d
 
 def corrupted(summary: dict[str, Any]) -> dict[str, errors.Errors]:
     """Errors of each model of a run."""
+    if "robustness" not in summary:
+        sys.exit(f"{summary['report']} is of an earlier version, which did not name its robustness: delete its folder")
     rows = json.loads(Path(summary["robustness"]).read_text())["models"]
     return {
         row["stage"]: errors.Errors(

@@ -181,10 +181,17 @@ def submit(args: argparse.Namespace) -> int:
 
 def _last_run(job: Job) -> Job:
     """What the output's job.yaml says, or the job itself where that is not there or cannot be read any more."""
-    from pipeline.config.load import load_job
+    import tempfile
+    from pathlib import Path
 
-    with contextlib.suppress(UserError):
-        return load_job(job.output)
+    from pipeline import storage
+    from pipeline.config.load import load_job
+    from pipeline.plan.stage import JOB
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError, FileNotFoundError):
+        copy = Path(folder, JOB)  # for an output may be on S3, and jobs are files
+        copy.write_bytes(storage.read_bytes(storage.join(job.output, JOB)))
+        return load_job(str(copy), [f"output={json.dumps(job.output)}"])
     return job
 
 
@@ -199,7 +206,7 @@ def clean(args: argparse.Namespace) -> int:
         return 0
     with lock(job.output):
         sizes = graph.unreachable(job)
-        kept = sizes.keys() - graph.unreachable(_last_run(job)).keys()
+        kept = sizes.keys() - graph.unreachable(_last_run(job)).keys() if sizes else set()
         if kept:  # forgotten settings must not cost a trained model
             print(f"kept, for the last run here, with other settings, uses them: {', '.join(sorted(kept))}")
         sizes = {name: size for name, size in sizes.items() if name not in kept}

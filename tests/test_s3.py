@@ -51,6 +51,8 @@ def test_a_whole_job_and_its_rerun(world: small.World, s3: S3, quick: None) -> N
     with s3.proxy.faults() as seen:
         assert small.command("run", world.job, *settings).status == 0
     assert len(seen) <= 60 and not requests(seen, ".tar"), "a finished job is a few small files, whatever the shards"
+    others = small.command("clean", world.job, *settings, "generations[0].student.lr=0.02", "--yes")
+    assert "kept, for the last run here" in others.out and others.out.endswith("nothing to clean\n"), others
 
 
 @pytest.mark.slow
