@@ -181,17 +181,10 @@ def submit(args: argparse.Namespace) -> int:
 
 def _last_run(job: Job) -> Job:
     """What the output's job.yaml says, or the job itself where that is not there or cannot be read any more."""
-    import tempfile
-    from pathlib import Path
+    from pipeline.config.load_run import load_run
 
-    from pipeline import storage
-    from pipeline.config.load import load_job
-    from pipeline.plan.stage import JOB
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError, FileNotFoundError):
-        copy = Path(folder, JOB)  # for an output may be on S3, and jobs are files
-        copy.write_bytes(storage.read_bytes(storage.join(job.output, JOB)))
-        return load_job(str(copy), [f"output={json.dumps(job.output)}"])
+    with contextlib.suppress(UserError):
+        return load_run(job.output)
     return job
 
 

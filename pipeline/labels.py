@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipeline import graph, storage
-from pipeline.config.load import load_job
+from pipeline.config.load_run import load_run
 from pipeline.data import label_files, parquet_files
 from pipeline.data.manifest_rows import ManifestRows
 from pipeline.errors import ConfigError, DataError, OutputError
@@ -211,7 +211,7 @@ def open_labels(run: str, generation: int | None = None) -> Labels:
     expected = {"teacher": teacher} if teacher else {}
     expected |= {"class_list": label_files.class_list_hash(classes)} if classes else {}
     corrected = read_json_file(chosen, SELECTION).get("corrected", {}) if chosen else {}
-    root = load_job(storage.join(run, JOB), [f"output={run}"]).data.root
+    root = load_run(run).data.root
     root = root or (stages["prepare"].folder if "prepare" in stages else "")
     return Labels(
         labels.folder,
@@ -230,7 +230,7 @@ def _stages(run: str) -> tuple[dict[str, Done], list[str] | None]:
     path = storage.join(run, JOB)
     if not storage.exists(path):
         raise OutputError(f"{storage.redact(run)} is no run: it has no {JOB}; name the output of one")
-    job = load_job(path, [f"output={run}"])
+    job = load_run(run)
     if not job.generations:
         return {}, None
     done: dict[str, Done] = {}

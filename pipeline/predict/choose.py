@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import graph, storage, weights
-from pipeline.config.load import load_job
+from pipeline.config.load_run import load_run
 from pipeline.config.settings import Job
 from pipeline.errors import DataError, OutputError, WeightsError
 from pipeline.plan import best
@@ -101,7 +101,7 @@ def _best_of(run: str, say: Callable[[str], None]) -> str:
 def finished(run: str) -> tuple[dict[str, Done], Job | None]:
     """The finished stages that the run's job.yaml reaches, and that job; where its shards are gone, those of the newest
     evaluation, and None, for nothing says then with which settings they were made."""
-    job = load_job(storage.join(run, JOB), [f"output={run}"])
+    job = load_run(run)
     try:
         done = {look.stage.name: look.done for look in graph.look(job) if look.done}
     except DataError:

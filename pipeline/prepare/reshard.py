@@ -64,7 +64,7 @@ def reshard(
     of these shards are carried over. Returns counts: shards, images, bad, skipped. UserError.
     """
     if not 1 <= shards < MOST_SHARDS:
-        raise ConfigError(f"--shards is {shards}; it is a number from 1")
+        raise ConfigError(f"--shards is {shards}; it is a number from 1 to {MOST_SHARDS - 1:,}")
     out, labels = resolve_output(out), resolve_output(labels) if labels else None
     found = find_shards(source, "SOURCE", str(Path.cwd()))
     split = _split(found, split)
